@@ -1,0 +1,399 @@
+"""Everything an experiment can set, as frozen dataclasses.
+
+A config file returns a `Config`; the command line replaces single fields of it; the resolved
+result is saved with every checkpoint. Values are checked when a section is made, and an error
+names the field and what to change.
+"""
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Extra = tuple[int, int, int, int, int]
+"""One pair of extra layers: (1x1 channels, channels, kernel, stride, padding of the second)."""
+
+# VGG16's convolutions up to the last one of the base, in order. conv6 and conv7 are the reduced
+# fc6 and fc7 of the SSD paper, section 3.
+BASE_LAYERS = (
+    *("conv1_1", "conv1_2"),
+    *("conv2_1", "conv2_2"),
+    *("conv3_1", "conv3_2", "conv3_3"),
+    *("conv4_1", "conv4_2", "conv4_3"),
+    *("conv5_1", "conv5_2", "conv5_3"),
+    *("conv6", "conv7"),
+)
+
+
+class ConfigError(ValueError):
+    """A value that cannot be used; the message names the field and what to change."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. The defaults are SSD300."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes to detect, without background. Empty: read from data.class_file, or
+    found in the annotations."""
+    image_size: int = 300
+    """Side of the square input (pixels)."""
+    width: float = 1.0
+    """Multiplier of every layer's channels; 1.0 is VGG16."""
+    sources: tuple[str, ...] = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2")
+    """Layers that feed the heads, from fine to coarse: a convolution of the base, or convK_2 of
+    the extra layers, which are counted from conv8."""
+    extras: tuple[Extra, ...] = (
+        (256, 512, 3, 2, 1),
+        (128, 256, 3, 2, 1),
+        (128, 256, 3, 1, 0),
+        (128, 256, 3, 1, 0),
+    )
+    """Layers after the base: (1x1 channels, channels, kernel, stride, padding) each."""
+    batch_norm: bool = False
+    """Batch norm after each convolution of base and extras; needed to train from scratch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; parameters and loss stay float32."""
+    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    """RGB mean that is subtracted from the image (0 to 255)."""
+    pretrained: str = ""
+    """File of VGG16 convolutions (.npz or .safetensors) to start the base from; empty: none."""
+    pretrained_channels: Literal["bgr", "rgb"] = "bgr"
+    """Channel order that the pretrained file's conv1_1 expects; Caffe's and Keras' VGG16: bgr."""
+    trainable_from: str = ""
+    """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.
+    Empty: all are trained."""
+    cpu_conv: Literal["auto", "direct", "winograd"] = "auto"
+    """How 3x3 convolutions run on a CPU; other platforms always use the compiler's own.
+    auto: winograd from 64 channels on; direct: faster to compile."""
+
+    def __post_init__(self) -> None:
+        _check(self.image_size >= 32, f"model.image_size is {self.image_size}; use 32 or more")
+        _check(self.width > 0, f"model.width is {self.width}; use a number above 0")
+        _check(len(self.sources) > 0, "model.sources is empty; name at least one layer")
+        names = self.layer_names
+        for name in self.sources:
+            _check(
+                name in names and (name in BASE_LAYERS or name.endswith("_2")),
+                f"model.sources names {name!r}, which is not a layer that can feed a head; "
+                f"with {len(self.extras)} extras there are {', '.join(self._source_names)}",
+            )
+        order = [names.index(name) for name in self.sources]
+        _check(
+            order == sorted(set(order)),
+            f"model.sources is {self.sources}; name each layer once, from fine to coarse",
+        )
+        for extra in self.extras:
+            _check(
+                len(extra) == 5 and min(extra[:4]) > 0 and extra[4] >= 0,
+                f"model.extras has {extra}; give (1x1 channels, channels, kernel, stride, padding)",
+            )
+        _check(
+            self.trainable_from in ("", *BASE_LAYERS),
+            f"model.trainable_from is {self.trainable_from!r}; use one of {', '.join(BASE_LAYERS)}",
+        )
+        _check(
+            len(set(self.classes)) == len(self.classes),
+            f"model.classes names a class twice: {self.classes}",
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with background: what the head predicts for a prior."""
+        return len(self.classes) + 1
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """All convolutions that the config can build, in order."""
+        extra = (f"conv{8 + k}_{i}" for k in range(len(self.extras)) for i in (1, 2))
+        return (*BASE_LAYERS, *extra)
+
+    @property
+    def _source_names(self) -> tuple[str, ...]:
+        return tuple(n for n in self.layer_names if n in BASE_LAYERS or n.endswith("_2"))
+
+    @property
+    def frozen_layers(self) -> tuple[str, ...]:
+        """The layers of the base before trainable_from."""
+        if not self.trainable_from:
+            return ()
+        return BASE_LAYERS[: BASE_LAYERS.index(self.trainable_from)]
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The default boxes of SSD, section 2.2. The defaults are those of SSD300 on VOC."""
+
+    sizes: tuple[float, ...] = (30, 60, 111, 162, 213, 264, 315)
+    """Size of each source's square prior, and one more that only the last source's larger square
+    uses (pixels of the input image)."""
+    steps: tuple[float, ...] = (8, 16, 32, 64, 100, 300)
+    """Distance between two cells of each source (pixels). Empty: the image divided by the cells."""
+    aspect_ratios: tuple[tuple[float, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+    """Further shapes of each source, width over height; each is used upright as well."""
+    variances: tuple[float, float] = (0.1, 0.2)
+    """What offsets of centre and of log size are divided by."""
+    clip: bool = False
+    """Clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe does not. Part of the weights."""
+
+    def __post_init__(self) -> None:
+        _check(
+            len(self.sizes) >= 2 and min(self.sizes) > 0,
+            f"priors.sizes is {self.sizes}; give one size above 0 a source and one more",
+        )
+        sources = len(self.sizes) - 1
+        _check(
+            len(self.aspect_ratios) == sources,
+            f"priors.aspect_ratios has {len(self.aspect_ratios)} entries and priors.sizes is for "
+            f"{sources} sources; give one entry a source",
+        )
+        _check(
+            len(self.steps) in (0, sources),
+            f"priors.steps has {len(self.steps)} entries; give {sources}, or none",
+        )
+        _check(
+            all(r > 0 for ratios in self.aspect_ratios for r in ratios),
+            f"priors.aspect_ratios is {self.aspect_ratios}; every ratio must be above 0",
+        )
+        _check(
+            min(self.variances) > 0, f"priors.variances is {self.variances}; use numbers above 0"
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and what is done to them."""
+
+    format: Literal["shapes", "voc"] = "shapes"
+    """shapes: scenes generated on the fly; voc: a folder with Annotations/, JPEGImages/ and
+    ImageSets/Main/."""
+    root: str = ""
+    """Folder of the data set (voc)."""
+    train_split: str = "train:2000"
+    """What to train on. voc: a list in ImageSets/Main, several joined by +. shapes: NAME:COUNT."""
+    eval_split: str = "test:200"
+    """What to evaluate on; the same form."""
+    class_file: str = ""
+    """Text file with one class name a line; empty: model.classes, or found in the annotations."""
+    max_objects: int = 64
+    """Objects that an image may have; ground truth is padded to this number."""
+    use_difficult: bool = True
+    """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside."""
+    augment: Literal["caffe", "none"] = "caffe"
+    """caffe: the full augmentation of the SSD paper; none: resize only."""
+    expand_ratio: float = 4.0
+    """Largest side of the canvas that an image is placed on (times the image); 1: no expansion."""
+    vertical_flip: bool = False
+    """Mirror top to bottom as well; for images without an up, as from a microscope or the air."""
+    workers: int = 0
+    """Processes that load and augment; 0: in the training process, in threads."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_objects > 0, f"data.max_objects is {self.max_objects}; use 1 or more")
+        _check(self.workers >= 0, f"data.workers is {self.workers}; use 0 or more")
+        _check(
+            self.expand_ratio >= 1, f"data.expand_ratio is {self.expand_ratio}; use 1.0 or more"
+        )
+        _check(
+            self.format == "shapes" or self.root != "",
+            "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD and its schedule. The defaults are those of the paper on VOC 07+12."""
+
+    learning_rate: float = 1e-3
+    """Rate after the warm-up."""
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    """multistep: times gamma at each milestone; cosine: down to 0 at train.steps."""
+    milestones: tuple[int, ...] = (80_000, 100_000)
+    """Where the rate drops (steps); multistep only."""
+    gamma: float = 0.1
+    """Factor at a milestone; multistep only."""
+    warmup_steps: int = 0
+    """Length of the linear warm-up from 0 (steps)."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 decay that is added to the gradient."""
+    caffe_biases: bool = False
+    """Biases at twice the rate and without decay, as in Caffe; False: as every other parameter."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "gamma"):
+            value = getattr(self, name)
+            _check(
+                value > 0 and math.isfinite(value),
+                f"optim.{name} is {value}; use a number above 0",
+            )
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _check(value >= 0, f"optim.{name} is {value}; use 0 or more")
+        _check(
+            0 <= self.momentum < 1,
+            f"optim.momentum is {self.momentum}; use a number from 0 up to, not including, 1",
+        )
+        _check(
+            list(self.milestones) == sorted(set(self.milestones)),
+            f"optim.milestones is {self.milestones}; give rising steps",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, loss and bookkeeping of the training."""
+
+    steps: int = 120_000
+    """Length of the training (steps)."""
+    batch_size: int = 32
+    """Images a step, over all devices of all processes."""
+    seed: int = 0
+    """Seed of initial weights, data order and augmentation."""
+    matching: Literal["bipartite", "per_object"] = "bipartite"
+    """How priors get objects. bipartite: Caffe's, every object has a prior of its own;
+    per_object: ssd.pytorch's, a later object takes a shared prior."""
+    match_iou: float = 0.5
+    """IoU from which a prior is positive."""
+    negative_ratio: float = 3.0
+    """Hard negatives for each positive."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    eval_every: int = 0
+    """Steps between two evaluations; 0: only at the end."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Checkpoints to keep, the latest ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            value = getattr(self, name)
+            _check(value > 0, f"train.{name} is {value}; use 1 or more")
+        _check(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; use 0 or more")
+        _check(self.seed >= 0, f"train.seed is {self.seed}; use 0 or more")
+        _check(
+            0 < self.match_iou <= 1, f"train.match_iou is {self.match_iou}; use a number in (0, 1]"
+        )
+        _check(
+            self.negative_ratio > 0,
+            f"train.negative_ratio is {self.negative_ratio}; use a number above 0",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Detection and its scoring."""
+
+    batch_size: int = 8
+    """Images detected at once."""
+    score_threshold: float = 0.01
+    """Lowest score of a detection."""
+    nms_iou: float = 0.45
+    """IoU above which the lower of two boxes of a class is dropped."""
+    candidates: int = 400
+    """Boxes of a class that enter suppression, the best ones."""
+    max_detections: int = 200
+    """Detections kept of an image, the best ones."""
+    metric: Literal["voc", "voc07"] = "voc"
+    """voc: area under the precision-recall curve (VOC 2010 and later); voc07: 11 points."""
+    iou_threshold: float = 0.5
+    """IoU from which a detection counts as right."""
+    pixels: Literal["inclusive", "exclusive"] = "inclusive"
+    """inclusive: a box covers its last pixel, as in the VOC devkit; exclusive: it ends before."""
+    pictures: int = 16
+    """Images to draw with their detections and their ground truth."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "candidates", "max_detections"):
+            value = getattr(self, name)
+            _check(value > 0, f"eval.{name} is {value}; use 1 or more")
+        for name in ("score_threshold", "nms_iou", "iou_threshold"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"eval.{name} is {value}; use a number from 0 to 1")
+        _check(self.pictures >= 0, f"eval.pictures is {self.pictures}; use 0 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    priors: PriorConfig = field(default_factory=PriorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            len(self.priors.sizes) == len(self.model.sources) + 1,
+            f"priors.sizes has {len(self.priors.sizes)} entries and model.sources "
+            f"{len(self.model.sources)}; give one size a source and one more",
+        )
+        if self.optim.schedule == "multistep":
+            late = [m for m in self.optim.milestones if m >= self.train.steps]
+            _check(
+                not late,
+                f"optim.milestones has {late}, past the last step; "
+                f"train.steps is {self.train.steps}: lower the milestones or raise the steps",
+            )
+        _check(
+            self.optim.warmup_steps < self.train.steps,
+            f"optim.warmup_steps is {self.optim.warmup_steps} and train.steps "
+            f"{self.train.steps}; warm up for fewer steps",
+        )
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON; `from_json` gives it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote.
+
+    Raises ConfigError for text that is not such a config, naming the field.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the config is not valid JSON: {error}") from None
+    return _parse(Config, tree, "config")
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+    """`value` of JSON as `kind`: dataclasses, tuples, Literals and plain types, checked."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        _check(isinstance(value, dict), f"{path} is {value!r}; expected an object")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        _check(not unknown, f"{path} has unknown fields: {', '.join(unknown)}")
+        return kind(**{k: _parse(hints[k], v, f"{path}.{k}") for k, v in value.items()})
+    if origin is tuple:
+        _check(isinstance(value, list), f"{path} is {value!r}; expected a list")
+        if args[-1] is Ellipsis:
+            return tuple(_parse(args[0], v, path) for v in value)
+        _check(len(value) == len(args), f"{path} is {value!r}; expected {len(args)} values")
+        return tuple(_parse(a, v, path) for a, v in zip(args, value, strict=True))
+    if origin is Literal:
+        _check(value in args, f"{path} is {value!r}; use one of {', '.join(map(str, args))}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    _check(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
+        f"{path} is {value!r}; expected {kind.__name__}",
+    )
+    return value

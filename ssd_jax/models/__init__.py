@@ -1,0 +1,1 @@
+"""Flax modules: image to box offsets and class scores; weights from elsewhere."""

@@ -1,0 +1,1 @@
+"""Pure functions of one image: boxes, priors, matching, losses, suppression."""

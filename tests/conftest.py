@@ -1,0 +1,36 @@
+"""One process with two CPU devices; no silent rank promotion; warnings are errors (pyproject)."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TESTS = Path(__file__).parent
+SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the reference implementation's figures."""
+    return TESTS / "golden"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Folder of published figures."""
+    return TESTS / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real images that do not belong to the repository."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs ../shared/data, real images that are not part of the repository")
+    return SHARED / "data"
