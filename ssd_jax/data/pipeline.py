@@ -1,0 +1,337 @@
+"""From a source to batches of NumPy arrays: shuffle, shard, load, augment, pad, batch.
+
+What a training step sees depends on the seed and the step only, never on the number of
+processes, workers or threads, and an iterator can go on where another one stopped.
+
+Importing this module imports JAX: Grain does, where it is installed. Neither this module nor a
+worker process uses it, and no worker touches an accelerator.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from ssd_jax.config import ConfigError, DataConfig
+from ssd_jax.data.augment import augment_train, preprocess_eval
+from ssd_jax.data.sources import Annotation, DataError, Source
+
+Batch = dict[str, np.ndarray]
+
+_AHEAD = 2
+"""Finished batches that each worker process keeps ready."""
+
+
+class TrainBatches(Iterator[Batch]):
+    """An endless iterator of training batches whose place can be saved; see `train_batches`."""
+
+    def __init__(
+        self,
+        order: grain.MapDataset,
+        make_batch: Callable[[list[tuple[int, int]]], Batch],
+        *,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        workers: int,
+        identity: dict[str, int],
+    ) -> None:
+        self._order = order
+        self._make_batch = make_batch
+        self._global_batch = batch_size * process_count
+        self._mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
+        self._workers = workers
+        self._identity = identity
+        self._position = 0
+        self._batches: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._start()
+        try:
+            batch = next(self._batches)
+        except BaseException:
+            # Grain would skip the rest of the worker that failed; a new start tries it again.
+            self.close()
+            raise
+        self._position += self._global_batch
+        # A worker's arrays lie in memory that it shares with this process; a copy is the
+        # caller's own.
+        return {name: np.array(values) for name, values in batch.items()}
+
+    def get_state(self) -> dict[str, int]:
+        """The place of the next batch, for JSON: equal in all processes.
+
+        `position` counts the images that all processes together have used.
+        """
+        return {"position": self._position, **self._identity}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on at a place that `get_state` gave, with any number of workers and processes.
+
+        Raises:
+            ConfigError: the place is one of another data set or of another seed.
+        """
+        for name, mine in self._identity.items():
+            if state.get(name) != mine:
+                raise ConfigError(
+                    f"the saved place in the data has {name} {state.get(name)} and this run has "
+                    f"{mine}; use the {name} of the saved run, or start a new one"
+                )
+        self.close()
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """Ends worker processes and threads; the next batch would start them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self) -> grain.DatasetIterator:
+        # Each process takes one block of the global batch, so that all blocks together, in
+        # order, are the batch of a single process. Whole batches are made before they are given
+        # to workers, so that workers cannot change what is in one.
+        batches = (
+            self._order[self._position :]
+            .batch(self._global_batch, drop_remainder=True, batch_fn=list)
+            .map(_Part(self._mine))
+            .map(self._make_batch)
+        )
+        if self._workers == 0:
+            threads = min(4, os.cpu_count() or 1)
+            return iter(batches.to_iter_dataset(_read_ahead(threads)))
+        # Grain's worker processes read command line flags of absl, which only absl's own mains
+        # have parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        return iter(
+            batches.to_iter_dataset(_read_ahead(1)).mp_prefetch(
+                grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=_AHEAD),
+                worker_init_fn=_start_worker,
+            )
+        )
+
+
+def train_batches(
+    source: Source,
+    data: DataConfig,
+    *,
+    image_size: int,
+    mean: tuple[float, float, float],
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless batches of augmented images with their objects.
+
+    Every epoch has each record once, in an order of its own; a batch may hold the end of one
+    epoch and the start of the next. The union of the batches of all processes in a step, in the
+    order of the processes, is the batch of a single process of the whole size. An image's
+    augmentation depends on (seed, epoch, record index).
+
+    Args:
+        source: the records; picklable if data.workers is above 0.
+        data: augmentation, padding and workers.
+        image_size: side S of the images (pixels).
+        mean: RGB that the canvas of the expansion is filled with.
+        batch_size: images B a step of this process.
+        seed: of order and augmentation.
+        process_index: of this process.
+        process_count: processes that share the data.
+
+    Returns:
+        An iterator of dicts: image uint8 [B, S, S, 3]; boxes float32 [B, M, 4], xyxy in [0, 1];
+        labels int32 [B, M]; mask bool [B, M], True for objects; index int64 [B], the record,
+        so that an image can be named. M is data.max_objects; padding is 0. Close it after use:
+        worker processes end then.
+
+    Raises:
+        DataError: the source is empty, or a record has more objects than M.
+    """
+    if len(source) == 0:
+        raise DataError("the training split has no image; name another in data.train_split")
+    _check_max_objects(source, data)
+    # Grain takes seed + epoch for the order of an epoch; a hash keeps the epochs of seed 1 from
+    # being those of seed 0, one later.
+    order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    records = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat()
+    return TrainBatches(
+        records.map_with_index(_WithEpoch(len(source))),
+        _MakeTrainBatch(source, data, image_size, mean, seed),
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        workers=data.workers,
+        identity={"records": len(source), "seed": seed},
+    )
+
+
+def eval_batches(
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """All records once, in order, without augmentation, read ahead by a few threads.
+
+    Process i has records i, i + process_count, and so on. All processes have the same number of
+    batches, so that steps with collectives stay in step.
+
+    Args:
+        source: the records.
+        image_size: side S of the images (pixels).
+        batch_size: images B at once.
+        process_index: of this process.
+        process_count: processes that share the data.
+
+    Yields:
+        A dict: image uint8 [B, S, S, 3]; index int32 [B], the record. Where a batch has no more
+        records index is -1 and the image 0.
+    """
+    steps = -(-len(source) // (batch_size * process_count))
+    records = np.full(steps * batch_size * process_count, -1, np.int32)
+    records[: len(source)] = np.arange(len(source))
+    mine = records[process_index::process_count].reshape(steps, batch_size)
+    if steps == 0:
+        return
+    threads = min(4, os.cpu_count() or 1)
+    batches = iter(
+        grain.MapDataset.source(mine)
+        .map(_MakeEvalBatch(source, image_size))
+        .to_iter_dataset(_read_ahead(threads))
+    )
+    try:
+        yield from batches
+    finally:
+        batches.close()
+
+
+class _WithEpoch:
+    """(place in the stream, record) -> (epoch, record)."""
+
+    def __init__(self, records: int) -> None:
+        self._records = records
+
+    def __call__(self, place: int, record: int) -> tuple[int, int]:
+        return place // self._records, record
+
+
+class _Part:
+    """The block of this process in the global batch."""
+
+    def __init__(self, part: slice) -> None:
+        self._part = part
+
+    def __call__(self, block: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return block[self._part]
+
+
+class _MakeTrainBatch:
+    """(epoch, record) of each image -> the batch."""
+
+    def __init__(
+        self,
+        source: Source,
+        data: DataConfig,
+        image_size: int,
+        mean: tuple[float, float, float],
+        seed: int,
+    ) -> None:
+        self._source = source
+        self._data = data
+        self._size = image_size
+        self._mean = mean
+        self._seed = seed
+
+    def __call__(self, block: list[tuple[int, int]]) -> Batch:
+        b, m, s = len(block), self._data.max_objects, self._size
+        batch: Batch = {
+            "image": np.zeros((b, s, s, 3), np.uint8),
+            "boxes": np.zeros((b, m, 4), np.float32),
+            "labels": np.zeros((b, m), np.int32),
+            "mask": np.zeros((b, m), bool),
+            "index": np.array([record for _, record in block], np.int64),
+        }
+        for k, (epoch, record) in enumerate(block):
+            image, boxes, labels = self._example(epoch, record)
+            n = len(boxes)
+            batch["image"][k] = image
+            batch["boxes"][k, :n] = boxes
+            batch["labels"][k, :n] = labels
+            batch["mask"][k, :n] = True
+        return batch
+
+    def _example(self, epoch: int, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        example = self._source[record]
+        used = _used(example.difficult, self._data)
+        boxes, labels = example.boxes[used], example.labels[used]
+        if self._data.augment == "none":
+            return preprocess_eval(example.image, self._size), boxes, labels
+        return augment_train(
+            np.random.default_rng([self._seed, epoch, record]),
+            example.image,
+            boxes,
+            labels,
+            size=self._size,
+            fill=self._mean,
+            expand_ratio=self._data.expand_ratio,
+            flip_vertically=self._data.vertical_flip,
+        )
+
+
+class _MakeEvalBatch:
+    """Records, -1 for none -> the batch."""
+
+    def __init__(self, source: Source, image_size: int) -> None:
+        self._source = source
+        self._size = image_size
+
+    def __call__(self, records: np.ndarray) -> Batch:
+        image = np.zeros((len(records), self._size, self._size, 3), np.uint8)
+        for k, record in enumerate(records.tolist()):
+            if record >= 0:
+                image[k] = preprocess_eval(self._source.image(record), self._size)
+        return {"image": image, "index": records}
+
+
+def _check_max_objects(source: Source, data: DataConfig) -> None:
+    """Raises DataError if a record has more objects than the padding has room for."""
+    worst: Annotation | None = None
+    most = data.max_objects
+    for i in range(len(source)):
+        annotation = source.annotation(i)
+        count = int(_used(annotation.difficult, data).sum())
+        if count > most:
+            worst, most = annotation, count
+    if worst is not None:
+        raise DataError(
+            f"{worst.image_id} has {most} objects and data.max_objects is {data.max_objects}; "
+            f"set data.max_objects to {most} or more"
+        )
+
+
+def _used(difficult: np.ndarray, data: DataConfig) -> np.ndarray:
+    """Which objects to train on, bool [n]."""
+    return np.ones(len(difficult), bool) if data.use_difficult else ~difficult
+
+
+def _read_ahead(threads: int) -> Any:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+
+
+def _start_worker(index: int, count: int) -> None:
+    # Worker processes are the parallelism; OpenCV's threads would fight over the same cores.
+    cv2.setNumThreads(1)

@@ -1,0 +1,128 @@
+"""Detection: images to boxes as one compiled program, for a batch and over a data set."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, UInt8
+
+from ssd_jax.config import Config, EvalConfig
+from ssd_jax.data.pipeline import eval_batches
+from ssd_jax.data.sources import Source
+from ssd_jax.evaluation.voc import DetectionTable
+from ssd_jax.models.ssd import SSD, model_priors
+from ssd_jax.ops.boxes import decode_boxes
+from ssd_jax.ops.nms import Detections, multiclass_nms
+
+Variables = Mapping[str, Any]
+DetectFn = Callable[[Variables, np.ndarray], Detections]
+
+
+def detect_step(
+    variables: Variables,
+    images: UInt8[Array, "B S S 3"],
+    *,
+    model: SSD,
+    priors: Float[np.ndarray, "P 4"],
+    variances: tuple[float, float],
+    config: EvalConfig,
+) -> Detections:
+    """The detections of a batch: network, decoding, suppression; boxes as fractions of the image.
+
+    Every field of the result has the batch in front.
+    """
+    loc, conf = model.apply(variables, images)
+    scores = jax.nn.softmax(conf, axis=-1)
+    boxes = jax.vmap(partial(decode_boxes, priors_cxcywh=priors, variances=variances))(loc)
+    return jax.vmap(
+        partial(
+            multiclass_nms,
+            score_threshold=config.score_threshold,
+            iou_threshold=config.nms_iou,
+            candidates=config.candidates,
+            max_detections=config.max_detections,
+        )
+    )(boxes, scores)
+
+
+def make_detect(model: SSD, config: Config) -> DetectFn:
+    """`detect_step` compiled for the local devices, which share a batch among them.
+
+    The function takes batches of any size; one that does not divide by the devices is filled up
+    and cut again.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    shared, split = PartitionSpec(), PartitionSpec("batch")
+    step = jax.jit(
+        jax.shard_map(
+            partial(
+                detect_step,
+                model=model,
+                priors=model_priors(config.model, config.priors),
+                variances=config.priors.variances,
+                config=config.eval,
+            ),
+            mesh=mesh,
+            in_specs=(shared, split),
+            out_specs=split,
+        )
+    )
+
+    def detect(variables: Variables, images: np.ndarray) -> Detections:
+        missing = -len(images) % mesh.size
+        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        # No copy is made of variables that are on the devices already.
+        variables = jax.device_put(variables, NamedSharding(mesh, shared))
+        found = step(variables, jax.device_put(padded, NamedSharding(mesh, split)))
+        return Detections(*(field[: len(images)] for field in found))
+
+    return detect
+
+
+def detect_source(
+    detect: DetectFn, variables: Variables, source: Source, *, image_size: int, batch_size: int
+) -> DetectionTable:
+    """The detections of a whole source, boxes in VOC's pixels of the original images.
+
+    VOC counts pixels from 1 and includes the last one; boxes are clipped to the image. The next
+    batch is given to the devices before the last one's result is read.
+    """
+    variables = jax.device_put(variables)
+    columns: list[tuple[np.ndarray, ...]] = []
+    waiting: list[tuple[np.ndarray, Detections]] = []
+    for batch in eval_batches(source, image_size=image_size, batch_size=batch_size):
+        waiting.append((batch["index"], detect(variables, batch["image"])))
+        if len(waiting) > 1:
+            columns += _rows(source, *waiting.pop(0))
+    for index, found in waiting:
+        columns += _rows(source, index, found)
+    image, label, score, boxes = (
+        np.concatenate(column) if columns else np.zeros(shape)
+        for column, shape in zip(
+            zip(*columns, strict=True) if columns else [()] * 4,
+            [(0,), (0,), (0,), (0, 4)],
+            strict=True,
+        )
+    )
+    return DetectionTable(image=image, label=label, score=score, boxes=boxes)
+
+
+def _rows(
+    source: Source, index: np.ndarray, found: Detections
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """(image, label, score, boxes) of each image of a batch."""
+    found = jax.device_get(found)
+    rows = []
+    for b, record in enumerate(index):
+        if record < 0:  # padding of the last batch
+            continue
+        n = found.count[b]
+        known = source.annotation(int(record))
+        size = np.array([known.width, known.height] * 2, np.float64)
+        boxes = np.clip(found.boxes[b, :n].astype(np.float64) * size, 0, size) + [1, 1, 0, 0]
+        rows.append((np.full(n, record), found.labels[b, :n], found.scores[b, :n], boxes))
+    return rows

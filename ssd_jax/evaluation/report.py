@@ -1,0 +1,156 @@
+"""What an evaluation leaves behind: metrics.json, a table, pictures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ssd_jax.evaluation.voc import VocResult
+from ssd_jax.visualize import (
+    contact_sheet,
+    draw_boxes,
+    replace_file,
+    resize,
+    save_image,
+    side_by_side,
+)
+
+Array = np.ndarray[Any, Any]
+
+_METRIC_NAMES = {"voc": "area under the curve (VOC 2010)", "voc07": "11 points (VOC 2007)"}
+# Small enough for a sheet of many, large enough for the names on the boxes.
+_PICTURE_SIDE = 480
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with what was found on it and what there is.
+
+    Boxes are [n, 4], xmin, ymin, xmax, ymax in pixels where 0 is the image's left or upper edge
+    (for VOC's, which count from 1, take 1 from xmin and ymin).
+    """
+
+    name: str
+    """Name of the file to write, without suffix."""
+    image: Array
+    """RGB, uint8 [H, W, 3]."""
+    boxes: Array
+    labels: Array
+    """int [n], from 1."""
+    scores: Array
+    """float [n], 0 to 1."""
+    gt_boxes: Array
+    gt_labels: Array
+    """int [m], from 1."""
+
+
+def write_report(result: VocResult, out_dir: Path, extra: Mapping[str, Any]) -> None:
+    """Write out_dir/metrics.json, making the folder.
+
+    It holds the mean as "voc/mAP" or "voc07/mAP", the rules and "per_class"; then `extra`, such
+    as num_images and the checkpoint. Numbers are written to the last digit and nan as null.
+    Raises ValueError where `extra` names a field of the result, OSError where it cannot write.
+    """
+    head = {
+        f"{result.metric}/mAP": result.mean_ap,
+        "iou_threshold": result.iou_threshold,
+        "pixels": result.pixels,
+    }
+    per_class = {
+        c.name: {"AP": c.ap, "objects": c.num_objects, "detections": c.num_detections}
+        for c in result.classes
+    }
+    clash = sorted({*head, "per_class"} & set(extra))
+    if clash:
+        raise ValueError(f"extra has {', '.join(clash)}, which the result has too; rename it")
+    tree = _without_nan({**head, **extra, "per_class": per_class})
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    replace_file(out_dir / "metrics.json", text.encode())
+
+
+def print_table(result: VocResult, console: Console) -> None:
+    """Print the average precision (0 to 1), objects and detections of each class, and the mean."""
+    title = (
+        f"Average precision, {_METRIC_NAMES[result.metric]}, "
+        f"IoU {result.iou_threshold:g}, {result.pixels} pixels"
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    counted = [c for c in result.classes if c.num_objects]
+    mean_of = f"mean of {len(counted)}"
+    if len(counted) < len(result.classes):
+        mean_of += f" with objects, of {len(result.classes)}"
+    objects = sum(c.num_objects for c in result.classes)
+    found = sum(c.num_detections for c in result.classes)
+    table.add_column("class", footer=mean_of)
+    table.add_column("AP", footer=_number(result.mean_ap), justify="right", no_wrap=True)
+    table.add_column("objects", footer=f"{objects:,}", justify="right", no_wrap=True)
+    table.add_column("detections", footer=f"{found:,}", justify="right", no_wrap=True)
+    for c in result.classes:
+        table.add_row(escape(c.name), _number(c.ap), f"{c.num_objects:,}", f"{c.num_detections:,}")
+    # A title of the table would be broken to the width of its columns.
+    console.print(title, style="bold", highlight=False)
+    console.print(table)
+
+
+def write_pictures(
+    pictures: Sequence[Picture],
+    classes: Sequence[str],
+    out_dir: Path,
+    *,
+    min_score: float = 0.3,
+) -> None:
+    """Write each picture's detections beside its ground truth, and all of them on one sheet.
+
+    The files are out_dir/pictures/NAME.jpg and out_dir/pictures.jpg; without pictures there are
+    none. Detections below `min_score` are left out: an evaluation keeps up to 200 of an image,
+    down to 0.01, and nobody could see it for them.
+    """
+    if not pictures:
+        return
+    folder = out_dir / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    panels = []
+    for picture in pictures:
+        panels.append(_panel(picture, classes, min_score))
+        save_image(folder / f"{picture.name}.jpg", panels[-1])
+    save_image(out_dir / "pictures.jpg", contact_sheet(panels, columns=2, gap=24))
+
+
+def _panel(picture: Picture, classes: Sequence[str], min_score: float) -> Array:
+    """One picture's detections beside its ground truth."""
+    factor = _PICTURE_SIDE / max(picture.image.shape[:2])
+    image = resize(picture.image, factor)
+    shown = picture.scores >= min_score
+    boxes = np.reshape(picture.boxes, (-1, 4))[shown] * factor
+    labels, scores = picture.labels[shown], picture.scores[shown]
+    gt_boxes = np.reshape(picture.gt_boxes, (-1, 4)) * factor
+    return side_by_side(
+        draw_boxes(image, boxes, labels, classes, scores),
+        draw_boxes(image, gt_boxes, picture.gt_labels, classes),
+        (
+            f"{picture.name}: {len(boxes)} detected, score from {min_score:g}",
+            f"ground truth: {len(gt_boxes)}",
+        ),
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _without_nan(value: Any) -> Any:
+    """A tree of JSON with None for nan."""
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

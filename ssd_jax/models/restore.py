@@ -1,0 +1,81 @@
+"""A network from a checkpoint alone: its config and its variables."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ssd_jax.config import Config, ConfigError, from_json
+from ssd_jax.models.ssd import SSD, make_model
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest of a run or of its checkpoints/.
+
+    Raises ConfigError if there is none.
+    """
+    if (path / "state").is_dir() and (path / "config").is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir():
+            steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+            if steps:
+                return folder / str(max(steps))
+    raise ConfigError(
+        f"--checkpoint: there is no checkpoint in {path}; name a run's folder or one of its "
+        "checkpoints/STEP"
+    )
+
+
+def read_config(checkpoint: Path) -> Config:
+    """The resolved config that lies in a checkpoint."""
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            tree = reader.restore((checkpoint / "config").absolute())
+        return from_json(tree["config"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{checkpoint} holds no readable config: {error}") from None
+
+
+def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The parameters and batch statistics of a checkpoint, shaped as `like`.
+
+    Raises ConfigError, naming the first array that differs, for a checkpoint of another shape.
+    """
+    with ocp.PyTreeCheckpointer() as reader:
+        path = (checkpoint / "state").absolute()
+        saved = reader.metadata(path).item_metadata.tree
+        _check_shapes(checkpoint, {k: saved.get(k) or {} for k in ("params", "batch_stats")}, like)
+        tree = reader.restore(path)
+    return {"params": tree["params"], "batch_stats": tree["batch_stats"] or {}}
+
+
+def _check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
+    def flat(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {
+            "/".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
+
+    have, want = flat(saved), flat(like)
+    for name in sorted(set(have) | set(want)):
+        if have.get(name) != want.get(name):
+            raise ConfigError(
+                f"{checkpoint} does not fit the config: {name} is "
+                f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} in the network; "
+                "use the config that the checkpoint was trained with"
+            )
+
+
+def restore_model(checkpoint: Path, config: Config) -> tuple[SSD, dict[str, Any]]:
+    """The network that `config` describes and its variables from the checkpoint.
+
+    Raises ConfigError, naming the first array that differs, if they are of another shape.
+    """
+    model = make_model(config.model, config.priors)
+    size = config.model.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
+    like = jax.eval_shape(model.init, jax.random.key(0), image)
+    return model, read_variables(checkpoint, like)

@@ -1,0 +1,169 @@
+"""SSD: base, extra layers and heads; an image to box offsets and class scores.
+
+Liu et al., SSD: Single Shot MultiBox Detector, ECCV 2016, section 2.1 and figure 2.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jaxtyping import Float, UInt8
+
+from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
+from ssd_jax.models.conv import Conv, CpuConv, Window
+from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
+from ssd_jax.ops.priors import make_priors, priors_per_cell
+
+
+def feature_sizes(config: ModelConfig) -> tuple[int, ...]:
+    """Cells along one side of each source's map.
+
+    Raises ConfigError where the image is too small for the layers.
+    """
+    sizes = base_feature_sizes(config.image_size)
+    size = sizes["conv7"]
+    for k, (_, _, kernel, stride, padding) in enumerate(config.extras):
+        size = Window(stride, padding).output_size(size, kernel)
+        sizes[f"conv{8 + k}_2"] = size
+    for name in config.sources:
+        if sizes[name] < 1:
+            raise ConfigError(
+                f"model.image_size {config.image_size} leaves no cell for {name}; use a larger "
+                "image, or drop the last of model.sources"
+            )
+    return tuple(sizes[name] for name in config.sources)
+
+
+def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[Array, "P 4"]:
+    """The priors of a network (cx, cy, w, h in [0, 1]), in the order of its outputs."""
+    return make_priors(
+        feature_sizes(model),
+        model.image_size,
+        sizes=priors.sizes,
+        steps=priors.steps,
+        aspect_ratios=priors.aspect_ratios,
+        clip=priors.clip,
+    )
+
+
+class ExtraLayers(nn.Module):
+    """The layers after the base: pairs of a 1x1 and a wider convolution."""
+
+    extras: tuple[Extra, ...]
+    width: float
+    batch_norm: bool
+    dtype: jnp.dtype
+    cpu_conv: CpuConv
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool
+    ) -> dict[str, Float[Array, "B h w C"]]:
+        """The output of the second layer of each pair, by its name from conv8_2 on."""
+        maps = {}
+
+        def block(x: Array, name: str, channels: int, size: int, window: Window) -> Array:
+            return ConvBlock(
+                features=scaled(channels, self.width),
+                size=size,
+                window=window,
+                batch_norm=self.batch_norm,
+                frozen=False,
+                dtype=self.dtype,
+                cpu_conv=self.cpu_conv,
+                axis_name=self.axis_name,
+                name=name,
+            )(x, train)
+
+        for k, (squeeze, channels, size, stride, padding) in enumerate(self.extras):
+            x = block(x, f"conv{8 + k}_1", squeeze, 1, Window())
+            x = block(x, f"conv{8 + k}_2", channels, size, Window(stride, padding))
+            maps[f"conv{8 + k}_2"] = x
+        return maps
+
+
+class MultiboxHead(nn.Module):
+    """A 3x3 convolution for box offsets and one for class scores, for one source."""
+
+    boxes: int
+    num_classes: int
+    dtype: jnp.dtype
+    cpu_conv: CpuConv
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B p 4"], Float[Array, "B p K"]]:
+        """Offsets and class logits, flattened by rows, columns and boxes: the priors' order."""
+        outputs = []
+        for name, values in (("loc", 4), ("conf", self.num_classes)):
+            conv = Conv(self.boxes * values, 3, Window(1, 1), self.dtype, self.cpu_conv, name=name)
+            outputs.append(conv(x).reshape(x.shape[0], -1, values))
+        return outputs[0], outputs[1]
+
+
+class SSD(nn.Module):
+    """The whole network as the config describes it.
+
+    `axis_name` is the pmap axis over which batch norm takes its statistics while training.
+    """
+
+    config: ModelConfig
+    boxes: tuple[int, ...]
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: UInt8[Array, "B S S 3"] | Float[Array, "B S S 3"], train: bool = False
+    ) -> tuple[Float[Array, "B P 4"], Float[Array, "B P K"]]:
+        """Box offsets and class logits (background first) in float32 for RGB images of 0 to 255."""
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        mean = jnp.asarray(config.mean, jnp.float32)[None, None, None]
+        x = (images.astype(jnp.float32) - mean).astype(dtype)
+        maps = VGG16Base(
+            width=config.width,
+            frozen=config.frozen_layers,
+            batch_norm=config.batch_norm,
+            dtype=dtype,
+            cpu_conv=config.cpu_conv,
+            axis_name=self.axis_name,
+            name="base",
+        )(x, train)
+        # Extra layers after the last source would get no gradient and only cost memory.
+        extras = config.extras[: _extras_used(config)]
+        maps |= ExtraLayers(
+            extras=extras,
+            width=config.width,
+            batch_norm=config.batch_norm,
+            dtype=dtype,
+            cpu_conv=config.cpu_conv,
+            axis_name=self.axis_name,
+            name="extras",
+        )(maps["conv7"], train)
+        loc, conf = [], []
+        for name, boxes in zip(config.sources, self.boxes, strict=True):
+            x = maps[name]
+            if name in BASE_LAYERS[:-2]:
+                # Their values are on another scale than the later sources' (section 3.1).
+                x = L2Norm(name=f"l2norm_{name}")(x)
+            head = MultiboxHead(
+                boxes, config.num_classes, dtype, config.cpu_conv, name=f"head_{name}"
+            )
+            offsets, logits = head(x)
+            loc.append(offsets)
+            conf.append(logits)
+        return (
+            jnp.concatenate(loc, axis=1).astype(jnp.float32),
+            jnp.concatenate(conf, axis=1).astype(jnp.float32),
+        )
+
+
+def _extras_used(config: ModelConfig) -> int:
+    last = config.sources[-1]
+    return 0 if last in BASE_LAYERS else int(last.removeprefix("conv").removesuffix("_2")) - 7
+
+
+def make_model(model: ModelConfig, priors: PriorConfig, axis_name: str | None = None) -> SSD:
+    """The network with as many boxes a cell as the priors have."""
+    return SSD(model, priors_per_cell(priors.aspect_ratios), axis_name)

@@ -1,0 +1,93 @@
+"""Priors: the default boxes of SSD, section 2.2.
+
+They follow from a config alone, so they are made once, on the host in float64, and become
+constants of whatever is compiled with them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+
+def priors_per_cell(aspect_ratios: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """Priors in a cell of each source: two squares, and two boxes a ratio (lying, upright)."""
+    return tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
+
+
+def num_priors(feature_sizes: Sequence[int], aspect_ratios: Sequence[Sequence[float]]) -> int:
+    """Priors of all sources together: P.
+
+    Raises ValueError if the two do not have one entry a source.
+    """
+    _check_length("aspect_ratios", len(aspect_ratios), len(feature_sizes))
+    cells = (side * side for side in feature_sizes)
+    return sum(n * boxes for n, boxes in zip(cells, priors_per_cell(aspect_ratios), strict=True))
+
+
+def make_priors(
+    feature_sizes: Sequence[int],
+    image_size: int,
+    *,
+    sizes: Sequence[float],
+    steps: Sequence[float],
+    aspect_ratios: Sequence[Sequence[float]],
+    clip: bool = False,
+    offset: float = 0.5,
+) -> Float32[np.ndarray, "P 4"]:
+    """Priors (cxcywh, fractions of the image) in the order of the flattened heads.
+
+    The order is source by source, row by row, column by column; then in a cell of a source with
+    size s: (s, s), (s', s') with s' = sqrt(s * next size), and for each aspect ratio a
+    (s * sqrt a, s / sqrt a) and (s / sqrt a, s * sqrt a), as in Caffe's PriorBox and ssd.pytorch.
+
+    Raises ValueError if the lengths do not fit the number of sources.
+
+    Args:
+      feature_sizes: cells along a side of each source's feature map.
+      image_size: side of the square input (pixels).
+      sizes: size of each source's square prior, and one more (pixels).
+      steps: distance between two cells of each source (pixels); empty: the image divided by the
+        cells.
+      aspect_ratios: width over height of each source's further priors.
+      clip: clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe's published models do not.
+      offset: where a cell's centre lies in it (cells).
+
+    """
+    sources = len(feature_sizes)
+    _check_length("aspect_ratios", len(aspect_ratios), sources)
+    _check_length("sizes", len(sizes), sources + 1)
+    if len(steps) == 0:
+        steps = [image_size / side for side in feature_sizes]
+    _check_length("steps", len(steps), sources)
+
+    priors = []
+    for k, side in enumerate(feature_sizes):
+        shapes = _cell_shapes(sizes[k], sizes[k + 1], aspect_ratios[k])  # [boxes, 2]
+        centre = (np.arange(side) + offset) * steps[k]
+        cy, cx = np.meshgrid(centre, centre, indexing="ij")
+        cells = np.stack([cx, cy], axis=-1).reshape(-1, 1, 2)  # [cells, 1, 2]
+        cells, shapes = np.broadcast_arrays(cells, shapes[None])  # [cells, boxes, 2]
+        priors.append(np.concatenate([cells, shapes], axis=-1).reshape(-1, 4) / image_size)
+    result = np.concatenate(priors)
+    if clip:
+        result = np.clip(result, 0, 1)
+    return result.astype(np.float32)
+
+
+def _cell_shapes(size: float, next_size: float, ratios: Sequence[float]) -> np.ndarray:
+    """Width and height of the priors in one cell (pixels): float64 [2 + 2 * ratios, 2]."""
+    larger = np.sqrt(size * next_size)
+    shapes = [(size, size), (larger, larger)]
+    for ratio in ratios:
+        long, short = size * np.sqrt(ratio), size / np.sqrt(ratio)
+        shapes += [(long, short), (short, long)]
+    return np.array(shapes, dtype=np.float64)
+
+
+def _check_length(name: str, length: int, expected: int) -> None:
+    if length != expected:
+        raise ValueError(
+            f"{name} has {length} entries and the sources need {expected}; "
+            "give one entry a source (and one more of sizes)"
+        )

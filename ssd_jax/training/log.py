@@ -1,0 +1,99 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and lines or a progress bar on the console."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+_SHOWN = ("loss", "loss_loc", "loss_conf", "learning_rate", "images_per_s", "data_wait")
+
+
+class RunLog:
+    """The log of one run in WORKDIR; only the first process writes.
+
+    Lines after step `start` are dropped from metrics.jsonl, so that a run that goes on from an
+    older checkpoint has every step once.
+    """
+
+    def __init__(self, workdir: Path, *, start: int, steps: int, write: bool = True) -> None:
+        self.console = Console(quiet=not write, stderr=False, highlight=False, soft_wrap=True)
+        self._lines = None
+        self._tensorboard = None
+        if write:
+            path = workdir / "metrics.jsonl"
+            _drop_after(path, start)
+            self._lines = path.open("a", encoding="utf-8")
+            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._progress: Progress | None = None
+        if write and sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("training", total=steps, completed=start)
+
+    def __enter__(self) -> Self:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+        if self._lines:
+            self._lines.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar; touches no device."""
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, values: Mapping[str, float], *, kind: str) -> None:
+        """One line of metrics.jsonl with `kind` "train" or "eval", and the same for TensorBoard."""
+        if not self._lines or not self._tensorboard:
+            return
+        self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        text = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
+        if self._progress:
+            self._progress.update(self._task, description=text)
+        elif kind == "train":
+            self.say(f"step {step}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line for the reader."""
+        self.console.print(text, markup=False)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):  # torn when the run was killed
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,104 @@
+"""The training state, the optimizer and its schedule."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct, traverse_util
+from jax import Array
+
+from ssd_jax.config import OptimConfig
+from ssd_jax.models.ssd import SSD
+
+Params: TypeAlias = dict[str, Any]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes."""
+
+    step: Array
+    """Steps taken: int32 scalar."""
+    params: Params
+    """Parameters of every layer."""
+    batch_stats: Params
+    """Running means and variances; empty without batch norm."""
+    opt_state: optax.OptState
+    """Momentum of the parameters that are trained."""
+
+
+def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
+    """(trained, frozen): the parameters without and with the `frozen` layers of the base."""
+    base = params["base"]
+    trained = {name: layer for name, layer in base.items() if name not in frozen}
+    return {**params, "base": trained}, {name: base[name] for name in frozen}
+
+
+def join_frozen(trained: Params, frozen: Params) -> Params:
+    """The inverse of `split_frozen`."""
+    return {**trained, "base": {**trained["base"], **frozen}}
+
+
+def make_schedule(config: OptimConfig, steps: int) -> Callable[[Array | int], Array]:
+    """The learning rate of a step, counted from 0.
+
+    The warm-up rises linearly and ends at the full rate; multistep falls at the milestones as in
+    the paper, cosine falls to 0 at `steps`.
+    """
+
+    def schedule(step: Array | int) -> Array:
+        step = jnp.asarray(step, jnp.float32)
+        warmup = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
+        if config.schedule == "cosine":
+            done = (step - config.warmup_steps) / (steps - config.warmup_steps)
+            decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        else:
+            passed = jnp.sum(step >= jnp.asarray(config.milestones, jnp.float32))
+            decay = config.gamma**passed
+        return config.learning_rate * warmup * decay
+
+    return schedule
+
+
+def _is_bias(params: Params) -> Params:
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: path[-1] == "bias" for path in flat})
+
+
+def _is_no_bias(params: Params) -> Params:
+    return jax.tree.map(lambda bias: not bias, _is_bias(params))
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """SGD with momentum; decay is added to the gradient before the momentum, as Caffe and PyTorch do.
+
+    With `caffe_biases` every bias moves at twice the rate and without decay.
+    """
+    schedule = make_schedule(config, steps)
+    mask = _is_no_bias if config.caffe_biases else None
+    parts = [
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask),
+        optax.trace(config.momentum),
+        optax.scale_by_learning_rate(schedule),
+    ]
+    if config.caffe_biases:
+        parts.append(optax.masked(optax.scale(2.0), _is_bias))
+    return optax.chain(*parts)
+
+
+def create_train_state(
+    model: SSD, optimizer: optax.GradientTransformation, key: Array
+) -> TrainState:
+    """Initial parameters from `key` and an optimizer state for those that are trained."""
+    size = model.config.image_size
+    image = jnp.zeros((1, size, size, 3), jnp.uint8)
+    variables = jax.jit(model.init)(key, image)
+    trained, _ = split_frozen(variables["params"], model.config.frozen_layers)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(trained),
+    )

@@ -1,0 +1,239 @@
+"""Boxes on images, and images beside each other.
+
+Images are RGB, uint8 [H, W, 3]; every function gives a new one. Text is drawn with OpenCV's own
+font, which in OpenCV 4 has ASCII only and shows ? for other characters.
+"""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+Image = np.ndarray[Any, np.dtype[np.uint8]]
+Array = np.ndarray[Any, Any]
+Rectangle = tuple[int, int, int, int]
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_PAPER = (250, 250, 250)
+_INK = (30, 30, 30)
+_PALETTE_SIZE = 64
+
+
+def label_color(label: int) -> tuple[int, int, int]:
+    """The RGB colour of class `label` >= 1, always the same; it repeats after 64 classes."""
+    r, g, b = _palette()[(label - 1) % _PALETTE_SIZE]
+    return int(r), int(g), int(b)
+
+
+def draw_boxes(
+    image: Image,
+    boxes_px: Array,
+    labels: Array,
+    classes: Sequence[str],
+    scores: Array | None = None,
+) -> Image:
+    """The image with a frame and a name on each box, the name with its score where there is one.
+
+    boxes_px: [n, 4], xmin, ymin, xmax, ymax in pixels, where 0 is the image's left or upper edge.
+    labels: int [n], from 1; label k is classes[k - 1]. scores: [n], 0 to 1.
+    Lines and text grow with the image; below some 300 pixels enlarge it first. Names stay inside
+    the image and avoid each other where there is room; of names that cannot, the one with the
+    higher score lies on top. Raises ValueError for a label that has no class.
+    """
+    boxes, labels = np.reshape(boxes_px, (-1, 4)), np.reshape(labels, -1)
+    outside = (labels < 1) | (labels > len(classes))
+    if outside.any():
+        raise ValueError(
+            f"a box has label {labels[outside][0]} and there are {len(classes)} classes"
+        )
+    out = np.ascontiguousarray(image).copy()
+    height, width = out.shape[:2]
+    line = math.ceil(min(height, width) / 250)
+    # Frames that reach past the image are drawn along its border instead of vanishing.
+    limits = np.array([width, height, width, height]) - 1
+    corners = np.clip(np.round(np.nan_to_num(boxes)), 0, limits).astype(int).tolist()
+    best_last = np.argsort(np.zeros(len(boxes)) if scores is None else scores, kind="stable")
+    for i in best_last:
+        x0, y0, x1, y1 = corners[i]
+        cv2.rectangle(out, (x0, y0), (x1, y1), label_color(int(labels[i])), line, cv2.LINE_AA)
+
+    font_scale = max(0.4, min(height, width) / 900)
+    placed: list[tuple[int, Rectangle, str]] = []
+    for i in best_last[::-1]:
+        text = classes[int(labels[i]) - 1] + ("" if scores is None else f" {scores[i]:.2f}")
+        taken = [rectangle for _, rectangle, _ in placed]
+        size = _tag_size(text, font_scale)
+        placed.append((i, _place_tag(size, corners[i], (width, height), taken), text))
+    for i, rectangle, text in reversed(placed):
+        _draw_tag(out, rectangle, text, label_color(int(labels[i])), font_scale)
+    return out
+
+
+def side_by_side(left: Image, right: Image, captions: tuple[str, str]) -> Image:
+    """Two images of one height beside each other, a caption above each."""
+    if left.shape[0] != right.shape[0]:
+        raise ValueError(f"the images are {left.shape[0]} and {right.shape[0]} pixels high")
+    gap = max(4, left.shape[1] // 80)
+    panels = [_captioned(left, captions[0]), _captioned(right, captions[1])]
+    between = np.full((panels[0].shape[0], gap, 3), _PAPER, np.uint8)
+    return np.concatenate([panels[0], between, panels[1]], axis=1)
+
+
+def contact_sheet(
+    images: Sequence[Image],
+    *,
+    columns: int,
+    cell: tuple[int, int] | None = None,
+    gap: int = 12,
+) -> Image:
+    """The images in rows of `columns`, each centred in a cell, `gap` pixels around every cell.
+
+    cell: (width, height) in pixels; images that are larger are reduced to fit, smaller ones stay.
+    None: the largest width and height among the images. Raises ValueError for no images.
+    """
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f"{len(images)} images in {columns} columns; give at least one of each")
+    if cell is None:
+        cell = max(i.shape[1] for i in images), max(i.shape[0] for i in images)
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    step_x, step_y = cell[0] + gap, cell[1] + gap
+    sheet = np.full((rows * step_y + gap, columns * step_x + gap, 3), _PAPER, np.uint8)
+    for k, full in enumerate(images):
+        image = resize(full, min(1.0, cell[0] / full.shape[1], cell[1] / full.shape[0]))
+        height, width = image.shape[:2]
+        x = gap + k % columns * step_x + (cell[0] - width) // 2
+        y = gap + k // columns * step_y + (cell[1] - height) // 2
+        sheet[y : y + height, x : x + width] = image
+    return sheet
+
+
+def resize(image: Image, factor: float) -> Image:
+    """The image `factor` times as wide and high, at least one pixel."""
+    height, width = image.shape[:2]
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=kind), np.uint8)
+
+
+def save_image(path: Path, image: Image) -> None:
+    """Write an image in the format of the path's suffix; the file is whole or not there.
+
+    Raises ValueError for a suffix that OpenCV does not know and OSError naming the path where it
+    cannot be written.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f"{path}: cannot write images as {path.suffix!r}; use .png or .jpg")
+    replace_file(path, data.tobytes())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in one step: readers see the old one or the new one, never a part.
+
+    Raises OSError naming the path where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, f"cannot write the file: {error.strerror}", str(path)) from None
+
+
+@functools.cache
+def _palette() -> Array:
+    """RGB colours [64, 3], each as far as it can be from those before it to the eye (CIELAB)."""
+    levels = np.array([0, 64, 128, 192, 255], np.float32)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    lab = cv2.cvtColor(rgb[None] / 255, cv2.COLOR_RGB2LAB)[0]
+    # Greys and the very dark or pale get lost in photographs.
+    vivid = (lab[:, 0] > 38) & (lab[:, 0] < 92) & (np.hypot(lab[:, 1], lab[:, 2]) > 38)
+    rgb, lab = rgb[vivid], lab[vivid]
+    chosen = [int(np.argmin(np.abs(rgb - (255, 64, 64)).sum(1)))]
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < _PALETTE_SIZE:
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+        chosen.append(int(np.argmax(distance)))
+    return rgb[chosen].astype(np.uint8)
+
+
+def _text_size(text: str, font_scale: float) -> tuple[int, int, int]:
+    """Width, and the height above the baseline and depth below it of any text (pixels)."""
+    (width, _), _ = cv2.getTextSize(text, _FONT, font_scale, _stroke(font_scale))
+    (_, height), baseline = cv2.getTextSize("Ag", _FONT, font_scale, _stroke(font_scale))
+    return width, height, baseline
+
+
+def _stroke(font_scale: float) -> int:
+    return max(1, round(font_scale * 1.4))
+
+
+def _tag_size(text: str, font_scale: float) -> tuple[int, int]:
+    width, height, baseline = _text_size(text, font_scale)
+    padding = max(2, height // 4)
+    return width + 2 * padding, height + baseline + padding
+
+
+def _place_tag(
+    size: tuple[int, int],
+    box: Rectangle,
+    image_size: tuple[int, int],
+    taken: Sequence[Rectangle],
+) -> Rectangle:
+    """Where a tag of `size` goes: the place at the box, inside the image, that covers least."""
+    (width, height), (x0, y0, x1, y1) = size, box
+    places = [
+        (x, y) for x in (x0, x1 + 1 - width) for y in (y0 - height, y0, y1 + 1, y1 + 1 - height)
+    ]
+    best, least = (0, 0, width, height), math.inf
+    for x, y in places:
+        left = max(0, min(x, image_size[0] - width))
+        top = max(0, min(y, image_size[1] - height))
+        rectangle = (left, top, left + width, top + height)
+        covered = sum(_overlap(rectangle, other) for other in taken)
+        if covered < least:
+            best, least = rectangle, covered
+    return best
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> int:
+    """The area that two rectangles share (pixels)."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height)
+
+
+def _draw_tag(
+    image: Image, rectangle: Rectangle, text: str, color: tuple[int, int, int], font_scale: float
+) -> None:
+    """Text on a filled rectangle, black or white, whichever reads better on its colour."""
+    x0, y0, x1, y1 = rectangle
+    cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, cv2.FILLED)
+    luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    ink = (0, 0, 0) if luma > 120 else (255, 255, 255)
+    width, height, baseline = _text_size(text, font_scale)
+    origin = x0 + (x1 - x0 - width) // 2, y0 + (y1 - y0 - height - baseline) // 2 + height
+    cv2.putText(image, text, origin, _FONT, font_scale, ink, _stroke(font_scale), cv2.LINE_AA)
+
+
+def _captioned(image: Image, caption: str) -> Image:
+    """The image below a line of text, which shrinks to the image's width."""
+    font_scale = max(0.5, min(image.shape[:2]) / 800)
+    width, height, baseline = _text_size(caption, font_scale)
+    bar = np.full((height + baseline + 10, image.shape[1], 3), _PAPER, np.uint8)
+    font_scale *= min(1.0, (image.shape[1] - 10) / max(width, 1))
+    origin = 2, height + 5
+    cv2.putText(bar, caption, origin, _FONT, font_scale, _INK, _stroke(font_scale), cv2.LINE_AA)
+    return np.concatenate([bar, image])

@@ -1,0 +1,30 @@
+"""What the tests of ops share: the reference's priors, and Caffe's published numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssd_jax.ops.priors import make_priors
+
+
+@pytest.fixture(scope="session")
+def caffe(fixtures: Path) -> dict[str, Any]:
+    """Numbers of Caffe's unit tests, by the first word of their heading."""
+    values = json.loads((fixtures / "ssd-caffe-numbers" / "values.json").read_text())
+    return {heading.split(" (")[0]: value for heading, value in values.items()}
+
+
+@pytest.fixture(scope="session")
+def voc_priors() -> np.ndarray:
+    """SSD300's priors for VOC, clipped as ssd.pytorch does: [8732, 4] cxcywh."""
+    return make_priors(
+        (38, 19, 10, 5, 3, 1),
+        300,
+        sizes=(30, 60, 111, 162, 213, 264, 315),
+        steps=(8, 16, 32, 64, 100, 300),
+        aspect_ratios=((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+        clip=True,
+    )

@@ -1,0 +1,192 @@
+import functools
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_jax.ops.boxes import decode_boxes, pairwise_iou
+from ssd_jax.ops.nms import Detections, multiclass_nms, nms_keep
+
+SEED = 20161208  # of the golden figures
+OPTIONS = {"score_threshold": 0.3, "iou_threshold": 0.45, "candidates": 10, "max_detections": 12}
+
+detect = jax.jit(multiclass_nms, static_argnames=("candidates", "max_detections"))
+jit_keep = jax.jit(nms_keep)
+
+
+def slow_keep(iou: np.ndarray, valid: np.ndarray, threshold: float) -> np.ndarray:
+    keep = np.zeros(len(iou), bool)
+    for i in range(len(iou)):
+        keep[i] = valid[i] and not any(keep[j] and iou[i, j] > threshold for j in range(i))
+    return keep
+
+
+def slow_nms(
+    boxes, scores, *, score_threshold, iou_threshold, candidates, max_detections
+) -> Detections:
+    iou = np.asarray(pairwise_iou(boxes, boxes))
+    found = []
+    for label in range(1, scores.shape[1]):
+        order = [j for j in range(len(boxes)) if scores[j, label] > score_threshold]
+        order = sorted(order, key=lambda j: (-scores[j, label], j))[:candidates]
+        keep = slow_keep(iou[np.ix_(order, order)], np.ones(len(order), bool), iou_threshold)
+        found += [(-scores[j, label], label, rank, j) for rank, j in enumerate(order) if keep[rank]]
+    found = sorted(found)[:max_detections]
+    result = Detections(
+        np.zeros((max_detections, 4), np.float32),
+        np.zeros(max_detections, np.float32),
+        np.zeros(max_detections, np.int32),
+        np.int32(len(found)),
+    )
+    for k, (score, label, _, j) in enumerate(found):
+        result.boxes[k], result.scores[k], result.labels[k] = boxes[j], -score, label
+    return result
+
+
+def random_case(rng, priors=40, classes=4, levels=1000):
+    corner = rng.uniform(0, 0.7, (priors, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.4, (priors, 2))], axis=1)
+    scores = rng.integers(0, levels, (priors, classes)) / levels
+    return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+def assert_same(result: Detections, expected: Detections) -> None:
+    for name in Detections._fields:
+        ours, theirs = np.asarray(getattr(result, name)), getattr(expected, name)
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+@pytest.mark.parametrize("levels", [4, 1000], ids=["many ties", "few ties"])
+@pytest.mark.parametrize(
+    ("candidates", "max_detections"), [(10, 12), (100, 500), (1, 2), (40, 7)], ids=str
+)
+def test_detections_equal_a_slow_loop(levels, candidates, max_detections):
+    rng = np.random.default_rng(levels)
+    options = OPTIONS | {"candidates": candidates, "max_detections": max_detections}
+    for _ in range(8):
+        case = random_case(rng, levels=levels)
+        assert_same(detect(*case, **options), slow_nms(*case, **options))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(np.float32, (12, 2), elements=st.floats(0, 0.5, width=32)),
+    hnp.arrays(np.float32, (12, 2), elements=st.floats(0, 0.5, width=32)),
+    hnp.arrays(np.bool_, 12),
+)
+def test_kept_boxes_do_not_overlap_and_the_rest_overlaps_a_kept_one(corners, sides, valid):
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    keep = np.asarray(jit_keep(boxes, valid, 0.45))
+    iou = np.asarray(pairwise_iou(boxes, boxes))
+    overlaps = (iou > 0.45) & ~np.eye(12, dtype=bool)
+    assert not overlaps[np.ix_(keep, keep)].any()
+    assert not keep[~valid].any()
+    for i in np.flatnonzero(valid & ~keep):
+        assert overlaps[i, :i][keep[:i]].any()
+    np.testing.assert_array_equal(keep, slow_keep(iou, valid, 0.45))
+
+
+def test_a_chain_of_boxes_keeps_every_other():
+    left = np.arange(15) * 0.3
+    boxes = np.stack([left, np.zeros(15), left + 1, np.ones(15)], axis=1).astype(np.float32)
+    keep = jit_keep(boxes, np.ones(15, bool), 0.5)  # neighbours overlap by 0.7 / 1.3
+    np.testing.assert_array_equal(keep, np.arange(15) % 2 == 0)
+    # A box that is not valid suppresses nothing, so the rhythm starts again behind it.
+    keep = jit_keep(boxes, np.arange(15) != 4, 0.5)
+    np.testing.assert_array_equal(np.flatnonzero(keep), [0, 2, 5, 7, 9, 11, 13])
+
+
+def test_detections_of_the_reference(golden, voc_priors):
+    case = np.load(golden / "detect.npz")
+    rng = np.random.default_rng([SEED, 6])
+    loc = rng.normal(0, 0.7, (2, 8732, 4)).astype(np.float32)
+    logits = rng.normal(0, 1, (2, 8732, 21)).astype(np.float32)
+    logits[..., 0] += 4
+    hot = rng.random((2, 8732)) < 0.02
+    logits[hot, rng.integers(1, 21, hot.sum())] += 7
+
+    @jax.jit
+    @jax.vmap
+    def detect_images(loc, logits):
+        return multiclass_nms(
+            decode_boxes(loc, voc_priors, (0.1, 0.2)),
+            jax.nn.softmax(logits),
+            score_threshold=0.01,
+            iou_threshold=0.45,
+            candidates=200,
+            max_detections=21 * 200,
+        )
+
+    result = jax.tree.map(np.asarray, detect_images(loc, logits))
+    np.testing.assert_array_equal(result.count, case["counts"].sum(axis=1))
+    for image in range(2):
+        for label in range(1, 21):
+            chosen = result.labels[image] == label
+            count = case["counts"][image, label]
+            assert chosen.sum() == count
+            ours = np.column_stack([result.scores[image][chosen], result.boxes[image][chosen]])
+            np.testing.assert_allclose(ours, case["out"][image, label, :count], atol=1e-5)
+
+
+def test_nms_of_caffe(caffe):
+    boxes = jnp.array(caffe["nms"]["boxes"])
+    scores = np.array(caffe["nms"]["scores"], np.float32)
+    for case in caffe["nms"]["cases"]:
+        result = detect(
+            boxes,
+            np.stack([1 - scores, scores], axis=1),
+            score_threshold=case["score_threshold"],
+            iou_threshold=case["nms_threshold"],
+            candidates=len(scores) if case["top_k"] < 0 else case["top_k"],
+            max_detections=4,
+        )
+        assert result.count == len(case["kept"]), case
+        np.testing.assert_array_equal(result.scores[: len(case["kept"])], scores[case["kept"]])
+
+
+def test_thresholds_are_strict():
+    half = np.array([[0, 0, 1, 1], [0, 0, 1, 0.5], [0, 0, 1, 0.4375]], np.float32)
+    np.testing.assert_array_equal(jit_keep(half[:2], np.ones(2, bool), 0.5), [True, True])
+    np.testing.assert_array_equal(jit_keep(half[1:], np.ones(2, bool), 0.5), [True, False])
+    scores = np.array([[0, 0.5], [0, 0.75]], np.float32)
+    options = OPTIONS | {"score_threshold": 0.5, "iou_threshold": 1.0}
+    assert detect(half[:2], scores, **options).count == 1
+
+
+def test_nothing_above_the_threshold_is_all_padding():
+    boxes, scores = random_case(np.random.default_rng(1))
+    result = detect(boxes, scores * 0.2, **OPTIONS)
+    assert result.count == 0
+    for part in (result.boxes, result.scores, result.labels):
+        np.testing.assert_array_equal(part, np.zeros_like(part))
+    assert result.boxes.shape == (12, 4)
+
+
+def test_boxes_without_area_and_numbers_that_are_none():
+    boxes = np.array([[0.5, 0.5, 0.5, 0.5]] * 2 + [[0, 0, np.inf, np.inf]] * 2, np.float32)
+    scores = np.array([[0, 0.9], [0, 0.8], [0, 0.7], [0, np.nan]], np.float32)
+    result = detect(boxes, scores, **OPTIONS)
+    assert result.count == 3
+    np.testing.assert_array_equal(result.scores[:4], np.float32([0.9, 0.8, 0.7, 0]))
+
+
+def test_jit_and_vmap_equal_eager():
+    rng = np.random.default_rng(2)
+    cases = [random_case(rng) for _ in range(3)]
+    boxes, scores = (np.stack(part) for part in zip(*cases, strict=True))
+    scores[1] *= 0.1  # an image without detections beside others
+    batched = jax.jit(jax.vmap(functools.partial(multiclass_nms, **OPTIONS)))(boxes, scores)
+    for k in range(3):
+        eager = multiclass_nms(boxes[k], scores[k], **OPTIONS)
+        assert_same(jax.tree.map(lambda x, k=k: x[k], batched), eager)
+        assert eager.scores.dtype == jnp.float32
+        assert eager.labels.dtype == eager.count.dtype == jnp.int32
+
+
+def test_background_alone_is_an_error():
+    with pytest.raises(ValueError, match="at least one class"):
+        multiclass_nms(jnp.zeros((3, 4)), jnp.zeros((3, 1)), **OPTIONS)
