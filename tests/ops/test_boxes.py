@@ -96,9 +96,13 @@ def test_a_box_without_area_overlaps_nothing_and_has_no_gradient():
 def test_iou_is_the_same_to_the_bit_under_jit(golden, voc_priors):
     """Symmetric priors tie; contracted arithmetic would break the ties by compilation."""
     boxes = np.load(golden / "matching.npz")["boxes_5"]
-    eager = pairwise_iou(boxes, cxcywh_to_xyxy(voc_priors))
-    jitted = jax.jit(lambda b: pairwise_iou(b, cxcywh_to_xyxy(voc_priors)))(boxes)
-    np.testing.assert_array_equal(jitted, eager)
+    priors = np.asarray(cxcywh_to_xyxy(voc_priors))
+    eager = np.asarray(pairwise_iou(boxes, priors))
+    iou, best = jax.jit(lambda a, b: (pairwise_iou(a, b), pairwise_iou(a, b).max(axis=1)))(
+        boxes, priors
+    )
+    np.testing.assert_array_equal(iou, eager)
+    np.testing.assert_array_equal(best, eager.max(axis=1))
 
 
 def test_offsets_of_caffe(caffe):

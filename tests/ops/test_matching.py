@@ -185,6 +185,17 @@ def test_numbers_of_padding_do_not_matter(rule, number):
     assert alone.label.max() == 3
 
 
+def test_padding_makes_no_nan_on_the_way():
+    boxes = jnp.array([[0.1, 0.1, 0.6, 0.6], [np.nan] * 4])
+    arguments = {"threshold": 0.5, "rule": "per_object", "variances": VARIANCES}
+    priors = jnp.array([[0.4, 0.4, 0.5, 0.5], [0.8, 0.8, 0.2, 0.2]])
+    with jax.debug_nans(True):
+        result = make_targets(
+            priors, boxes, jnp.array([2, 9]), jnp.array([True, False]), **arguments
+        )
+    np.testing.assert_array_equal(result.label, [2, 0])
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_jit_and_vmap_equal_eager(golden, voc_priors, rule):
     case = np.load(golden / "matching.npz")

@@ -1,0 +1,43 @@
+"""Blood cells under a microscope (BCCD, github.com/Shenggan/BCCD_Dataset), from scratch on a CPU.
+
+    python train.py --config configs/bccd.py --data.root .../BCCD --workdir runs/bccd
+"""
+
+from ssd_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    PriorConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """SSD300 at a quarter of the width with batch norm; four sources, priors for small cells."""
+    return Config(
+        model=ModelConfig(
+            width=0.25,
+            sources=("conv4_3", "conv7", "conv8_2", "conv9_2"),
+            batch_norm=True,
+            cpu_conv="direct",
+        ),
+        priors=PriorConfig(
+            sizes=(21, 45, 99, 153, 207),
+            steps=(8, 16, 32, 64),
+            aspect_ratios=((2,), (2, 3), (2, 3), (2,)),
+        ),
+        data=DataConfig(
+            format="voc",
+            root="BCCD",
+            train_split="trainval",
+            eval_split="test",
+            # Cells have no up, and a canvas of empty space says nothing about them.
+            vertical_flip=True,
+            expand_ratio=1.0,
+        ),
+        optim=OptimConfig(learning_rate=0.008, schedule="cosine", warmup_steps=100, clip_norm=10.0),
+        train=TrainConfig(steps=900, batch_size=8, log_every=10, checkpoint_every=200),
+        eval=EvalConfig(batch_size=8),
+    )
