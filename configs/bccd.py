@@ -36,8 +36,11 @@ def get_config() -> Config:
             # Cells have no up, and a canvas of empty space says nothing about them.
             vertical_flip=True,
             expand_ratio=1.0,
+            # The microscope's scale is fixed, and round cells are round.
+            crop_scale=0.6,
+            crop_aspect=1.25,
         ),
-        optim=OptimConfig(learning_rate=0.008, schedule="cosine", warmup_steps=100, clip_norm=10.0),
-        train=TrainConfig(steps=900, batch_size=8, log_every=10, checkpoint_every=200),
+        optim=OptimConfig(learning_rate=0.01, schedule="cosine", warmup_steps=100, clip_norm=10.0),
+        train=TrainConfig(steps=800, batch_size=8, log_every=10, checkpoint_every=200),
         eval=EvalConfig(batch_size=8),
     )

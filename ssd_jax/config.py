@@ -27,7 +27,11 @@ BASE_LAYERS = (
 )
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Something that the user can mend; the message is one line that says what to change."""
+
+
+class ConfigError(UserError):
     """A value that cannot be used; the message names the field and what to change."""
 
 
@@ -171,13 +175,15 @@ class PriorConfig:
 class DataConfig:
     """Where the images come from and what is done to them."""
 
-    format: Literal["shapes", "voc"] = "shapes"
+    format: Literal["shapes", "voc", "coco"] = "shapes"
     """shapes: scenes generated on the fly; voc: a folder with Annotations/, JPEGImages/ and
-    ImageSets/Main/."""
+    ImageSets/Main/, or a VOCdevkit of them; coco: annotations/instances_SPLIT.json, with the
+    images in SPLIT/, images/SPLIT/, images/ or JPEGImages/."""
     root: str = ""
-    """Folder of the data set (voc)."""
+    """Folder of the data set (voc, coco); the VOCdevkit where the splits name a year."""
     train_split: str = "train:2000"
-    """What to train on. voc: a list in ImageSets/Main, several joined by +. shapes: NAME:COUNT."""
+    """What to train on. voc: a list in ImageSets/Main; in a VOCdevkit YEAR:LIST. coco: SPLIT, e.g.
+    train2017. Several are joined by +, e.g. 2007:trainval+2012:trainval. shapes: NAME:COUNT."""
     eval_split: str = "test:200"
     """What to evaluate on; the same form."""
     class_file: str = ""
@@ -185,11 +191,16 @@ class DataConfig:
     max_objects: int = 64
     """Objects that an image may have; ground truth is padded to this number."""
     use_difficult: bool = True
-    """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside."""
+    """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside. COCO's
+    crowds are never trained on."""
     augment: Literal["caffe", "none"] = "caffe"
     """caffe: the full augmentation of the SSD paper; none: resize only."""
     expand_ratio: float = 4.0
     """Largest side of the canvas that an image is placed on (times the image); 1: no expansion."""
+    crop_scale: float = 0.3
+    """Smallest side of a random crop (times the image); 1: no crop."""
+    crop_aspect: float = 2.0
+    """Largest stretch of a random crop against the image; 1: none."""
     vertical_flip: bool = False
     """Mirror top to bottom as well; for images without an up, as from a microscope or the air."""
     workers: int = 0
@@ -198,9 +209,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(self.max_objects > 0, f"data.max_objects is {self.max_objects}; use 1 or more")
         _check(self.workers >= 0, f"data.workers is {self.workers}; use 0 or more")
+        _check(self.expand_ratio >= 1, f"data.expand_ratio is {self.expand_ratio}; use 1.0 or more")
         _check(
-            self.expand_ratio >= 1, f"data.expand_ratio is {self.expand_ratio}; use 1.0 or more"
+            0 < self.crop_scale <= 1,
+            f"data.crop_scale is {self.crop_scale}; use a number in (0, 1]",
         )
+        _check(self.crop_aspect >= 1, f"data.crop_aspect is {self.crop_aspect}; use 1.0 or more")
         _check(
             self.format == "shapes" or self.root != "",
             "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",

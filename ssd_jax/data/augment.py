@@ -10,6 +10,8 @@ import numpy as np
 CROP_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 """Smallest IoU of each sampler that crops; the last one takes any. The seventh keeps the image."""
 CROP_TRIES = 50
+CROP_SCALE = 0.3
+CROP_ASPECT = 2.0
 
 _INTERPOLATIONS = (
     cv2.INTER_LINEAR,
@@ -29,6 +31,8 @@ def augment_train(
     size: int,
     fill: tuple[float, float, float],
     expand_ratio: float,
+    crop_scale: float,
+    crop_aspect: float,
     flip_vertically: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One image as a training step sees it: colours, expansion, crop, resize, mirror.
@@ -41,6 +45,8 @@ def augment_train(
         size: side of the result (pixels).
         fill: RGB that the canvas of the expansion has, the mean that the model subtracts.
         expand_ratio: largest side of that canvas (times the image); 1: no expansion.
+        crop_scale: smallest side of a crop, in the mean (times the image).
+        crop_aspect: largest stretch of a crop against the image.
         flip_vertically: mirror top to bottom as well.
 
     Returns:
@@ -49,7 +55,9 @@ def augment_train(
     """
     image = photometric_distort(rng, image)
     image, boxes = expand(rng, image, boxes, fill, expand_ratio)
-    image, boxes, labels = random_crop(rng, image, boxes, labels)
+    image, boxes, labels = random_crop(
+        rng, image, boxes, labels, scale=crop_scale, aspect=crop_aspect
+    )
     image = random_resize(rng, image, size)
     image, boxes = horizontal_flip(rng, image, boxes)
     if flip_vertically:
@@ -121,7 +129,13 @@ def expand(
 
 
 def random_crop(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray
+    rng: np.random.Generator,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    scale: float = CROP_SCALE,
+    aspect: float = CROP_ASPECT,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The image or a part of it: one of seven samplers, drawn among those that found a crop.
 
@@ -136,7 +150,10 @@ def random_crop(
         return image, boxes, labels
     height, width = image.shape[:2]
     boxes_px = boxes.astype(np.float64) * _sides(width, height)
-    found = [sample_crop(rng, boxes_px, width, height, min_iou) for min_iou in CROP_IOUS]
+    found = [
+        sample_crop(rng, boxes_px, width, height, min_iou, scale=scale, aspect=aspect)
+        for min_iou in CROP_IOUS
+    ]
     crops = [None, *(crop for crop in found if crop is not None)]
     crop = crops[rng.integers(len(crops))]
     if crop is None:
@@ -149,12 +166,19 @@ def random_crop(
 
 
 def sample_crop(
-    rng: np.random.Generator, boxes_px: np.ndarray, width: int, height: int, min_iou: float
+    rng: np.random.Generator,
+    boxes_px: np.ndarray,
+    width: int,
+    height: int,
+    min_iou: float,
+    *,
+    scale: float = CROP_SCALE,
+    aspect: float = CROP_ASPECT,
 ) -> np.ndarray | None:
     """A random crop that keeps an object whose IoU with the crop is `min_iou` or more.
 
-    A crop has 0.3 to 1 of the image's sides, in the mean, and 0.5 to 2 of its aspect ratio. It
-    keeps the objects whose centre is inside. Caffe asks the IoU of any object, so that its crops
+    A crop has `scale` to 1 of the image's sides, in the mean, and 1 / `aspect` to `aspect` of its
+    aspect ratio: 0.3 and 2 in Caffe. It keeps the objects whose centre is inside. Caffe asks the IoU of any object, so that its crops
     can lose the object that let them pass, or all; here one object both passes and stays.
 
     Args:
@@ -163,13 +187,15 @@ def sample_crop(
         width: of the image (pixels).
         height: of the image (pixels).
         min_iou: 0 takes any crop that keeps an object.
+        scale: smallest side, in the mean (times the image).
+        aspect: largest stretch, 1 or more.
 
     Returns:
         int64 [4], xyxy in whole pixels; None if CROP_TRIES crops were no good.
     """
-    scale = rng.uniform(0.3, 1, CROP_TRIES)
-    aspect = rng.uniform(np.maximum(0.5, scale**2), np.minimum(2, scale**-2))
-    shares = np.stack([scale * np.sqrt(aspect), scale / np.sqrt(aspect)], 1)
+    scales = rng.uniform(scale, 1, CROP_TRIES)
+    aspects = rng.uniform(np.maximum(1 / aspect, scales**2), np.minimum(aspect, scales**-2))
+    shares = np.stack([scales * np.sqrt(aspects), scales / np.sqrt(aspects)], 1)
     # Whole pixels first, so that what is checked is what is cut.
     sides: np.ndarray = (shares * (width, height)).round().astype(np.int64).clip(1, (width, height))
     room = np.array([width, height], np.int64) - sides

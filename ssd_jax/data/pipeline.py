@@ -18,7 +18,8 @@ from absl import flags
 
 from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.augment import augment_train, preprocess_eval
-from ssd_jax.data.sources import Annotation, DataError, Source
+from ssd_jax.data.errors import DataError
+from ssd_jax.data.records import Annotation, Example, Source
 
 Batch = dict[str, np.ndarray]
 
@@ -276,7 +277,7 @@ class _MakeTrainBatch:
 
     def _example(self, epoch: int, record: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         example = self._source[record]
-        used = _used(example.difficult, self._data)
+        used = _used(example, self._data)
         boxes, labels = example.boxes[used], example.labels[used]
         if self._data.augment == "none":
             return preprocess_eval(example.image, self._size), boxes, labels
@@ -288,6 +289,8 @@ class _MakeTrainBatch:
             size=self._size,
             fill=self._mean,
             expand_ratio=self._data.expand_ratio,
+            crop_scale=self._data.crop_scale,
+            crop_aspect=self._data.crop_aspect,
             flip_vertically=self._data.vertical_flip,
         )
 
@@ -313,7 +316,7 @@ def _check_max_objects(source: Source, data: DataConfig) -> None:
     most = data.max_objects
     for i in range(len(source)):
         annotation = source.annotation(i)
-        count = int(_used(annotation.difficult, data).sum())
+        count = int(_used(annotation, data).sum())
         if count > most:
             worst, most = annotation, count
     if worst is not None:
@@ -323,9 +326,9 @@ def _check_max_objects(source: Source, data: DataConfig) -> None:
         )
 
 
-def _used(difficult: np.ndarray, data: DataConfig) -> np.ndarray:
-    """Which objects to train on, bool [n]."""
-    return np.ones(len(difficult), bool) if data.use_difficult else ~difficult
+def _used(record: Annotation | Example, data: DataConfig) -> np.ndarray:
+    """Which objects to train on, bool [n]. A crowd is none: its box is around many."""
+    return ~record.crowd if data.use_difficult else ~(record.crowd | record.difficult)
 
 
 def _read_ahead(threads: int) -> Any:

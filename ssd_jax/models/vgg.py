@@ -41,7 +41,9 @@ def base_feature_sizes(image_size: int) -> dict[str, int]:
 class L2Norm(nn.Module):
     """Scales the channels at each cell to length 1, then each channel by a learned factor.
 
-    Liu et al., ParseNet 2015, section 3.3; SSD, section 3.1: the factor starts at 20.
+    Liu et al., ParseNet 2015, section 3.3; SSD, section 3.1: the factor starts at 20 for conv4_3's
+    512 channels. With fewer it starts lower, so that a channel is as large as there; narrow
+    networks diverge at the usual rates otherwise.
     """
 
     epsilon: float = 1e-10
@@ -49,7 +51,8 @@ class L2Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """The normalised map, in the type of `x`; the norm is computed in float32."""
-        scale = self.param("scale", nn.initializers.constant(20.0), (x.shape[-1],), jnp.float32)
+        initial = nn.initializers.constant(20.0 * (x.shape[-1] / 512) ** 0.5)
+        scale = self.param("scale", initial, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         norm = jnp.sqrt(jnp.sum(y * y, axis=-1, keepdims=True) + self.epsilon)
         return (y / norm * scale[None, None, None]).astype(x.dtype)

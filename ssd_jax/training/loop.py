@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssd_jax.config import Config, ConfigError, to_json
+from ssd_jax.config import Config, ConfigError, UserError, to_json
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.evaluation.detect import make_detect
@@ -25,7 +25,7 @@ from ssd_jax.training.step import AXIS, pmap_train_step, replicate, shard_batch,
 from ssd_jax.visualize import replace_file
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A run that cannot go on; the message says at which step and what to try."""
 
 

@@ -82,7 +82,7 @@ def train_step(
         "loss_loc": loss_loc,
         "loss_conf": loss_conf,
         "positives": num_positives,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     return state, metrics
 

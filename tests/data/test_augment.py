@@ -75,6 +75,8 @@ class TestAugmentTrain:
             size=24,
             fill=FILL,
             expand_ratio=ratio,
+            crop_scale=0.3,
+            crop_aspect=2,
             flip_vertically=upright,
         )
         assert out.shape == (24, 24, 3)
@@ -98,6 +100,8 @@ class TestAugmentTrain:
                 size=16,
                 fill=FILL,
                 expand_ratio=4,
+                crop_scale=0.3,
+                crop_aspect=2,
                 flip_vertically=True,
             )
 

@@ -23,6 +23,7 @@ class Tiny:
 
     count: int
     bad: int = -1
+    crowds: bool = False
     classes = ("a", "b")
 
     def __len__(self):
@@ -32,7 +33,9 @@ class Tiny:
         n = i % 4
         boxes = np.array([[1, 1, 7 + k, 8] for k in range(n)], np.float32).reshape(n, 4)
         difficult = np.arange(n) == 1
-        return Annotation(f"tiny-{i}", 12, 10, boxes, np.full(n, 1 + i % 2, np.int32), difficult)
+        labels = np.full(n, 1 + i % 2, np.int32)
+        crowd = (np.arange(n) == 2) & self.crowds
+        return Annotation(f"tiny-{i}", 12, 10, boxes, labels, difficult | crowd, crowd)
 
     def image(self, i):
         if i == self.bad:
@@ -42,7 +45,9 @@ class Tiny:
     def __getitem__(self, i):
         known = self.annotation(i)
         boxes = known.boxes_px / np.array([12, 10, 12, 10], np.float32)
-        return Example(known.image_id, self.image(i), boxes, known.labels, known.difficult)
+        return Example(
+            known.image_id, self.image(i), boxes, known.labels, known.difficult, known.crowd
+        )
 
 
 def train(source, data=None, **options):
@@ -138,6 +143,17 @@ def test_difficult_objects(use, counts):
     with train(Tiny(4), config) as batches:
         batch = next(batches)
     assert batch["mask"].sum(1).tolist() == [counts[i] for i in batch["index"]]
+
+
+@pytest.mark.parametrize(("use", "counts"), [(True, [0, 1, 2, 2]), (False, [0, 1, 1, 1])])
+def test_crowds_are_never_trained_on(use, counts):
+    config = DataConfig(augment="none", use_difficult=use, max_objects=max(counts))
+    with train(Tiny(4, crowds=True), config) as batches:
+        batch = next(batches)
+    assert batch["mask"].sum(1).tolist() == [counts[i] for i in batch["index"]]
+    # The crowd is the third object and the widest.
+    widest = {i: Tiny(4)[i].boxes[: counts[i], 2].max(initial=0) for i in range(4)}
+    assert [b[:, 2].max() for b in batch["boxes"]] == [widest[i] for i in batch["index"].tolist()]
 
 
 def test_more_objects_than_the_padding():

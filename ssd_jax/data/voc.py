@@ -1,0 +1,235 @@
+"""PASCAL VOC's layout: Annotations/, JPEGImages/ and ImageSets/Main/, or a devkit of several.
+
+Coordinates are turned once, here. A box in pixels is continuous: pixel k covers [k, k + 1). VOC
+counts pixels from 1 and its boxes include the last one, so xmin..xmax becomes [xmin - 1, xmax].
+"""
+
+import math
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssd_jax.data.errors import DataError, reason, shorten, unknown_class
+from ssd_jax.data.pictures import Pictures, read_picture
+from ssd_jax.data.records import Annotation, distinct_ids
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+class VocFolder(Pictures):
+    """A folder in PASCAL VOC's layout, or a VOCdevkit that holds one for each year.
+
+    All annotations are read when the source is made; images when they are asked for.
+
+    Args:
+        root: the folder; ~ is the home directory.
+        split: a list in ImageSets/Main without .txt; YEAR:LIST is one of the folder VOC{YEAR} in
+            `root`. Several are joined by +, and an image that is in two lists of a folder counts
+            once. A second column, as in VOC's lists of one class, is ignored.
+        classes: names of the classes, without background.
+
+    Attributes:
+        classes: as given.
+        set_aside: one line for each object that is left out of training and of evaluation,
+            because its box has no area inside the image.
+
+    Raises:
+        DataError: the folder, the list, an annotation or an image is missing or cannot be used.
+    """
+
+    def __init__(self, root: str | Path, split: str, classes: tuple[str, ...]) -> None:
+        records = _split_records(root, split)
+        pictures = {
+            folder: _find_pictures(folder) for folder in dict.fromkeys(f for f, _ in records)
+        }
+        missing = [(folder, name) for folder, name in records if name not in pictures[folder]]
+        if missing:
+            folder, name = missing[0]
+            raise DataError(
+                f"{folder / 'JPEGImages' / name}.jpg is missing ({len(missing)} of "
+                f"{len(records)} images of split {split!r} are); put it there, with one of "
+                f"{', '.join(IMAGE_SUFFIXES)}, or take its id off the list"
+            )
+        labels = {name: k + 1 for k, name in enumerate(classes)}
+        set_aside: list[str] = []
+        files = [pictures[folder][name] for folder, name in records]
+        # Years share no id in VOC itself, but nothing keeps other devkits from it.
+        ids = distinct_ids([name for _, name in records], [folder.name for folder, _ in records])
+        annotations = [
+            _to_annotation(image_id, _read_voc(folder, name), file, labels, set_aside)
+            for (folder, name), image_id, file in zip(records, ids, files, strict=True)
+        ]
+        super().__init__(classes, files, annotations, set_aside)
+
+
+def voc_classes(root: str | Path, split: str) -> tuple[str, ...]:
+    """Names of the classes that the objects of a split have, sorted; () if it has no object.
+
+    Raises:
+        DataError: as for `VocFolder`, images apart.
+    """
+    records = _split_records(root, split)
+    return tuple(sorted({found.name for record in records for found in _read_voc(*record).objects}))
+
+
+def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
+    """(folder, image id) of a split in the order of its lists, each once."""
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise DataError(f"data.root {base} is not a folder; name the one of the data set")
+    records: dict[tuple[Path, str], None] = {}
+    for item in split.split("+"):
+        year, colon, name = item.strip().rpartition(":")
+        folder = base / f"VOC{year.strip()}" if colon else base
+        _check_layout(base, folder)
+        records.update(((folder, image_id), None) for image_id in _list_ids(folder, name.strip()))
+    if not records:
+        raise DataError(f"{base}: split {split!r} names no image; write one image id a line")
+    return list(records)
+
+
+def _check_layout(base: Path, folder: Path) -> None:
+    """Raises DataError if `folder`, which is `base` or one year in it, is not in VOC's layout."""
+    years = sorted(p.name.removeprefix("VOC") for p in base.glob("VOC*") if p.is_dir())
+    if not folder.is_dir():
+        known = (
+            f"the years of this devkit are {shorten(years, 20)}"
+            if years
+            else "data.root must be the VOCdevkit that holds it, or the split be named without year"
+        )
+        raise DataError(f"{folder} is missing; {known}")
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        if (folder / part).is_dir():
+            continue
+        what = "data.root" if folder == base else folder.name
+        advice = f"; a VOCdevkit's splits name a year: {years[0]}:trainval" if years else ""
+        raise DataError(
+            f"{folder / part} is missing; {what} must be the folder that holds "
+            f"Annotations, JPEGImages and ImageSets/Main{advice if folder == base else ''}"
+        )
+
+
+def _list_ids(folder: Path, name: str) -> list[str]:
+    lists = folder / "ImageSets" / "Main"
+    path = lists / f"{name}.txt"
+    if not path.is_file():
+        known = sorted(p.stem for p in lists.glob("*.txt"))
+        raise DataError(
+            f"{path} is missing; the splits of this data set are "
+            f"{shorten(known, 20) if known else '(none: write one image id a line)'}"
+        )
+    rows = (line.split() for line in path.read_text("utf-8-sig", "replace").splitlines())
+    return [row[0] for row in rows if row]
+
+
+def _find_pictures(folder: Path) -> dict[str, Path]:
+    """Image id -> file. Where one id has several files, the earlier suffix is taken."""
+    pictures: dict[str, Path] = {}
+    files = [p for p in (folder / "JPEGImages").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    for path in sorted(files, key=lambda p: (IMAGE_SUFFIXES.index(p.suffix.lower()), p.name)):
+        pictures.setdefault(path.stem, path)
+    return pictures
+
+
+@dataclass(frozen=True)
+class _VocObject:
+    name: str
+    box: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax as written
+    difficult: bool
+
+
+@dataclass(frozen=True)
+class _VocFile:
+    path: Path
+    size: tuple[int, int] | None  # width, height; None: not given
+    objects: list[_VocObject]
+
+
+class _PlainTree(ET.TreeBuilder):
+    """Builds a tree and refuses a DOCTYPE: entities, which can blow up memory, live there."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise DataError("has a DOCTYPE, which an annotation does not need; remove it")
+
+
+def _read_voc(folder: Path, image_id: str) -> _VocFile:
+    path = folder / "Annotations" / f"{image_id}.xml"
+    try:
+        root = ET.fromstring(path.read_bytes(), ET.XMLParser(target=_PlainTree()))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; add it or take {image_id} off the list") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({reason(error)})") from None
+    except (ET.ParseError, DataError, LookupError, ValueError) as error:
+        raise DataError(f"{path} is not a usable annotation: {error}") from None
+    objects = [_voc_object(path, k, node) for k, node in enumerate(root.findall("object"))]
+    return _VocFile(path, _voc_size(path, root), objects)
+
+
+def _voc_size(path: Path, root: Any) -> tuple[int, int] | None:
+    texts = [root.findtext(f"size/{side}") for side in ("width", "height")]
+    if None in texts:
+        return None
+    width, height = (_number(path, f"<size> has {text!r}", text) for text in texts)
+    # Some tools write 0 where they do not know the size.
+    return (int(width), int(height)) if width >= 1 and height >= 1 else None
+
+
+def _voc_object(path: Path, k: int, node: Any) -> _VocObject:
+    name = (node.findtext("name") or "").strip()
+    where = f"object {k + 1} ({name or 'no name'})"
+    if not name:
+        raise DataError(f"{path}: {where} has no <name>; write its class")
+    box = []
+    for side in ("xmin", "ymin", "xmax", "ymax"):
+        text = node.findtext(f"bndbox/{side}")
+        if text is None:
+            raise DataError(f"{path}: {where} has no <bndbox> with <{side}>; write it in pixels")
+        box.append(_number(path, f"{where} has <{side}> {text!r}", text))
+    flag = (node.findtext("difficult") or "0").strip().lower()
+    if flag not in ("0", "1", "false", "true"):
+        raise DataError(f"{path}: {where} has <difficult> {flag!r}; write 0 or 1")
+    return _VocObject(name, (box[0], box[1], box[2], box[3]), flag in ("1", "true"))
+
+
+def _number(path: Path, what: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{path}: {what}; write a number of pixels")
+    return value
+
+
+def _to_annotation(
+    image_id: str, voc: _VocFile, file: Path, labels: dict[str, int], set_aside: list[str]
+) -> Annotation:
+    width, height = voc.size or read_picture(file).shape[1::-1]
+    kept = []
+    for found in voc.objects:
+        if found.name not in labels:
+            unknown_class(voc.path, found.name, tuple(labels))
+        xmin, ymin, xmax, ymax = found.box
+        box = (max(xmin - 1, 0), max(ymin - 1, 0), min(xmax, width), min(ymax, height))
+        # By inclusive pixels xmin = xmax is one pixel wide, but it is what a slip of the mouse
+        # leaves, not an object.
+        if xmin >= xmax or ymin >= ymax or box[0] >= box[2] or box[1] >= box[3]:
+            corners = ", ".join(f"{c:g}" for c in found.box)
+            set_aside.append(
+                f"{voc.path.name}: {found.name} ({corners}) has no area in {width}x{height} pixels"
+            )
+        else:
+            kept.append((box, labels[found.name], found.difficult))
+    return Annotation(
+        image_id=image_id,
+        width=width,
+        height=height,
+        boxes_px=np.array([k[0] for k in kept], np.float32).reshape(-1, 4),
+        labels=np.array([k[1] for k in kept], np.int32),
+        difficult=np.array([k[2] for k in kept], bool),
+        crowd=np.zeros(len(kept), bool),
+    )

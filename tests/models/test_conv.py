@@ -1,0 +1,105 @@
+"""The CPU's fast convolutions equal the plain one, in value and gradient, at every layer shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ssd_jax.models.conv import Window, conv2d, max_pool_2x2, max_pool_3x3
+
+# (cells, channels in, channels out, kernel, window): the kinds of layer that SSD has, with fewer
+# channels; odd sizes make Winograd's tiles reach past the map.
+LAYERS = [
+    (20, 3, 64, 3, Window(1, 1)),
+    (19, 64, 64, 3, Window(1, 1)),
+    (16, 64, 72, 3, Window(1, 1)),
+    (19, 8, 16, 3, Window(1, 6, 6)),
+    (19, 16, 8, 1, Window()),
+    (19, 8, 16, 3, Window(2, 1)),
+    (10, 8, 16, 3, Window(2, 1)),
+    (5, 8, 16, 3, Window()),
+    (3, 8, 16, 3, Window()),
+    (1, 8, 24, 3, Window(1, 1)),
+    (2, 8, 16, 4, Window(1, 1)),
+]
+
+
+def plain(x, kernel, window):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (window.stride,) * 2,
+        [(window.padding,) * 2] * 2,
+        rhs_dilation=(window.dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize("cpu_conv", ["direct", "winograd", "auto"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_equals_the_plain_convolution(layer, cpu_conv):
+    cells, channels_in, channels_out, size, window = layer
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, cells, cells, channels_in))
+    kernel = jax.random.normal(keys[1], (size, size, channels_in, channels_out))
+    ours, ours_vjp = jax.vjp(lambda x, k: conv2d(x, k, window, cpu_conv), x, kernel)
+    known, known_vjp = jax.vjp(lambda x, k: plain(x, k, window), x, kernel)
+    grad = jax.random.normal(keys[2], known.shape)
+    for a, b in zip((ours, *ours_vjp(grad)), (known, *known_vjp(grad)), strict=True):
+        assert a.shape == b.shape
+        assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
+
+
+def test_against_a_double_loop():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 7, 7, 2)), rng.normal(size=(3, 3, 2, 3))
+    padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    known = np.zeros((1, 4, 4, 3))
+    for i in range(4):
+        for j in range(4):
+            for a in range(3):
+                for b in range(3):
+                    known[0, i, j] += padded[0, 2 * i + 2 * a, 2 * j + 2 * b] @ kernel[a, b]
+    ours = conv2d(jnp.float32(x), jnp.float32(kernel), Window(2, 2, 2), "auto")
+    np.testing.assert_allclose(ours, known, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("cells", [4, 5, 75])
+def test_max_pool_2x2(cells, ceil):
+    x = np.random.default_rng(0).normal(size=(2, cells, cells, 3)).astype(np.float32)
+    out = -(-cells // 2) if ceil else cells // 2
+    known = np.empty((2, out, out, 3), np.float32)
+    for i in range(out):
+        for j in range(out):
+            known[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((1, 2))
+    np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x), ceil=ceil), known)
+
+
+def test_max_pool_3x3():
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 3)).astype(np.float32)
+    known = np.empty_like(x)
+    for i in range(5):
+        for j in range(5):
+            block = x[:, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+            known[:, i, j] = block.max((1, 2))
+    np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), known)
+
+
+def test_pools_send_each_gradient_to_a_maximum():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 6, 2))
+    for pool in (max_pool_2x2, max_pool_3x3):
+        grad = jax.grad(lambda x, pool=pool: jnp.sum(pool(x)))(x)
+        assert float(grad.sum()) == pool(x).size
+        assert set(np.asarray(x[grad > 0])) == set(np.asarray(pool(x)).ravel())
+
+
+def test_other_platforms_get_the_compilers_own():
+    """A program lowered for a TPU has the convolution and none of the CPU's products."""
+    step = jax.grad(lambda k, x: jnp.sum(conv2d(x, k, Window(1, 1), "winograd") ** 2))
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((3, 3, 64, 64), (1, 20, 20, 64))]
+    text = jax.jit(step).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+    assert "convolution" in text
+    assert "dot_general" not in text

@@ -1,0 +1,168 @@
+"""The step against the reference's trajectory, and one device against several."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
+from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.training.state import create_train_state, make_optimizer
+from ssd_jax.training.step import AXIS, pmap_train_step, replicate, shard_batch, train_step
+from tests.models.reference import VOC, our_path, reference_image, reference_params
+
+TINY = ModelConfig(
+    classes=("a", "b"),
+    image_size=64,
+    width=0.125,
+    sources=("conv4_3", "conv7"),
+    extras=(),
+    batch_norm=True,
+    cpu_conv="direct",
+)
+TINY_PRIORS = PriorConfig(sizes=(16, 32, 64), steps=(), aspect_ratios=((2,), (2,)))
+OPTIM = OptimConfig(learning_rate=0.001, milestones=())
+
+
+def make_step(model_config, priors_config, train_config, optim, devices):
+    model = make_model(model_config, priors_config, AXIS)
+    optimizer = make_optimizer(optim, 100)
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        priors=model_priors(model_config, priors_config),
+        variances=priors_config.variances,
+        config=train_config,
+    )
+    state = create_train_state(model, optimizer, jax.random.key(0))
+    return pmap_train_step(step, devices), state
+
+
+def tiny_batch(size=8, seed=0, empty=()):
+    rng = np.random.default_rng(seed)
+    corner, side = rng.uniform(0, 0.6, (size, 3, 2)), rng.uniform(0.2, 0.4, (size, 3, 2))
+    mask = np.arange(3)[None] < rng.integers(1, 4, (size, 1))
+    mask[list(empty)] = False
+    return {
+        "image": rng.integers(0, 256, (size, 64, 64, 3), np.uint8),
+        "boxes": np.concatenate([corner, corner + side], -1).astype(np.float32),
+        "labels": rng.integers(1, 3, (size, 3), np.int32),
+        "mask": mask,
+        "index": np.arange(size),
+    }
+
+
+def run(devices, steps=3, model=TINY, batch=None, train=TrainConfig(batch_size=8)):  # noqa: B008
+    devices = jax.local_devices()[:devices]
+    step, state = make_step(model, TINY_PRIORS, train, OPTIM, devices)
+    state = replicate(state, devices)
+    losses = []
+    for k in range(steps):
+        global_batch = tiny_batch(seed=k) if batch is None else batch
+        state, metrics = step(state, shard_batch(global_batch, len(devices)))
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+def assert_close(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_two_devices_take_the_step_of_one():
+    one, losses_one = run(1)
+    two, losses_two = run(2)
+    np.testing.assert_allclose(losses_one, losses_two, rtol=1e-6)
+    assert_close(one.params, two.params, 1e-6)
+    assert_close(one.batch_stats, two.batch_stats, 1e-5)
+    assert int(two.step) == 3
+
+
+def test_a_device_without_positives_is_no_special_case():
+    """Its normaliser is the global one: half the batch has no objects at all."""
+    batch = tiny_batch(empty=range(4, 8))
+    one, losses_one = run(1, batch=batch)
+    two, losses_two = run(2, batch=batch)
+    np.testing.assert_allclose(losses_one, losses_two, rtol=1e-6)
+    assert_close(one.params, two.params, 1e-6)
+
+
+def test_a_batch_without_objects_is_finite_and_changes_nothing_but_decay():
+    batch = tiny_batch(empty=range(8))
+    model = dataclasses.replace(TINY, batch_norm=False)
+    before, _ = run(1, steps=0, model=model)
+    after, losses = run(1, steps=1, model=model, batch=batch)
+    assert losses == [0.0]
+    decayed = jax.tree.map(lambda p: p * (1 - 0.001 * 5e-4), before.params)
+    assert_close(after.params, decayed, 1e-7)
+
+
+def test_frozen_layers_stay_and_cost_no_gradient():
+    model = dataclasses.replace(TINY, trainable_from="conv3_1")
+    before, _ = run(1, steps=0, model=model)
+    after, _ = run(1, steps=2, model=model)
+    for name in ("conv1_1", "conv2_2"):
+        assert_close(before.params["base"][name], after.params["base"][name], 0)
+        assert_close(before.batch_stats["base"][name], after.batch_stats["base"][name], 0)
+    changed = np.abs(
+        before.params["base"]["conv3_1"]["conv"]["kernel"]
+        - after.params["base"]["conv3_1"]["conv"]["kernel"]
+    )
+    assert changed.max() > 0
+    momentum = traverse_util.flatten_dict(after.opt_state[2].trace)
+    assert not any("conv1_1" in path for path in momentum)
+    assert any("conv3_1" in path for path in momentum)
+
+    def flops(config):
+        step, state = make_step(
+            config, TINY_PRIORS, TrainConfig(), OPTIM, jax.local_devices()[:1]
+        )
+        compiled = step.lower(state, shard_batch(tiny_batch(), 1)).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert flops(model) < 0.7 * flops(TINY)
+
+
+def test_state_is_donated():
+    devices = jax.local_devices()[:1]
+    step, state = make_step(TINY, TINY_PRIORS, TrainConfig(), OPTIM, devices)
+    state = replicate(state, devices)
+    leaf = state.params["base"]["conv3_1"]["conv"]["kernel"]
+    step(state, shard_batch(tiny_batch(), 1))
+    assert leaf.is_deleted()
+
+
+@pytest.mark.slow
+def test_five_steps_follow_the_reference(golden):
+    known = np.load(golden / "trajectory.npz")
+    loss = np.load(golden / "multibox_loss.npz")
+    boxes = np.zeros((2, 64, 4), np.float32)
+    labels, mask = np.zeros((2, 64), np.int32), np.zeros((2, 64), bool)
+    for b, name in enumerate(("targets_1", "targets_0")):
+        n = len(loss[name])
+        boxes[b, :n], labels[b, :n] = loss[name][:, :4], loss[name][:, 4] + 1
+        mask[b, :n] = True
+    image = reference_image()
+    batch = {"image": image, "boxes": boxes, "labels": labels, "mask": mask}
+    devices = jax.local_devices()[:1]
+    step, state = make_step(
+        VOC,
+        PriorConfig(clip=True),
+        TrainConfig(batch_size=2, matching="per_object"),
+        OptimConfig(learning_rate=1e-4, milestones=()),
+        devices,
+    )
+    state = replicate(state.replace(params=reference_params(golden)), devices)
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, shard_batch(batch, 1))
+        losses.append([float(metrics[n]) for n in ("loss_loc", "loss_conf", "grad_norm")])
+    np.testing.assert_allclose(losses, known["losses"], rtol=2e-3)
+    params = traverse_util.flatten_dict(jax.device_get(state.params))
+    norms = [jnp.linalg.norm(params[our_path(str(n))].ravel()) for n in known["names"]]
+    np.testing.assert_allclose(norms, known["param_norms"], rtol=1e-3)
