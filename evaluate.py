@@ -1,6 +1,6 @@
 """Evaluate a checkpoint; the config lies in it.
 
-    python evaluate.py --checkpoint runs/quickstart [--out DIR] [--section.field VALUE]
+python evaluate.py --checkpoint DIR [--out DIR] [--section.field VALUE ...]
 """
 
 import argparse

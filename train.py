@@ -1,6 +1,6 @@
 """Train a detector.
 
-    python train.py --config configs/quickstart.py [--workdir DIR] [--resume] [--section.field VALUE]
+python train.py --config FILE [--workdir DIR] [--resume] [--section.field VALUE ...]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Blood cells under a microscope (BCCD, github.com/Shenggan/BCCD_Dataset), from scratch on a CPU.
 
-    python train.py --config configs/bccd.py --data.root .../BCCD --workdir runs/bccd
+python train.py --config configs/bccd.py --data.root .../BCCD --workdir runs/bccd
 """
 
 from ssd_jax.config import (

@@ -1,10 +1,17 @@
 """Generated scenes of coloured shapes: a look at everything in minutes, on a CPU.
 
-    python train.py --config configs/quickstart.py
+python train.py --config configs/quickstart.py
 """
 
-from ssd_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, PriorConfig
-from ssd_jax.config import TrainConfig
+from ssd_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    PriorConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Config:
@@ -26,9 +33,7 @@ def get_config() -> Config:
         data=DataConfig(
             format="shapes", train_split="train:2000", eval_split="test:200", expand_ratio=1.5
         ),
-        optim=OptimConfig(
-            learning_rate=0.02, schedule="cosine", warmup_steps=50, clip_norm=10.0
-        ),
+        optim=OptimConfig(learning_rate=0.02, schedule="cosine", warmup_steps=50, clip_norm=10.0),
         train=TrainConfig(steps=300, batch_size=16, log_every=20, checkpoint_every=300),
         eval=EvalConfig(batch_size=20),
     )

@@ -1,4 +1,4 @@
-"""The command line of the mains: a config file, single fields of it replaced, errors in one line."""
+"""The command line of the mains: a config file, fields of it replaced, errors in one line."""
 
 import contextlib
 import importlib.util
@@ -67,7 +67,7 @@ def override(config: Config, arguments: Sequence[str], *, description: str) -> C
 
 
 def _one_line(text: str) -> str:
-    """The message of a box that tyro prints: its first paragraph, and a suggestion if it has one."""
+    """The message of a box that tyro prints: its first paragraph, and its first suggestion."""
     lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()]
     paragraphs: list[list[str]] = [[]]
     for line in lines[1:]:

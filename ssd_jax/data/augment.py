@@ -178,8 +178,9 @@ def sample_crop(
     """A random crop that keeps an object whose IoU with the crop is `min_iou` or more.
 
     A crop has `scale` to 1 of the image's sides, in the mean, and 1 / `aspect` to `aspect` of its
-    aspect ratio: 0.3 and 2 in Caffe. It keeps the objects whose centre is inside. Caffe asks the IoU of any object, so that its crops
-    can lose the object that let them pass, or all; here one object both passes and stays.
+    aspect ratio: 0.3 and 2 in Caffe. It keeps the objects whose centre is inside. Caffe asks the
+    IoU of any object, so that its crops can lose the object that let them pass, or all; here one
+    object both passes and stays.
 
     Args:
         rng: decides everything.

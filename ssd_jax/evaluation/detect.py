@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from ssd_jax.evaluation.voc import DetectionTable
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections, multiclass_nms
+
+VOC_PIXELS = np.array([1, 1, 0, 0])
+"""From continuous pixels to VOC's, which count from 1 and include the last one."""
 
 Variables = Mapping[str, Any]
 DetectFn = Callable[[Variables, np.ndarray], Detections]
@@ -35,7 +38,7 @@ def detect_step(
 
     Every field of the result has the batch in front.
     """
-    loc, conf = model.apply(variables, images)
+    loc, conf = cast(tuple[Array, Array], model.apply(variables, images))
     scores = jax.nn.softmax(conf, axis=-1)
     boxes = jax.vmap(partial(decode_boxes, priors_cxcywh=priors, variances=variances))(loc)
     return jax.vmap(
@@ -100,14 +103,8 @@ def detect_source(
             columns += _rows(source, *waiting.pop(0))
     for index, found in waiting:
         columns += _rows(source, index, found)
-    image, label, score, boxes = (
-        np.concatenate(column) if columns else np.zeros(shape)
-        for column, shape in zip(
-            zip(*columns, strict=True) if columns else [()] * 4,
-            [(0,), (0,), (0,), (0, 4)],
-            strict=True,
-        )
-    )
+    # A source has at least one image, and each gives a row, if an empty one.
+    image, label, score, boxes = (np.concatenate(column) for column in zip(*columns, strict=True))
     return DetectionTable(image=image, label=label, score=score, boxes=boxes)
 
 
@@ -115,14 +112,14 @@ def _rows(
     source: Source, index: np.ndarray, found: Detections
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(image, label, score, boxes) of each image of a batch."""
-    found = jax.device_get(found)
+    boxes, scores, labels, counts = (np.asarray(field) for field in jax.device_get(found))
     rows = []
     for b, record in enumerate(index):
         if record < 0:  # padding of the last batch
             continue
-        n = found.count[b]
+        n = int(counts[b])
         known = source.annotation(int(record))
         size = np.array([known.width, known.height] * 2, np.float64)
-        boxes = np.clip(found.boxes[b, :n].astype(np.float64) * size, 0, size) + [1, 1, 0, 0]
-        rows.append((np.full(n, record), found.labels[b, :n], found.scores[b, :n], boxes))
+        in_pixels = np.clip(boxes[b, :n].astype(np.float64) * size, 0, size) + VOC_PIXELS
+        rows.append((np.full(n, record), labels[b, :n], scores[b, :n], in_pixels))
     return rows

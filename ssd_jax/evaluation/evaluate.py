@@ -9,12 +9,9 @@ from rich.console import Console
 
 from ssd_jax.config import Config
 from ssd_jax.data.sources import Source
-from ssd_jax.evaluation.detect import DetectFn, Variables, detect_source
+from ssd_jax.evaluation.detect import VOC_PIXELS, DetectFn, Variables, detect_source
 from ssd_jax.evaluation.report import Picture, print_table, write_pictures, write_report
 from ssd_jax.evaluation.voc import DetectionTable, GroundTruth, VocResult, evaluate_voc
-
-_VOC_PIXELS = np.array([1, 1, 0, 0])
-"""From continuous pixels to VOC's, which count from 1 and include the last one."""
 
 
 def evaluate_source(
@@ -59,7 +56,7 @@ def ground_truth(source: Source) -> GroundTruth:
     return GroundTruth(
         image=np.repeat(np.arange(len(known)), [len(a.labels) for a in known]),
         label=np.concatenate([a.labels for a in known]),
-        boxes=np.concatenate([a.boxes_px for a in known]) + _VOC_PIXELS,
+        boxes=np.concatenate([a.boxes_px for a in known]) + VOC_PIXELS,
         difficult=np.concatenate([a.difficult for a in known]),
     )
 
@@ -75,7 +72,7 @@ def _pictures(source: Source, found: DetectionTable, count: int) -> Sequence[Pic
             Picture(
                 name=known.image_id,
                 image=source.image(i),
-                boxes=found.boxes[rows] - _VOC_PIXELS,
+                boxes=found.boxes[rows] - VOC_PIXELS,
                 labels=found.label[rows],
                 scores=found.score[rows],
                 gt_boxes=known.boxes_px,

@@ -116,7 +116,8 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     grad = grad.reshape(-1, grad.shape[-1])
 
     def tap(i: int, j: int) -> Array:
-        seen = x[:, i * d : i * d + s * (rows - 1) + 1 : s, j * d : j * d + s * (columns - 1) + 1 : s]
+        below, right = i * d + s * (rows - 1) + 1, j * d + s * (columns - 1) + 1
+        seen = x[:, i * d : below : s, j * d : right : s]
         return seen.reshape(-1, x.shape[-1]).T @ grad
 
     return jnp.stack([jnp.stack([tap(i, j) for j in range(size)]) for i in range(size)])
@@ -181,9 +182,7 @@ def max_pool_2x2(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Arr
     """
     rows, columns = x.shape[1:3]
     if ceil and (rows % 2 or columns % 2):
-        x = jnp.pad(
-            x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), constant_values=-jnp.inf
-        )
+        x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), constant_values=-jnp.inf)
     tall, wide = x.shape[1] // 2, x.shape[2] // 2
     cells = [x[:, i : 2 * tall : 2, j : 2 * wide : 2] for i in range(2) for j in range(2)]
     return reduce(jnp.maximum, cells)

@@ -4,6 +4,7 @@ Liu et al., SSD: Single Shot MultiBox Detector, ECCV 2016, section 2.1 and figur
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, UInt8
@@ -33,7 +34,7 @@ def feature_sizes(config: ModelConfig) -> tuple[int, ...]:
     return tuple(sizes[name] for name in config.sources)
 
 
-def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[Array, "P 4"]:
+def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[np.ndarray, "P 4"]:
     """The priors of a network (cx, cy, w, h in [0, 1]), in the order of its outputs."""
     return make_priors(
         feature_sizes(model),

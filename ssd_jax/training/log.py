@@ -1,7 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, and lines or a progress bar on the console."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,4 +95,4 @@ def _drop_after(path: Path, step: int) -> None:
             continue
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -71,7 +71,7 @@ def _is_no_bias(params: Params) -> Params:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """SGD with momentum; decay is added to the gradient before the momentum, as Caffe and PyTorch do.
+    """SGD with momentum; decay joins the gradient before the momentum, as in Caffe and PyTorch.
 
     With `caffe_biases` every bias moves at twice the rate and without decay.
     """

@@ -23,7 +23,7 @@ from ssd_jax.training.state import Params, TrainState, join_frozen, split_frozen
 
 AXIS = "batch"
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Array]
 
 

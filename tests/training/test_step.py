@@ -119,9 +119,7 @@ def test_frozen_layers_stay_and_cost_no_gradient():
     assert any("conv3_1" in path for path in momentum)
 
     def flops(config):
-        step, state = make_step(
-            config, TINY_PRIORS, TrainConfig(), OPTIM, jax.local_devices()[:1]
-        )
+        step, state = make_step(config, TINY_PRIORS, TrainConfig(), OPTIM, jax.local_devices()[:1])
         compiled = step.lower(state, shard_batch(tiny_batch(), 1)).compile()
         return compiled.cost_analysis()["flops"]
 

@@ -1,0 +1,47 @@
+"""SSD300 on COCO 2017.
+
+    python train.py --config configs/ssd300_coco.py --data.root .../coco
+
+Published: 25.1 AP (IoU .50:.05:.95) on test-dev. Not yet run here.
+"""
+
+import dataclasses
+
+import ssd300_voc0712
+
+from ssd_jax.config import Config, DataConfig
+
+CLASSES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat"),
+    *("dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack"),
+    *("umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball"),
+    *("kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket"),
+    *("bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair"),
+    *("couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse"),
+    *("remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
+    *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
+    "toothbrush",
+)
+
+
+def get_config() -> Config:
+    """VOC's recipe with smaller priors and a schedule of 400,000 steps."""
+    config = ssd300_voc0712.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, classes=CLASSES),
+        priors=dataclasses.replace(config.priors, sizes=(21, 45, 99, 153, 207, 261, 315)),
+        data=DataConfig(
+            format="coco",
+            root="coco",
+            train_split="train2017",
+            eval_split="val2017",
+            max_objects=128,
+            workers=8,
+        ),
+        optim=dataclasses.replace(config.optim, milestones=(280_000, 360_000)),
+        train=dataclasses.replace(config.train, steps=400_000, eval_every=40_000),
+        eval=dataclasses.replace(config.eval, metric="voc"),
+    )

@@ -1,0 +1,39 @@
+"""SSD300 on PASCAL VOC 2007+2012, the recipe of the paper (section 3.1).
+
+    python train.py --config configs/ssd300_voc0712.py --data.root .../VOCdevkit
+
+Needs VGG16's ImageNet convolutions in vgg16.npz (--model.pretrained names another file; docs/
+recipe.md says what is in it). Published: 77.2 mAP on VOC2007 test (11 points). Not yet run here.
+"""
+
+from ssd_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+def get_config() -> Config:
+    """The defaults of the sections are this recipe; what is here makes it explicit."""
+    return Config(
+        model=ModelConfig(classes=CLASSES, pretrained="vgg16.npz"),
+        data=DataConfig(
+            format="voc",
+            root="VOCdevkit",
+            train_split="2007:trainval+2012:trainval",
+            eval_split="2007:test",
+            workers=8,
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-3,
+            milestones=(80_000, 100_000),
+            warmup_steps=500,
+            caffe_biases=True,
+        ),
+        train=TrainConfig(
+            steps=120_000, batch_size=32, log_every=50, eval_every=20_000, checkpoint_every=5000
+        ),
+        eval=EvalConfig(batch_size=32, metric="voc07"),
+    )

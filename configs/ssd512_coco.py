@@ -1,0 +1,26 @@
+"""SSD512 on COCO 2017.
+
+    python train.py --config configs/ssd512_coco.py --data.root .../coco
+
+Published: 28.8 AP (IoU .50:.05:.95) on test-dev. Not yet run here.
+"""
+
+import dataclasses
+
+import ssd300_coco
+import ssd512_voc0712
+
+from ssd_jax.config import Config
+
+
+def get_config() -> Config:
+    """SSD300's recipe on COCO with the network for 512 pixels and its priors for COCO."""
+    config, large = ssd300_coco.get_config(), ssd512_voc0712.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(large.model, classes=ssd300_coco.CLASSES),
+        priors=dataclasses.replace(
+            large.priors, sizes=(20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72)
+        ),
+        train=dataclasses.replace(config.train, batch_size=24),
+    )

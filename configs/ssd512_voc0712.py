@@ -1,0 +1,32 @@
+"""SSD512 on PASCAL VOC 2007+2012: a larger image, one more source.
+
+    python train.py --config configs/ssd512_voc0712.py --data.root .../VOCdevkit
+
+Published: 79.8 mAP on VOC2007 test (11 points). Not yet run here.
+"""
+
+import dataclasses
+
+import ssd300_voc0712
+
+from ssd_jax.config import Config, PriorConfig
+
+
+def get_config() -> Config:
+    """SSD300's recipe with the network and the priors for 512 pixels."""
+    config = ssd300_voc0712.get_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model,
+            image_size=512,
+            sources=(*config.model.sources, "conv12_2"),
+            extras=((256, 512, 3, 2, 1), *[(128, 256, 3, 2, 1)] * 3, (128, 256, 4, 1, 1)),
+        ),
+        priors=PriorConfig(
+            sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
+            steps=(8, 16, 32, 64, 128, 256, 512),
+            aspect_ratios=((2,), *[(2, 3)] * 4, (2,), (2,)),
+        ),
+        train=dataclasses.replace(config.train, batch_size=24),
+    )

@@ -1,0 +1,27 @@
+"""Your own data: a folder with Annotations/, JPEGImages/ and ImageSets/Main/.
+
+    python train.py --config configs/voc_folder.py --data.root ~/mydata
+
+Nothing else needs an edit: the classes are the ones found in the annotations of the train split.
+With fewer than some ten thousand images start from VGG16's weights: --model.pretrained vgg16.npz
+--model.no-batch-norm --optim.learning-rate 1e-3.
+"""
+
+from ssd_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """SSD300 with batch norm, which trains from scratch, for data of any kind."""
+    return Config(
+        model=ModelConfig(batch_norm=True),
+        data=DataConfig(
+            format="voc",
+            root="mydata",
+            train_split="trainval",
+            eval_split="test",
+            max_objects=128,
+            workers=4,
+        ),
+        optim=OptimConfig(learning_rate=0.01, schedule="cosine", warmup_steps=500, clip_norm=10.0),
+        train=TrainConfig(steps=20_000, batch_size=32, eval_every=2000, checkpoint_every=1000),
+    )
