@@ -1,0 +1,86 @@
+"""Detection over a source: pixels of the original images, any batch size, any devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssd_jax.data.records import Annotation
+from ssd_jax.evaluation.detect import detect_source, make_detect
+from ssd_jax.evaluation.evaluate import ground_truth
+from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.ops.boxes import decode_boxes
+from tests.tiny import TINY, change
+
+CONFIG = change(TINY, model={"classes": ("a", "b")}, eval={"score_threshold": 0.3})
+
+
+class Wide:
+    """Three images of 40 x 20 pixels, the middle one without objects."""
+
+    classes = ("a", "b")
+
+    def __len__(self):
+        return 3
+
+    def annotation(self, i):
+        n = 0 if i == 1 else 2
+        return Annotation(
+            image_id=str(i),
+            width=40,
+            height=20,
+            boxes_px=np.array([[0, 0, 10, 10], [5, 5, 40, 20]], np.float32)[:n],
+            labels=np.array([1, 2], np.int32)[:n],
+            difficult=np.zeros(n, bool),
+            crowd=np.zeros(n, bool),
+        )
+
+    def image(self, i):
+        return np.random.default_rng(i).integers(0, 256, (20, 40, 3), np.uint8)
+
+    def __getitem__(self, i):
+        raise AssertionError("evaluation reads images and annotations apart")
+
+
+def variables():
+    model = make_model(CONFIG.model, CONFIG.priors)
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+
+def table(batch_size):
+    model, weights = variables()
+    detect = make_detect(model, CONFIG)
+    return detect_source(detect, weights, Wide(), image_size=64, batch_size=batch_size)
+
+
+def test_the_batch_size_does_not_matter():
+    one, three = table(1), table(3)
+    assert len(one.score) > 0
+    np.testing.assert_array_equal(one.image, three.image)
+    np.testing.assert_array_equal(one.label, three.label)
+    np.testing.assert_allclose(one.score, three.score, rtol=1e-5)
+    np.testing.assert_allclose(one.boxes, three.boxes, atol=1e-4)
+
+
+def test_boxes_are_vocs_pixels_of_the_original():
+    """The best detection of the first image, worked out by hand."""
+    found = table(2)
+    model, weights = variables()
+    from ssd_jax.data.augment import preprocess_eval
+
+    loc, conf = model.apply(weights, preprocess_eval(Wide().image(0), 64)[None])
+    scores = np.asarray(jax.nn.softmax(conf[0]))[:, 1:]
+    prior, label = np.unravel_index(scores.argmax(), scores.shape)
+    priors = model_priors(CONFIG.model, CONFIG.priors)
+    box = np.asarray(decode_boxes(loc[0], priors, (0.1, 0.2)))[prior].clip(0, 1)
+    first = np.flatnonzero(found.image == 0)[0]
+    assert found.label[first] == label + 1
+    np.testing.assert_allclose(found.score[first], scores.max(), rtol=1e-5)
+    known = box * [40, 20, 40, 20] + [1, 1, 0, 0]
+    np.testing.assert_allclose(found.boxes[first], known, atol=1e-3)
+
+
+def test_ground_truth_counts_pixels_from_one():
+    truth = ground_truth(Wide())
+    np.testing.assert_array_equal(truth.image, [0, 0, 2, 2])
+    np.testing.assert_array_equal(truth.boxes[0], [1, 1, 10, 10])
+    np.testing.assert_array_equal(truth.boxes[1], [6, 6, 40, 20])

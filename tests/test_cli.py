@@ -1,0 +1,112 @@
+"""Wrong input: one line, exit status 2, no traceback, nothing written."""
+
+import sys
+
+import pytest
+
+import evaluate as evaluate_main
+import train as train_main
+from ssd_jax.cli import run_main
+from tests.tiny import TINY, change, write_config_file
+
+ANNOTATION = """<annotation><size><width>8</width><height>8</height></size><object>
+<name>dog</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>
+</object></annotation>"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return write_config_file(tmp_path / "tiny.py", TINY)
+
+
+@pytest.fixture
+def failing(monkeypatch, capfd, tmp_path):
+    """Runs a main and returns its one line of error."""
+
+    def run(main, *arguments):
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(sys, "argv", [f"{main.__name__}.py", *map(str, arguments)])
+        assert run_main(main.main) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        after = [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in p.parts]
+        assert after == [p for p in before if "__pycache__" not in p.parts]
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optim.lerning-rate", "3"], "perhaps you meant --optim.learning-rate"),
+        (["--optim.learning-rate", "abc"], "--optim.learning-rate: could not convert"),
+        (["--model.dtype", "float16"], "invalid choice 'float16' for argument '--model.dtype'"),
+        (["--train.batch-size", "0"], "train.batch_size is 0; use 1 or more"),
+        (["--train.batch-size", "3"], "train.batch_size 3 must divide by the 2 devices; try 2"),
+        (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
+        (["--data.train-split", "many"], "data.train_split is 'many'"),
+        (["--data.max-objects", "1"], "has 2 objects"),
+        (["--model.pretrained", "none.npz"], "model.pretrained: there is no file none.npz"),
+    ],
+)
+def test_wrong_values(tiny, failing, tmp_path, arguments, message):
+    if "40" in arguments:
+        arguments = [*arguments, "--model.sources", "conv4_3", "conv8_2"]
+        arguments += ["--model.extras", "8", "8", "4", "1", "0"]
+    err = failing(train_main, "--config", tiny, "--workdir", tmp_path / "run", *arguments)
+    assert message.removeprefix("has 2 objects") in err
+
+
+def test_config_files_that_do_not_work(failing, tmp_path):
+    assert "there is no file" in failing(train_main, "--config", tmp_path / "none.py")
+    assert "--config is missing" in failing(train_main)
+    bad = tmp_path / "bad.py"
+    bad.write_text("1 / 0")
+    assert "fails: ZeroDivisionError" in failing(train_main, "--config", bad)
+    bad.write_text("def get_config(): return 3")
+    assert "gives 3; return a Config" in failing(train_main, "--config", bad)
+    assert "there is no run in" in failing(train_main, "--resume", "--workdir", tmp_path)
+
+
+def test_data_that_is_not_there(failing, tmp_path):
+    config = change(TINY, data={"format": "voc", "root": str(tmp_path / "none")})
+    path = write_config_file(tmp_path / "voc.py", config)
+    err = failing(train_main, "--config", path, "--workdir", tmp_path / "run")
+    assert str(tmp_path / "none") in err
+
+
+def test_a_class_that_the_config_does_not_know(failing, tmp_path):
+    root = tmp_path / "data"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    (root / "Annotations/1.xml").write_text(ANNOTATION)
+    (root / "JPEGImages/1.jpg").write_bytes(b"")
+    (root / "ImageSets/Main/all.txt").write_text("1\n")
+    config = change(
+        TINY,
+        model={"classes": ("cat",)},
+        data={"format": "voc", "root": str(root), "train_split": "all", "eval_split": "all"},
+    )
+    path = write_config_file(tmp_path / "voc.py", config)
+    err = failing(train_main, "--config", path, "--workdir", tmp_path / "run")
+    assert "1.xml" in err
+    assert "dog" in err
+
+
+def test_checkpoints_that_are_not_there(failing, tmp_path):
+    assert "--checkpoint is missing" in failing(evaluate_main)
+    err = failing(evaluate_main, "--checkpoint", tmp_path)
+    assert "there is no checkpoint in" in err
+
+
+@pytest.mark.parametrize("main", [train_main, evaluate_main])
+def test_help_lists_every_field(main, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    for field in ("--model.image-size", "--optim.learning-rate", "--eval.nms-iou", "(pixels)"):
+        assert field in out

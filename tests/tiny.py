@@ -1,0 +1,48 @@
+"""A config that trains in seconds: small generated scenes, a sliver of a network."""
+
+import dataclasses
+
+from ssd_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    PriorConfig,
+    TrainConfig,
+)
+
+TINY = Config(
+    model=ModelConfig(
+        image_size=64,
+        width=0.125,
+        sources=("conv4_3", "conv7"),
+        extras=(),
+        batch_norm=True,
+        cpu_conv="direct",
+    ),
+    priors=PriorConfig(sizes=(16, 32, 64), steps=(), aspect_ratios=((2,), (2,))),
+    data=DataConfig(train_split="train:32", eval_split="test:5", max_objects=8),
+    optim=OptimConfig(learning_rate=0.01, milestones=()),
+    train=TrainConfig(steps=4, batch_size=4, log_every=2, checkpoint_every=2),
+    eval=EvalConfig(batch_size=4, pictures=2),
+)
+
+
+def change(config, **sections):
+    """The config with fields of its sections replaced: change(c, train={"steps": 6})."""
+    return dataclasses.replace(
+        config,
+        **{k: dataclasses.replace(getattr(config, k), **v) for k, v in sections.items()},
+    )
+
+
+def write_config_file(path, config):
+    """A config file that returns `config`."""
+    from ssd_jax.config import to_json
+
+    path.write_text(
+        "from ssd_jax.config import from_json\n"
+        f"def get_config():\n    return from_json({to_json(config)!r})\n"
+    )
+    return path

@@ -1,0 +1,94 @@
+"""A whole run: train, save, resume to the bit, evaluate the checkpoint in the same words."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import evaluate as evaluate_main
+from ssd_jax.config import ConfigError, from_json
+from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
+from ssd_jax.training.loop import TrainingError, train
+from tests.tiny import TINY, change
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "straight"
+    return workdir, train(TINY, workdir)
+
+
+def read_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_docs_say(run):
+    workdir, mean_ap = run
+    config = from_json((workdir / "config.json").read_text())
+    assert config.model.classes == ("circle", "square", "triangle", "star")
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "eval/4/pictures.jpg").stat().st_size > 0
+    lines = read_lines(workdir)
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        ("train", 2),
+        ("train", 4),
+        ("eval", 4),
+    ]
+    assert {"loss", "loss_loc", "loss_conf", "learning_rate", "images_per_s", "data_wait"} <= set(
+        lines[0]
+    )
+    assert lines[-1]["mAP"] == mean_ap
+    assert json.loads((workdir / "eval/4/metrics.json").read_text())["voc/mAP"] == mean_ap
+
+
+def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
+    workdir, mean_ap = run
+    evaluate_main.main(["--checkpoint", str(workdir), "--out", str(tmp_path)])
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    assert ours == json.loads((workdir / "eval/4/metrics.json").read_text())
+    assert ours["voc/mAP"] == mean_ap
+
+
+def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path):
+    straight, mean_ap = run
+    workdir = tmp_path / "resumed"
+    train(change(TINY, train={"steps": 2}), workdir)
+    assert train(TINY, workdir, resume=True) == mean_ap
+    for name in ("4",):
+        config = read_config(workdir / "checkpoints" / name)
+        _, ours = restore_model(workdir / "checkpoints" / name, config)
+        _, known = restore_model(straight / "checkpoints" / name, config)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(known), strict=True):
+            np.testing.assert_array_equal(a, b)
+    steps = [(line["kind"], line["step"]) for line in read_lines(workdir)]
+    assert steps == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
+
+
+def test_a_run_is_not_overwritten(run):
+    with pytest.raises(ConfigError, match="has a run already; add --resume"):
+        train(TINY, run[0])
+
+
+def test_find_checkpoint(run, tmp_path):
+    workdir, _ = run
+    newest = workdir / "checkpoints/4"
+    assert find_checkpoint(workdir) == newest
+    assert find_checkpoint(workdir / "checkpoints") == newest
+    assert find_checkpoint(workdir / "checkpoints/2") == workdir / "checkpoints/2"
+    with pytest.raises(ConfigError, match="there is no checkpoint in"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_is_named(run):
+    checkpoint = find_checkpoint(run[0])
+    other = change(read_config(checkpoint), model={"width": 0.25})
+    with pytest.raises(ConfigError, match=r"does not fit the config: base/conv1_1/"):
+        restore_model(checkpoint, other)
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path):
+    config = change(TINY, optim={"learning_rate": 1e30}, model={"batch_norm": False})
+    with pytest.raises(TrainingError, match=r"not finite between steps 1 and 2|steps 3 and 4"):
+        train(config, tmp_path / "run")

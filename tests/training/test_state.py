@@ -1,0 +1,63 @@
+"""Schedule and optimizer against plain arithmetic."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssd_jax.config import OptimConfig
+from ssd_jax.training.state import join_frozen, make_optimizer, make_schedule, split_frozen
+
+
+def test_multistep_with_warmup():
+    schedule = make_schedule(
+        OptimConfig(learning_rate=1.0, milestones=(10, 20), warmup_steps=4), steps=30
+    )
+    known = [0.25, 0.5, 0.75, 1.0] + [1.0] * 6 + [0.1] * 10 + [0.01] * 10
+    np.testing.assert_allclose([schedule(k) for k in range(30)], known, rtol=1e-6)
+
+
+def test_cosine_ends_at_zero():
+    schedule = make_schedule(OptimConfig(learning_rate=2.0, schedule="cosine"), steps=10)
+    np.testing.assert_allclose(schedule(0), 2.0)
+    np.testing.assert_allclose(schedule(5), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(schedule(10), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("caffe_biases", [False, True])
+def test_sgd_step_by_step(caffe_biases):
+    config = OptimConfig(
+        learning_rate=0.1, milestones=(2,), weight_decay=0.01, caffe_biases=caffe_biases
+    )
+    optimizer = make_optimizer(config, 10)
+    params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(3.0)}}
+    state = optimizer.init(params)
+    known, momentum = {"kernel": 2.0, "bias": 3.0}, {"kernel": 0.0, "bias": 0.0}
+    for k, grad in enumerate((1.0, -0.5, 2.0, 0.25)):
+        grads = {"conv": {"kernel": jnp.float32(grad), "bias": jnp.float32(grad)}}
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in known:
+            plain = caffe_biases and name == "bias"
+            decayed = grad + (0 if plain else 0.01) * known[name]
+            momentum[name] = 0.9 * momentum[name] + decayed
+            rate = (0.1 if k < 2 else 0.01) * (2 if plain else 1)
+            known[name] -= rate * momentum[name]
+        np.testing.assert_allclose(params["conv"]["kernel"], known["kernel"], rtol=1e-5)
+        np.testing.assert_allclose(params["conv"]["bias"], known["bias"], rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient():
+    config = OptimConfig(learning_rate=1.0, milestones=(), weight_decay=0, clip_norm=5.0)
+    optimizer = make_optimizer(config, 10)
+    params = {"a": jnp.zeros(2)}
+    updates, _ = optimizer.update({"a": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], [-3.0, -4.0], rtol=1e-6)
+
+
+def test_split_and_join_are_inverse():
+    params = {"base": {"conv1_1": 1, "conv1_2": 2}, "head": 3}
+    trained, frozen = split_frozen(params, ("conv1_1",))
+    assert trained == {"base": {"conv1_2": 2}, "head": 3}
+    assert frozen == {"conv1_1": 1}
+    assert join_frozen(trained, frozen) == params
