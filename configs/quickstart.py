@@ -15,25 +15,29 @@ from ssd_jax.config import (
 
 
 def get_config() -> Config:
-    """A tenth of SSD300's input area, an eighth of its width, batch norm, 3 sources."""
+    """An eighth of SSD300's cells and a quarter of its width, batch norm, three sources."""
     return Config(
         model=ModelConfig(
             image_size=128,
             width=0.25,
             sources=("conv4_3", "conv7", "conv8_2"),
-            extras=((256, 512, 3, 2, 1),),
             batch_norm=True,
             cpu_conv="direct",
         ),
         priors=PriorConfig(
-            sizes=(18, 36, 60, 84),
+            sizes=(20, 45, 64, 90),
             steps=(8, 16, 32),
             aspect_ratios=((2,), (2,), (2,)),
         ),
         data=DataConfig(
-            format="shapes", train_split="train:2000", eval_split="test:200", expand_ratio=1.5
+            format="shapes",
+            # Every scene is new, so there is nothing for augmentation to make more of.
+            train_split="train:5000",
+            eval_split="test:200",
+            max_objects=16,
+            augment="none",
         ),
-        optim=OptimConfig(learning_rate=0.02, schedule="cosine", warmup_steps=50, clip_norm=10.0),
+        optim=OptimConfig(learning_rate=0.015, schedule="cosine", warmup_steps=30, clip_norm=10.0),
         train=TrainConfig(steps=300, batch_size=16, log_every=20, checkpoint_every=300),
         eval=EvalConfig(batch_size=20),
     )

@@ -2,7 +2,7 @@
 
     python train.py --config configs/ssd300_voc_mini.py --data.root .../voc
 
-For a look at the real network on a CPU; conv1 to conv3 stay as they are.
+For a look at the real network on a CPU; conv1 to conv4 stay as they are.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ def get_config() -> Config:
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, trainable_from="conv4_1"),
+        model=dataclasses.replace(config.model, trainable_from="conv5_1"),
         data=DataConfig(format="voc", root="voc", train_split="trainval", eval_split="test"),
         optim=OptimConfig(
             learning_rate=1e-3,

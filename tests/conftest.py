@@ -1,6 +1,7 @@
 """One process with two CPU devices; no silent rank promotion; warnings are errors (pyproject)."""
 
 import os
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +12,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A program that several tests compile is compiled once; the folder goes with the process.
+_CACHE = tempfile.TemporaryDirectory(prefix="ssd_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ssd_jax.config import Config, ConfigError, from_json
@@ -43,12 +44,20 @@ def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError, naming the first array that differs, for a checkpoint of another shape.
     """
-    with ocp.PyTreeCheckpointer() as reader:
-        path = (checkpoint / "state").absolute()
-        saved = reader.metadata(path).item_metadata.tree
-        _check_shapes(checkpoint, {k: saved.get(k) or {} for k in ("params", "batch_stats")}, like)
-        tree = reader.restore(path)
-    return {"params": tree["params"], "batch_stats": tree["batch_stats"] or {}}
+    path = (checkpoint / "state").absolute()
+    try:
+        reader = ocp.PyTreeCheckpointHandler()
+        tree = reader.metadata(path).tree
+        saved = {name: tree.get(name) or {} for name in ("params", "batch_stats")}
+        _check_shapes(checkpoint, saved, like)
+        # As NumPy arrays: where they lay when they were saved does not matter.
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        return reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(item=saved, restore_args=arrays, partial_restore=True),
+        )
+    except (OSError, KeyError) as error:
+        raise ConfigError(f"{checkpoint} cannot be read: {error}") from None
 
 
 def _check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
