@@ -15,7 +15,7 @@ from ssd_jax.config import (
 
 
 def get_config() -> Config:
-    """SSD300 at a quarter of the width with batch norm; three sources, priors for cells of known size."""
+    """A quarter of SSD300's width, batch norm, three sources, priors for cells of known size."""
     return Config(
         model=ModelConfig(
             width=0.25,

@@ -13,14 +13,18 @@ from ssd_jax.config import Config, ConfigError, UserError
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> int:
-    """The exit status of `main(arguments)`: 0, or 2 and one line for an error of the user's."""
+    """The exit status of `main(arguments)`: 0, 2 and one line for an error of the user's.
+
+    130 for an interrupt from the keyboard, as shells have it.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of the output has left
-        return 1
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

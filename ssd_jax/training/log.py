@@ -11,23 +11,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from ssd_jax.visualize import replace_file
+
 _SHOWN = ("loss", "loss_loc", "loss_conf", "learning_rate", "images_per_s", "data_wait")
 
 
 class RunLog:
     """The log of one run in WORKDIR; only the first process writes.
 
-    Lines after step `start` are dropped from metrics.jsonl, so that a run that goes on from an
-    older checkpoint has every step once.
+    Lines after step `start` are dropped from metrics.jsonl, and one that is there already is not
+    written again, so that a run that goes on from a checkpoint has every step once.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, write: bool = True) -> None:
         self.console = Console(quiet=not write, stderr=False, highlight=False, soft_wrap=True)
         self._lines = None
         self._tensorboard = None
+        self._written: set[tuple[int, str]] = set()
         if write:
             path = workdir / "metrics.jsonl"
-            _drop_after(path, start)
+            self._written = _drop_after(path, start)
             self._lines = path.open("a", encoding="utf-8")
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._progress: Progress | None = None
@@ -66,8 +69,9 @@ class RunLog:
 
     def write(self, step: int, values: Mapping[str, float], *, kind: str) -> None:
         """One line of metrics.jsonl with `kind` "train" or "eval", and the same for TensorBoard."""
-        if not self._lines or not self._tensorboard:
+        if not self._lines or not self._tensorboard or (step, kind) in self._written:
             return
+        self._written.add((step, kind))
         self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -83,16 +87,16 @@ class RunLog:
         self.console.print(text, markup=False)
 
 
-def _drop_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):  # torn when the run was killed
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
+    """Rewrite the file without the lines after `step`; the (step, kind) of the ones that stay."""
+    kept: dict[tuple[int, str], str] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+                if values["step"] <= step:
+                    kept[values["step"], values["kind"]] = line + "\n"
+            except (ValueError, KeyError, TypeError):  # torn when the run was killed
+                continue
+        replace_file(path, "".join(kept.values()).encode())
+    return set(kept)

@@ -18,6 +18,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
         file.write('{"step": 8, "lo')  # torn by a kill
     with RunLog(tmp_path, start=4, steps=9) as log:
         log.write(6, {"loss": 2.0}, kind="train")
+        log.write(4, {"loss": 3.0}, kind="train")  # is there already
     assert steps(path) == [2, 4, 6]
     assert json.loads(path.read_text().splitlines()[-1])["loss"] == 2.0
 

@@ -66,6 +66,9 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path):
             np.testing.assert_array_equal(a, b)
     steps = [(line["kind"], line["step"]) for line in read_lines(workdir)]
     assert steps == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
+    # Once more, after the last step: the same number, and nothing is logged twice.
+    assert train(TINY, workdir, resume=True) == mean_ap
+    assert [(line["kind"], line["step"]) for line in read_lines(workdir)] == steps
 
 
 def test_a_run_is_not_overwritten(run):
