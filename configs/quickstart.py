@@ -15,29 +15,29 @@ from ssd_jax.config import (
 
 
 def get_config() -> Config:
-    """An eighth of SSD300's cells and a quarter of its width, batch norm, three sources."""
+    """A tenth of SSD300's pixels and a quarter of its width, batch norm, three sources."""
     return Config(
         model=ModelConfig(
-            image_size=128,
+            image_size=96,
             width=0.25,
             sources=("conv4_3", "conv7", "conv8_2"),
             batch_norm=True,
             cpu_conv="direct",
         ),
         priors=PriorConfig(
-            sizes=(20, 45, 64, 90),
+            sizes=(16, 40, 60, 80),
             steps=(8, 16, 32),
             aspect_ratios=((2,), (2,), (2,)),
         ),
         data=DataConfig(
             format="shapes",
             # Every scene is new, so there is nothing for augmentation to make more of.
-            train_split="train:5000",
+            train_split="train:8000",
             eval_split="test:200",
             max_objects=16,
             augment="none",
         ),
-        optim=OptimConfig(learning_rate=0.015, schedule="cosine", warmup_steps=30, clip_norm=10.0),
-        train=TrainConfig(steps=300, batch_size=16, log_every=20, checkpoint_every=300),
+        optim=OptimConfig(learning_rate=0.012, schedule="cosine", warmup_steps=30, clip_norm=10.0),
+        train=TrainConfig(steps=900, batch_size=8, log_every=50, checkpoint_every=900),
         eval=EvalConfig(batch_size=20),
     )
