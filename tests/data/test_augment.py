@@ -305,7 +305,7 @@ class TestRandomCrop:
         """All seven find a crop here, so that each is drawn one time in seven."""
         asked = []
 
-        def whole_quarter(rng, boxes, width, height, min_iou):
+        def whole_quarter(rng, boxes, width, height, min_iou, **_):
             asked.append(min_iou)
             k = CROP_IOUS.index(min_iou) + 1
             return np.array([0, 0, width - k, height])
@@ -320,7 +320,7 @@ class TestRandomCrop:
         assert (np.abs(counts - 300) < 60).all()
 
     def test_samplers_that_find_nothing_are_not_drawn(self, monkeypatch):
-        monkeypatch.setattr(augment, "sample_crop", lambda *_: None)
+        monkeypatch.setattr(augment, "sample_crop", lambda *_, **__: None)
         image, boxes = noise(), np.array([[0, 0, 1, 1]], np.float32)
         for seed in range(20):
             out, kept, _ = random_crop(np.random.default_rng(seed), image, boxes, np.ones(1, int))
@@ -334,7 +334,7 @@ class TestRandomCrop:
         height, width = image.shape[:2]
         crops = []
         original = augment.sample_crop
-        augment.sample_crop = lambda *a: crops.append(original(*a)) or crops[-1]
+        augment.sample_crop = lambda *a, **k: crops.append(original(*a, **k)) or crops[-1]
         try:
             out, kept, kinds = random_crop(rng, image, boxes, labels)
         finally:

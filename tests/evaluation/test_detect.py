@@ -1,5 +1,7 @@
 """Detection over a source: pixels of the original images, any batch size, any devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,9 +43,10 @@ class Wide:
         raise AssertionError("evaluation reads images and annotations apart")
 
 
+@functools.cache
 def variables():
     model = make_model(CONFIG.model, CONFIG.priors)
-    return model, model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
 
 
 def table(batch_size):

@@ -64,7 +64,7 @@ def test_outputs_follow_the_order_of_the_priors():
     )
     priors = PriorConfig(sizes=(16, 32, 64), steps=(8, 16), aspect_ratios=((2,), (2, 3)))
     model = make_model(config, priors)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     flat = traverse_util.flatten_dict(params)
     for name, boxes in (("conv4_3", 4), ("conv7", 6)):
         path = (f"head_{name}", "loc")
@@ -83,11 +83,11 @@ def test_bfloat16_computes_low_and_returns_float32():
     )
     priors = PriorConfig(sizes=(30, 60), steps=(), aspect_ratios=((2,),))
     model = make_model(config, priors)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     image = jax.random.uniform(jax.random.key(1), (1, 96, 96, 3), maxval=255)
-    low = model.apply(variables, image)
-    high = make_model(dataclasses.replace(config, dtype="float32"), priors).apply(variables, image)
+    full = make_model(dataclasses.replace(config, dtype="float32"), priors)
+    low, high = (jax.jit(m.apply)(variables, image) for m in (model, full))
     for a, b in zip(low, high, strict=True):
         assert a.dtype == jnp.float32
         assert 0 < float(jnp.abs(a - b).max()) < 0.05 * float(jnp.abs(b).max())

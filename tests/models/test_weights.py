@@ -18,7 +18,8 @@ PRIORS = PriorConfig(sizes=(16, 32, 64), steps=(), aspect_ratios=((), ()))
 
 @pytest.fixture(scope="module")
 def params():
-    return make_model(CONFIG, PRIORS).init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    init = jax.jit(make_model(CONFIG, PRIORS).init)
+    return init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def assert_close(a, b, tolerance):
 @pytest.mark.parametrize("devices", [2, 8])
 def test_several_devices_take_the_step_of_one(devices):
     if jax.local_device_count() < devices:
-        pytest.skip("needs 8 devices; test_with_eight_devices runs it in a process that has them")
+        pytest.skip("needs 8 devices; test_with_eight_devices (slow) has them")
     one, losses_one = run(1)
     several, losses_several = run(devices)
     np.testing.assert_allclose(losses_one, losses_several, rtol=1e-6)
@@ -90,10 +90,11 @@ def test_several_devices_take_the_step_of_one(devices):
     assert int(several.step) == 3
 
 
+@pytest.mark.slow
 def test_with_eight_devices():
     if jax.local_device_count() == 8:
         pytest.skip("this is the process with eight devices")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "several and 8"]
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "several and 8", "-m", ""]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         command, env=os.environ | flags, capture_output=True, text=True, check=False
@@ -112,9 +113,8 @@ def test_a_device_without_positives_is_no_special_case():
 
 def test_a_batch_without_objects_is_finite_and_changes_nothing_but_decay():
     batch = tiny_batch(empty=range(8))
-    model = dataclasses.replace(TINY, batch_norm=False)
-    before, _ = run(1, steps=0, model=model)
-    after, losses = run(1, steps=1, model=model, batch=batch)
+    before, _ = run(1, steps=0)
+    after, losses = run(1, steps=1, batch=batch)
     assert losses == [0.0]
     decayed = jax.tree.map(lambda p: p * (1 - 1e-4 * 5e-4), before.params)
     assert_close(after.params, decayed, 1e-7)
