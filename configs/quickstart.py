@@ -25,7 +25,7 @@ def get_config() -> Config:
             cpu_conv="direct",
         ),
         priors=PriorConfig(
-            sizes=(16, 40, 60, 80),
+            sizes=(16, 54, 66, 80),
             steps=(8, 16, 32),
             aspect_ratios=((2,), (2,), (2,)),
         ),
@@ -38,6 +38,6 @@ def get_config() -> Config:
             augment="none",
         ),
         optim=OptimConfig(learning_rate=0.012, schedule="cosine", warmup_steps=30, clip_norm=10.0),
-        train=TrainConfig(steps=900, batch_size=8, log_every=50, checkpoint_every=900),
+        train=TrainConfig(steps=1000, batch_size=8, log_every=50, checkpoint_every=1000),
         eval=EvalConfig(batch_size=20),
     )
