@@ -48,7 +48,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--train.batch-size", "3"], "train.batch_size 3 must divide by the 2 devices; try 2"),
         (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
-        (["--data.max-objects", "1"], "has 2 objects"),
+        (["--data.max-objects", "1"], "objects and data.max_objects is 1"),
         (["--model.pretrained", "none.npz"], "model.pretrained: there is no file none.npz"),
     ],
 )
@@ -57,7 +57,7 @@ def test_wrong_values(tiny, failing, tmp_path, arguments, message):
         arguments = [*arguments, "--model.sources", "conv4_3", "conv8_2"]
         arguments += ["--model.extras", "8", "8", "4", "1", "0"]
     err = failing(train_main, "--config", tiny, "--workdir", tmp_path / "run", *arguments)
-    assert message.removeprefix("has 2 objects") in err
+    assert message in err
 
 
 def test_config_files_that_do_not_work(failing, tmp_path):

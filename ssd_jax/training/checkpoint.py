@@ -53,10 +53,6 @@ class Checkpoints:
         )
         return restored.state, restored.data
 
-    def wait(self) -> None:
-        """Return when everything saved so far is complete."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
         """Wait for a save in the background and release the manager."""
         self._manager.close()

@@ -29,8 +29,13 @@ def test_ssd300_has_the_published_size():
 def test_ssd512_is_ssd300_with_one_extra_pair_and_source_more():
     assert feature_sizes(SSD512) == (64, 32, 16, 8, 4, 2, 1)
     assert len(model_priors(SSD512, SSD512_PRIORS)) == 24_564
-    conv = lambda k, i, o: k * k * i * o + o  # noqa: E731
-    head = lambda boxes, channels: conv(3, channels, boxes * 25)  # noqa: E731
+
+    def conv(k, i, o):
+        return k * k * i * o + o
+
+    def head(boxes, channels):
+        return conv(3, channels, boxes * 25)
+
     # Layers 9_2 and 10_2 only change stride and padding; conv11 has the same size, conv12 a 4x4
     # kernel; the source conv10_2 has 6 boxes instead of 4, and conv12_2 brings 4 more.
     more = conv(1, 256, 128) + conv(4, 128, 256)

@@ -61,9 +61,9 @@ def tiny_batch(size=8, seed=0, empty=()):
     }
 
 
-def run(devices, steps=3, model=TINY, batch=None, train=TrainConfig(batch_size=8)):  # noqa: B008
+def run(devices, steps=3, model=TINY, batch=None):
     devices = jax.local_devices()[:devices]
-    step, state = make_step(model, TINY_PRIORS, train, OPTIM, devices)
+    step, state = make_step(model, TINY_PRIORS, TrainConfig(batch_size=8), OPTIM, devices)
     state = replicate(state, devices)
     losses = []
     for k in range(steps):
