@@ -172,18 +172,41 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class TfdsFields:
+    """Names of the features of a TFDS data set, / between levels. The defaults fit VOC and COCO."""
+
+    image: str = "image"
+    """The image."""
+    boxes: str = "objects/bbox"
+    """Boxes: a sequence of TFDS's BBoxFeature."""
+    labels: str = "objects/label"
+    """Classes: a sequence of ClassLabel; their names are the data set's own."""
+    difficult: str = "objects/is_difficult"
+    """Marks of difficult objects; a data set without this feature has none."""
+    crowd: str = "objects/is_crowd"
+    """Marks of crowds; a data set without this feature has none."""
+
+    def __post_init__(self) -> None:
+        for name in ("image", "boxes", "labels"):
+            _check(getattr(self, name) != "", f"data.tfds.{name} is empty; name the feature")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the images come from and what is done to them."""
 
-    format: Literal["shapes", "voc", "coco"] = "shapes"
+    format: Literal["shapes", "voc", "coco", "auto", "tfds"] = "shapes"
     """shapes: scenes generated on the fly; voc: a folder with Annotations/, JPEGImages/ and
     ImageSets/Main/, or a VOCdevkit of them; coco: annotations/instances_SPLIT.json, with the
-    images in SPLIT/, images/SPLIT/, images/ or JPEGImages/."""
+    images in SPLIT/, images/SPLIT/, images/ or JPEGImages/; auto: voc or coco, whichever the
+    folder is; tfds: data sets that python -m ssd_jax.data prepare has built."""
     root: str = ""
-    """Folder of the data set (voc, coco); the VOCdevkit where the splits name a year."""
+    """Folder of the data set (voc, coco); the VOCdevkit where the splits name a year. tfds: the
+    folder of all of them; empty: ~/tensorflow_datasets."""
     train_split: str = "train:2000"
     """What to train on. voc: a list in ImageSets/Main; in a VOCdevkit YEAR:LIST. coco: SPLIT, e.g.
-    train2017. Several are joined by +, e.g. 2007:trainval+2012:trainval. shapes: NAME:COUNT."""
+    train2017. tfds: NAME:SPLIT, e.g. voc/2007:train. Several are joined by +, e.g.
+    2007:trainval+2012:trainval. shapes: NAME:COUNT."""
     eval_split: str = "test:200"
     """What to evaluate on; the same form."""
     class_file: str = ""
@@ -193,8 +216,11 @@ class DataConfig:
     use_difficult: bool = True
     """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside. COCO's
     crowds are never trained on."""
-    augment: Literal["caffe", "none"] = "caffe"
-    """caffe: the full augmentation of the SSD paper; none: resize only."""
+    use_empty: bool = True
+    """Train on images without an object to train on. Evaluation always has all images."""
+    augment: Literal["caffe", "ssd.pytorch", "none"] = "caffe"
+    """caffe: the full augmentation of the SSD paper; ssd.pytorch: what that program does, smallest
+    IoU of its crops not held; none: resize only."""
     expand_ratio: float = 4.0
     """Largest side of the canvas that an image is placed on (times the image); 1: no expansion."""
     crop_scale: float = 0.3
@@ -205,6 +231,8 @@ class DataConfig:
     """Mirror top to bottom as well; for images without an up, as from a microscope or the air."""
     workers: int = 0
     """Processes that load and augment; 0: in the training process, in threads."""
+    tfds: TfdsFields = field(default_factory=TfdsFields)
+    """Where a record of a TFDS data set has what; tfds only."""
 
     def __post_init__(self) -> None:
         _check(self.max_objects > 0, f"data.max_objects is {self.max_objects}; use 1 or more")
@@ -216,7 +244,7 @@ class DataConfig:
         )
         _check(self.crop_aspect >= 1, f"data.crop_aspect is {self.crop_aspect}; use 1.0 or more")
         _check(
-            self.format == "shapes" or self.root != "",
+            self.format in ("shapes", "tfds") or self.root != "",
             "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",
         )
 
