@@ -2,6 +2,11 @@
 
 Images are RGB uint8 [H, W, 3]; boxes float32 [n, 4], xyxy, in [0, 1]; labels int32 [n]. Nothing
 is changed in place. Randomness is handed in, and an image without objects passes through all.
+
+Where the pixels come from is drawn first: a view, int64 [4], xyxy in pixels of the image, which
+reaches beyond the image where the canvas of the expansion is seen. Colours are then changed in
+that part of the image alone, and it is sampled once. That gives what changing the whole image,
+laying it on a canvas and cutting the crop out of it would give.
 """
 
 import cv2
@@ -13,7 +18,7 @@ CROP_TRIES = 50
 CROP_SCALE = 0.3
 CROP_ASPECT = 2.0
 
-_INTERPOLATIONS = (
+INTERPOLATIONS = (
     cv2.INTER_LINEAR,
     cv2.INTER_AREA,
     cv2.INTER_NEAREST,
@@ -22,7 +27,7 @@ _INTERPOLATIONS = (
 )
 
 
-def augment_train(
+def augment_caffe(
     rng: np.random.Generator,
     image: np.ndarray,
     boxes: np.ndarray,
@@ -53,21 +58,174 @@ def augment_train(
         uint8 [size, size, 3], and the boxes and labels of the objects that are left: at least
         one if there was one.
     """
-    image = photometric_distort(rng, image)
-    image, boxes = expand(rng, image, boxes, fill, expand_ratio)
-    image, boxes, labels = random_crop(
-        rng, image, boxes, labels, scale=crop_scale, aspect=crop_aspect
-    )
-    image = random_resize(rng, image, size)
-    image, boxes = horizontal_flip(rng, image, boxes)
+    height, width = image.shape[:2]
+    boxes_px = boxes.astype(np.float64) * [width, height, width, height]
+    view = expand(rng, width, height, expand_ratio)
+    view = random_crop(rng, boxes_px, view, scale=crop_scale, aspect=crop_aspect)
+    part, margins = cut(image, view)
+    part = photometric_distort(rng, part)
+    interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
+    out = resample(part, margins, size, fill, interpolation)
+    boxes, inside = boxes_in_view(boxes_px, view)
+    out, boxes = horizontal_flip(rng, out, boxes)
     if flip_vertically:
-        image, boxes = vertical_flip(rng, image, boxes)
-    return image, boxes, labels
+        out, boxes = vertical_flip(rng, out, boxes)
+    return out, boxes, labels[inside]
 
 
 def preprocess_eval(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: the image stretched to a square, bilinear."""
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def expand(rng: np.random.Generator, width: int, height: int, max_ratio: float) -> np.ndarray:
+    """With probability 0.5 a larger canvas round the image: smaller objects.
+
+    Args:
+        rng: decides everything.
+        width: of the image (pixels).
+        height: of the image (pixels).
+        max_ratio: the canvas has 1 to this many times the image's sides.
+
+    Returns:
+        A view: the canvas in pixels of the image, which lies anywhere on it.
+    """
+    if rng.random() >= 0.5 or max_ratio == 1:
+        return np.array([0, 0, width, height])
+    ratio = rng.uniform(1, max_ratio)
+    canvas_w, canvas_h = int(width * ratio), int(height * ratio)
+    left = int(rng.integers(canvas_w - width + 1))
+    top = int(rng.integers(canvas_h - height + 1))
+    return np.array([-left, -top, canvas_w - left, canvas_h - top])
+
+
+def random_crop(
+    rng: np.random.Generator,
+    boxes_px: np.ndarray,
+    view: np.ndarray,
+    *,
+    scale: float = CROP_SCALE,
+    aspect: float = CROP_ASPECT,
+) -> np.ndarray:
+    """The view or a part of it: one of seven samplers, drawn among those that find a crop.
+
+    One keeps the view whole, the six of CROP_IOUS try to find a crop (`sample_crop`). They are
+    asked in random order and the first crop found is taken: each that would find one is as
+    likely, as when all are asked first. A view without objects stays whole, as in Caffe.
+
+    Args:
+        rng: decides everything.
+        boxes_px: float64 [n, 4], inside the view.
+        view: int64 [4].
+        scale: see `sample_crop`.
+        aspect: see `sample_crop`.
+
+    Returns:
+        A view, int64 [4].
+    """
+    if len(boxes_px) == 0:
+        return view
+    for k in rng.permutation(len(CROP_IOUS) + 1):
+        if k == len(CROP_IOUS):
+            return view
+        crop = sample_crop(rng, boxes_px, view, CROP_IOUS[k], scale=scale, aspect=aspect)
+        if crop is not None:
+            return crop
+    raise AssertionError("one of the samplers keeps the view whole")
+
+
+def sample_crop(
+    rng: np.random.Generator,
+    boxes_px: np.ndarray,
+    view: np.ndarray,
+    min_iou: float,
+    *,
+    scale: float = CROP_SCALE,
+    aspect: float = CROP_ASPECT,
+) -> np.ndarray | None:
+    """A random part of a view that keeps an object whose IoU with it is `min_iou` or more.
+
+    A crop has `scale` to 1 of the view's sides, in the mean, and 1 / `aspect` to `aspect` of its
+    aspect ratio: 0.3 and 2 in Caffe. It keeps the objects whose centre is inside. Caffe asks the
+    IoU of any object, so that its crops can lose the object that let them pass, or all; here one
+    object both passes and stays.
+
+    Args:
+        rng: decides everything.
+        boxes_px: float64 [n, 4], inside the view.
+        view: int64 [4].
+        min_iou: 0 takes any crop that keeps an object.
+        scale: smallest side, in the mean (times the view's).
+        aspect: largest stretch, 1 or more.
+
+    Returns:
+        A view, int64 [4]; None if CROP_TRIES crops were no good.
+    """
+    scales = rng.uniform(scale, 1, CROP_TRIES)
+    aspects = rng.uniform(np.maximum(1 / aspect, scales**2), np.minimum(aspect, scales**-2))
+    shares = np.stack([scales * np.sqrt(aspects), scales / np.sqrt(aspects)], 1)
+    # Whole pixels first, so that what is checked is what is cut.
+    whole = view[2:] - view[:2]
+    sides: np.ndarray = (shares * whole).round().astype(np.int64).clip(1, whole)
+    corner = view[:2] + rng.integers(whole - sides, endpoint=True)
+    crops = np.concatenate([corner, corner + sides], 1)
+
+    low = np.maximum(crops[:, None, :2], boxes_px[None, :, :2])
+    high = np.minimum(crops[:, None, 2:], boxes_px[None, :, 2:])
+    common = (high - low).clip(0).prod(2)
+    areas = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(1)
+    iou = common / (sides.prod(1)[:, None] + areas - common)
+    good = (_centres_inside(crops[:, None], boxes_px) & (iou >= min_iou)).any(1)
+    return crops[good.argmax()] if good.any() else None
+
+
+def boxes_in_view(boxes_px: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The objects whose centre is in the view.
+
+    Returns:
+        float32 [k, 4], their boxes in [0, 1] of the view, clipped to it; bool [n], which they are.
+    """
+    inside = _centres_inside(view, boxes_px)
+    sides = view[2:] - view[:2]
+    moved = (boxes_px[inside] - np.tile(view[:2], 2)) / np.tile(sides, 2)
+    return moved.clip(0, 1).astype(np.float32), inside
+
+
+def cut(image: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """The part of an image that is in a view, not copied, and what of the view is beyond it.
+
+    Returns:
+        [h, w, 3]; the margins of the view round it: top, bottom, left, right (pixels).
+    """
+    left, top, right, bottom = view.tolist()
+    height, width = image.shape[:2]
+    part = image[max(top, 0) : bottom, max(left, 0) : right]
+    return part, (max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0))
+
+
+def resample(
+    part: np.ndarray,
+    margins: tuple[int, int, int, int],
+    size: int,
+    fill: tuple[float, float, float],
+    interpolation: int = cv2.INTER_LINEAR,
+) -> np.ndarray:
+    """A view at the size of the network's input.
+
+    Args:
+        part: uint8 or float32 [h, w, 3], what of the image is in the view.
+        margins: as of `cut`.
+        size: side of the result (pixels).
+        fill: RGB of the margins.
+        interpolation: one of OpenCV's.
+
+    Returns:
+        [size, size, 3] of the part's type.
+    """
+    if any(margins):
+        colour = [round(c) for c in fill]
+        part = cv2.copyMakeBorder(part, *margins, cv2.BORDER_CONSTANT, value=colour)
+    return cv2.resize(part, (size, size), interpolation=interpolation)
 
 
 def photometric_distort(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -93,129 +251,6 @@ def photometric_distort(rng: np.random.Generator, image: np.ndarray) -> np.ndarr
     if contrast_last and contrast != 1:
         image = cv2.LUT(image, _to_levels(levels * contrast))
     return image
-
-
-def expand(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    boxes: np.ndarray,
-    fill: tuple[float, float, float],
-    max_ratio: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """With probability 0.5 the image somewhere on a larger canvas: smaller objects.
-
-    Args:
-        rng: decides everything.
-        image: uint8 [H, W, 3].
-        boxes: float32 [n, 4].
-        fill: RGB of the canvas.
-        max_ratio: the canvas has 1 to this many times the image's sides.
-
-    Returns:
-        The canvas, uint8, and the boxes on it.
-    """
-    if rng.random() >= 0.5 or max_ratio == 1:
-        return image, boxes
-    ratio = rng.uniform(1, max_ratio)
-    height, width = image.shape[:2]
-    canvas_w, canvas_h = int(width * ratio), int(height * ratio)
-    left = int(rng.integers(canvas_w - width + 1))
-    top = int(rng.integers(canvas_h - height + 1))
-    margins = (top, canvas_h - height - top, left, canvas_w - width - left)
-    colour = [round(c) for c in fill]
-    canvas = cv2.copyMakeBorder(image, *margins, cv2.BORDER_CONSTANT, value=colour)
-    boxes_px = boxes * _sides(width, height) + np.array([left, top, left, top], np.float32)
-    return canvas, (boxes_px / _sides(canvas_w, canvas_h)).clip(0, 1)
-
-
-def random_crop(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    *,
-    scale: float = CROP_SCALE,
-    aspect: float = CROP_ASPECT,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image or a part of it: one of seven samplers, drawn among those that found a crop.
-
-    One keeps the image whole, the six of CROP_IOUS try to find a crop (`sample_crop`). Objects
-    whose centre is inside the crop stay, clipped to it. An image without objects stays whole, as
-    in Caffe.
-
-    Returns:
-        A view of the image, and the boxes and labels that stay: at least one if there was one.
-    """
-    if len(boxes) == 0:
-        return image, boxes, labels
-    height, width = image.shape[:2]
-    boxes_px = boxes.astype(np.float64) * _sides(width, height)
-    found = [
-        sample_crop(rng, boxes_px, width, height, min_iou, scale=scale, aspect=aspect)
-        for min_iou in CROP_IOUS
-    ]
-    crops = [None, *(crop for crop in found if crop is not None)]
-    crop = crops[rng.integers(len(crops))]
-    if crop is None:
-        return image, boxes, labels
-
-    left, top, right, bottom = crop.tolist()
-    inside = _centres_inside(crop, boxes_px)
-    moved = (boxes_px[inside] - [left, top, left, top]) / _sides(right - left, bottom - top)
-    return image[top:bottom, left:right], moved.clip(0, 1).astype(np.float32), labels[inside]
-
-
-def sample_crop(
-    rng: np.random.Generator,
-    boxes_px: np.ndarray,
-    width: int,
-    height: int,
-    min_iou: float,
-    *,
-    scale: float = CROP_SCALE,
-    aspect: float = CROP_ASPECT,
-) -> np.ndarray | None:
-    """A random crop that keeps an object whose IoU with the crop is `min_iou` or more.
-
-    A crop has `scale` to 1 of the image's sides, in the mean, and 1 / `aspect` to `aspect` of its
-    aspect ratio: 0.3 and 2 in Caffe. It keeps the objects whose centre is inside. Caffe asks the
-    IoU of any object, so that its crops can lose the object that let them pass, or all; here one
-    object both passes and stays.
-
-    Args:
-        rng: decides everything.
-        boxes_px: float [n, 4], xyxy in pixels.
-        width: of the image (pixels).
-        height: of the image (pixels).
-        min_iou: 0 takes any crop that keeps an object.
-        scale: smallest side, in the mean (times the image).
-        aspect: largest stretch, 1 or more.
-
-    Returns:
-        int64 [4], xyxy in whole pixels; None if CROP_TRIES crops were no good.
-    """
-    scales = rng.uniform(scale, 1, CROP_TRIES)
-    aspects = rng.uniform(np.maximum(1 / aspect, scales**2), np.minimum(aspect, scales**-2))
-    shares = np.stack([scales * np.sqrt(aspects), scales / np.sqrt(aspects)], 1)
-    # Whole pixels first, so that what is checked is what is cut.
-    sides: np.ndarray = (shares * (width, height)).round().astype(np.int64).clip(1, (width, height))
-    room = np.array([width, height], np.int64) - sides
-    corner = rng.integers(room, endpoint=True)
-    crops = np.concatenate([corner, corner + sides], 1)
-
-    low = np.maximum(crops[:, None, :2], boxes_px[None, :, :2])
-    high = np.minimum(crops[:, None, 2:], boxes_px[None, :, 2:])
-    common = (high - low).clip(0).prod(2)
-    areas = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(1)
-    iou = common / (sides.prod(1)[:, None] + areas - common)
-    good = (_centres_inside(crops[:, None], boxes_px) & (iou >= min_iou)).any(1)
-    return crops[good.argmax()] if good.any() else None
-
-
-def random_resize(rng: np.random.Generator, image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [size, size, 3] by one of OpenCV's five interpolations."""
-    how = _INTERPOLATIONS[rng.integers(len(_INTERPOLATIONS))]
-    return cv2.resize(image, (size, size), interpolation=how)
 
 
 def horizontal_flip(
@@ -246,7 +281,3 @@ def _centres_inside(crop: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def _to_levels(values: np.ndarray) -> np.ndarray:
     return np.rint(values).clip(0, 255).astype(np.uint8)
-
-
-def _sides(width: int, height: int) -> np.ndarray:
-    return np.array([width, height, width, height], np.float32)

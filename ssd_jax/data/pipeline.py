@@ -17,9 +17,10 @@ import numpy as np
 from absl import flags
 
 from ssd_jax.config import ConfigError, DataConfig
-from ssd_jax.data.augment import augment_train, preprocess_eval
+from ssd_jax.data.augment import augment_caffe, preprocess_eval
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.records import Annotation, Example, Source
+from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
 
 Batch = dict[str, np.ndarray]
 
@@ -158,23 +159,21 @@ def train_batches(
         worker processes end then.
 
     Raises:
-        DataError: the source is empty, or a record has more objects than M.
+        DataError: there is no record to train on, or one has more objects than M.
     """
-    if len(source) == 0:
-        raise DataError("the training split has no image; name another in data.train_split")
-    _check_max_objects(source, data)
+    used = _records_to_use(source, data)
     # Grain takes seed + epoch for the order of an epoch; a hash keeps the epochs of seed 1 from
     # being those of seed 0, one later.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    records = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat()
+    records = grain.MapDataset.source(used).shuffle(order_seed).repeat()
     return TrainBatches(
-        records.map_with_index(_WithEpoch(len(source))),
+        records.map_with_index(_WithEpoch(len(used))),
         _MakeTrainBatch(source, data, image_size, mean, seed),
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
         workers=data.workers,
-        identity={"records": len(source), "seed": seed},
+        identity={"records": len(used), "seed": seed},
     )
 
 
@@ -281,7 +280,8 @@ class _MakeTrainBatch:
         boxes, labels = example.boxes[used], example.labels[used]
         if self._data.augment == "none":
             return preprocess_eval(example.image, self._size), boxes, labels
-        return augment_train(
+        augment = augment_caffe if self._data.augment == "caffe" else augment_ssd_pytorch
+        return augment(
             np.random.default_rng([self._seed, epoch, record]),
             example.image,
             boxes,
@@ -310,20 +310,24 @@ class _MakeEvalBatch:
         return {"image": image, "index": records}
 
 
-def _check_max_objects(source: Source, data: DataConfig) -> None:
-    """Raises DataError if a record has more objects than the padding has room for."""
-    worst: Annotation | None = None
-    most = data.max_objects
-    for i in range(len(source)):
-        annotation = source.annotation(i)
-        count = int(_used(annotation, data).sum())
-        if count > most:
-            worst, most = annotation, count
-    if worst is not None:
+def _records_to_use(source: Source, data: DataConfig) -> list[int]:
+    """The records to train on.
+
+    Raises DataError if there is none, or if one has more objects than the padding has room for.
+    """
+    counts = [int(_used(source.annotation(i), data).sum()) for i in range(len(source))]
+    most = max(counts, default=0)
+    if most > data.max_objects:
+        worst = source.annotation(counts.index(most)).image_id
         raise DataError(
-            f"{worst.image_id} has {most} objects and data.max_objects is {data.max_objects}; "
+            f"{worst} has {most} objects and data.max_objects is {data.max_objects}; "
             f"set data.max_objects to {most} or more"
         )
+    used = [i for i, count in enumerate(counts) if count or data.use_empty]
+    if not used:
+        what = "image" if data.use_empty else "image with an object to train on"
+        raise DataError(f"the training split has no {what}; name another in data.train_split")
+    return used
 
 
 def _used(record: Annotation | Example, data: DataConfig) -> np.ndarray:

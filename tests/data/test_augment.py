@@ -8,19 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.data import augment
+from ssd_jax.data import augment, ssd_pytorch
 from ssd_jax.data.augment import (
     CROP_IOUS,
-    augment_train,
+    augment_caffe,
+    boxes_in_view,
+    cut,
     expand,
     horizontal_flip,
     photometric_distort,
     preprocess_eval,
     random_crop,
-    random_resize,
+    resample,
     sample_crop,
     vertical_flip,
 )
+from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
+from tests.data import literal_augment
 
 FILL = (123.0, 117.0, 104.0)
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
@@ -61,24 +65,32 @@ def check_boxes(boxes, n):
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-class TestAugmentTrain:
-    @given(scenes(), st.booleans(), st.sampled_from([1.0, 1.5, 4.0]))
-    @settings(max_examples=150, deadline=None)
-    def test_every_draw_keeps_the_contract(self, scene, upright, ratio):
-        rng, image, boxes, labels = scene
-        before = image.copy(), boxes.copy(), labels.copy()
-        out, kept, kinds = augment_train(
+BOTH = {"caffe": augment_caffe, "ssd.pytorch": augment_ssd_pytorch}
+LITERAL = {"caffe": literal_augment.caffe, "ssd.pytorch": literal_augment.ssd_pytorch}
+
+
+@pytest.mark.parametrize("name", BOTH)
+class TestAugment:
+    def run(self, name, rng, image, boxes, labels, ratio=4.0, upright=True, size=24):
+        return BOTH[name](
             rng,
             image,
             boxes,
             labels,
-            size=24,
+            size=size,
             fill=FILL,
             expand_ratio=ratio,
             crop_scale=0.3,
             crop_aspect=2,
             flip_vertically=upright,
         )
+
+    @given(scenes(), st.booleans(), st.sampled_from([1.0, 1.5, 4.0]))
+    @settings(max_examples=150, deadline=None)
+    def test_every_draw_keeps_the_contract(self, name, scene, upright, ratio):
+        rng, image, boxes, labels = scene
+        before = image.copy(), boxes.copy(), labels.copy()
+        out, kept, kinds = self.run(name, rng, image, boxes, labels, ratio, upright)
         assert out.shape == (24, 24, 3)
         assert out.dtype == np.uint8
         check_boxes(kept, len(kinds))
@@ -88,39 +100,51 @@ class TestAugmentTrain:
         for mine, theirs in zip((image, boxes, labels), before, strict=True):
             np.testing.assert_array_equal(mine, theirs)
 
-    def test_the_generator_decides(self):
+    @given(scenes(), st.booleans(), st.sampled_from([1.0, 4.0]), st.integers(0, 2**32 - 1))
+    @settings(max_examples=300, deadline=None)
+    def test_is_the_literal_one(self, name, scene, upright, ratio, seed):
+        """The same pixels and the same objects."""
+        _, image, boxes, labels = scene
+        ours = self.run(name, np.random.default_rng(seed), image, boxes, labels, ratio, upright)
+        literal = LITERAL[name](
+            np.random.default_rng(seed),
+            image,
+            boxes,
+            labels,
+            size=24,
+            fill=FILL,
+            expand_ratio=ratio,
+            scale=0.3,
+            aspect=2,
+            upright=upright,
+        )
+        # OpenCV rounds a pixel's uint8 colour one level up or down by its place in the row.
+        levels = 3 if name == "caffe" else 0
+        np.testing.assert_allclose(ours[0].astype(int), literal[0].astype(int), atol=levels)
+        np.testing.assert_allclose(ours[1], literal[1], atol=1e-6)
+        np.testing.assert_array_equal(ours[2], literal[2])
+
+    def test_the_generator_decides(self, name):
         def run(seed):
             boxes, labels = np.array([[0.2, 0.2, 0.8, 0.7]], np.float32), np.ones(1, np.int32)
-            rng = np.random.default_rng(seed)
-            return augment_train(
-                rng,
-                noise(),
-                boxes,
-                labels,
-                size=16,
-                fill=FILL,
-                expand_ratio=4,
-                crop_scale=0.3,
-                crop_aspect=2,
-                flip_vertically=True,
-            )
+            return self.run(name, np.random.default_rng(seed), noise(), boxes, labels)
 
         for one, two in zip(run(5), run(5), strict=True):
             np.testing.assert_array_equal(one, two)
         assert not np.array_equal(run(5)[0], run(6)[0])
 
-    def test_boxes_follow_the_pixels(self):
+    def test_boxes_follow_the_pixels(self, name, monkeypatch):
         """A white square on black stays where its box says, through everything but colours."""
+        module = augment if name == "caffe" else ssd_pytorch
+        monkeypatch.setattr(module, "photometric_distort", lambda _, image: image)
+        monkeypatch.setattr(augment, "INTERPOLATIONS", (cv2.INTER_LINEAR,))
+        monkeypatch.setitem(globals(), "FILL", (0, 0, 0))
         image = np.zeros((120, 160, 3), np.uint8)
         image[30:90, 40:100] = 255
         boxes = np.array([[40 / 160, 30 / 120, 100 / 160, 90 / 120]], np.float32)
         rng, seen = np.random.default_rng(0), 0
         for _ in range(200):
-            out, kept = expand(rng, image, boxes, (0, 0, 0), 3.0)
-            out, kept, _ = random_crop(rng, out, kept, np.ones(1, np.int32))
-            out = preprocess_eval(out, 200)
-            out, kept = horizontal_flip(rng, out, kept)
-            out, kept = vertical_flip(rng, out, kept)
+            out, kept, _ = self.run(name, rng, image, boxes, np.ones(1, np.int32), 3.0, size=200)
             x, y, w, h = cv2.boundingRect((out[..., 0] > 127).astype(np.uint8))
             np.testing.assert_allclose([x, y, x + w, y + h], kept[0] * 200, atol=2)
             seen += kept.min() > 0 and kept.max() < 1
@@ -213,157 +237,169 @@ class TestPhotometricDistort:
 class TestExpand:
     def test_how_often_and_how_much(self):
         rng = np.random.default_rng(0)
-        image, box = noise(height=50, width=40), np.array([[0, 0, 1, 1]], np.float32)
-        sides = []
-        for _ in range(2000):
-            canvas, moved = expand(rng, image, box, FILL, 4.0)
-            if canvas.shape == image.shape:
-                continue
-            sides.append(canvas.shape[0] / 50)
-            left, top, right, bottom = np.round(
-                moved[0] * np.array([*canvas.shape[1::-1], *canvas.shape[1::-1]])
-            ).astype(int)
-            np.testing.assert_array_equal(canvas[top:bottom, left:right], image)
-        assert 0.45 < len(sides) / 2000 < 0.55
-        assert 2.4 < np.mean(sides) < 2.6
-        assert max(sides) <= 4
-
-    def test_the_canvas_is_the_mean(self):
-        canvas, _ = expand(Always(), np.zeros((5, 5, 3), np.uint8), NO_BOXES, FILL, 4.0)
-        around = canvas[(canvas != 0).any(2)]
-        assert len(around) > 25
-        assert np.unique(around, axis=0).tolist() == [[123, 117, 104]]
+        views = np.array([expand(rng, 40, 50, 4.0) for _ in range(4000)])
+        larger = views[(views != [0, 0, 40, 50]).any(1)]
+        assert 0.47 < len(larger) / 4000 < 0.53
+        sides = (larger[:, 2:] - larger[:, :2]) / [40, 50]
+        assert 2.42 < sides.mean() < 2.55
+        assert sides.max() <= 4
+        np.testing.assert_allclose(sides[:, 0], sides[:, 1], atol=1 / 40)
+        # The image is inside, anywhere: its place among the possible ones is uniform.
+        assert (larger[:, :2] <= 0).all()
+        assert (larger[:, 2:] >= [40, 50]).all()
+        roomy = larger[(sides > 2).all(1)]
+        place = -roomy[:, :2] / (roomy[:, 2:] - roomy[:, :2] - [40, 50])
+        np.testing.assert_allclose(np.quantile(place, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.04)
 
     def test_ratio_of_one_changes_nothing(self):
-        image = noise()
-        assert expand(Always(), image, NO_BOXES, FILL, 1.0)[0] is image
+        assert expand(Always(), 40, 50, 1.0).tolist() == [0, 0, 40, 50]
 
-    @given(scenes())
-    @settings(max_examples=100, deadline=None)
-    def test_boxes_shrink_and_stay_inside(self, scene):
-        rng, image, boxes, _ = scene
-        canvas, moved = expand(Always(rng.integers(99)), image, boxes, FILL, 4.0)
-        check_boxes(moved, len(boxes))
-        pixels = (boxes[:, 2:] - boxes[:, :2]) * image.shape[1::-1]
-        np.testing.assert_allclose(
-            (moved[:, 2:] - moved[:, :2]) * canvas.shape[1::-1], pixels, atol=1e-4
-        )
+
+class TestView:
+    def test_the_canvas_is_the_mean(self):
+        image = np.zeros((5, 5, 3), np.uint8)
+        out = resample(*cut(image, np.array([-3, -1, 6, 8])), 9, FILL)
+        expected = np.full((9, 9, 3), (123, 117, 104), np.uint8)
+        expected[1:6, 3:8] = 0
+        np.testing.assert_array_equal(out, expected)
+
+    def test_a_part_is_not_copied(self):
+        image = noise()
+        part, margins = cut(image, np.array([-2, 5, 11, 26]))
+        assert np.shares_memory(part, image)
+        np.testing.assert_array_equal(part, image[5:, :11])
+        assert margins == (0, 6, 2, 0)
+
+    def test_objects_whose_centre_is_inside_stay_clipped(self):
+        boxes = np.array([[0, 0, 8, 8], [2, 2, 10, 10], [9, 0, 11, 4], [4, 4, 5, 5.0]])
+        out, inside = boxes_in_view(boxes, np.array([4, 0, 10, 6]))
+        # The second one's centre is on the lower edge, the third one's on the right edge.
+        assert inside.tolist() == [True, False, False, True]
+        np.testing.assert_allclose(out, [[0, 0, 2 / 3, 1], [0, 2 / 3, 1 / 6, 5 / 6]])
 
 
 class TestRandomCrop:
-    def slow_iou(self, a, b):
-        w = min(a[2], b[2]) - max(a[0], b[0])
-        h = min(a[3], b[3]) - max(a[1], b[1])
-        if w <= 0 or h <= 0:
-            return 0.0
-        area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-        return w * h / (area - w * h)
-
     @pytest.mark.parametrize("min_iou", CROP_IOUS)
     def test_iou_holds_for_an_object_that_stays(self, min_iou):
+        """Thousands of draws: the bound holds, and it is the sampler's and not a stricter one."""
         rng = np.random.default_rng(1)
-        found, lowest = 0, 1.0
-        for _ in range(150):
+        kept = []
+        for _ in range(600):
             width, height = rng.integers(20, 200, 2).tolist()
             sides = rng.uniform(0.05, 1, (3, 2)) * (width, height)
             corners = rng.uniform(0, (width, height) - sides)
             boxes = np.concatenate([corners, corners + sides], 1)
-            crop = sample_crop(rng, boxes, width, height, min_iou)
+            x0, y0 = rng.integers(-30, 1, 2).tolist()
+            view = np.array([x0, y0, width + 7, height])
+            crop = sample_crop(rng, boxes, view, min_iou)
             if crop is None:
                 continue
-            found += 1
-            x0, y0, x1, y1 = crop.tolist()
-            assert 0 <= x0 < x1 <= width
-            assert 0 <= y0 < y1 <= height
+            assert (crop[:2] >= view[:2]).all()
+            assert (crop[2:] <= view[2:]).all()
+            assert (crop[:2] < crop[2:]).all()
             ious = [
-                self.slow_iou(crop, box)
+                literal_augment.iou(crop, box)
                 for box in boxes
-                if x0 <= (box[0] + box[2]) / 2 < x1 and y0 <= (box[1] + box[3]) / 2 < y1
+                if literal_augment.centre_inside(box, crop)
             ]
             assert ious
             assert max(ious) >= min_iou - 1e-9
-            lowest = min(lowest, max(ious))
-        assert found > 10
-        assert lowest < min_iou + 0.1  # the bound is the sampler's, not a stricter one
+            kept.append(max(ious))
+        assert len(kept) > 10
+        assert min(kept) < min_iou + 0.05
 
     def test_scale_and_aspect(self):
         rng = np.random.default_rng(0)
-        boxes = np.array([[0.0, 0, 1000, 1000]])
-        crops = np.array([sample_crop(rng, boxes, 1000, 1000, 0.0) for _ in range(2000)])
+        boxes, view = np.array([[0.0, 0, 1000, 1000]]), np.array([0, 0, 1000, 1000])
+        crops = np.array([sample_crop(rng, boxes, view, 0.0) for _ in range(4000)])
         w, h = (crops[:, 2:] - crops[:, :2]).T / 1000
         scale, aspect = np.sqrt(w * h), w / h
-        assert 0.29 < scale.min() < 0.32
+        assert 0.29 < scale.min() < 0.31
         assert 0.99 < scale.max() <= 1.001
-        assert 0.49 < aspect.min() < 0.55
-        assert 1.9 < aspect.max() < 2.02
+        assert 0.49 < aspect.min() < 0.52
+        assert 1.94 < aspect.max() < 2.02
 
     def test_no_crop_is_good_enough(self):
-        tiny = np.array([[10.0, 10, 11, 11]])
-        assert sample_crop(np.random.default_rng(0), tiny, 100, 100, 0.1) is None
+        tiny, view = np.array([[10.0, 10, 11, 11]]), np.array([0, 0, 100, 100])
+        assert sample_crop(np.random.default_rng(0), tiny, view, 0.1) is None
+
+    def shares(self, monkeypatch, finds):
+        """How often each sampler's crop is taken, the one that keeps the view last."""
+
+        def crop(rng, boxes, view, min_iou, **_):
+            k = CROP_IOUS.index(min_iou)
+            return np.array([0, 0, k + 1, 9]) if k in finds else None
+
+        monkeypatch.setattr(augment, "sample_crop", crop)
+        rng, boxes, view = np.random.default_rng(0), np.ones((1, 4)), np.array([0, 0, 7, 9])
+        widths = [random_crop(rng, boxes, view)[2] for _ in range(4200)]
+        return np.bincount(widths, minlength=8)[1:]
 
     def test_each_sampler_gets_its_share(self, monkeypatch):
-        """All seven find a crop here, so that each is drawn one time in seven."""
-        asked = []
+        np.testing.assert_allclose(self.shares(monkeypatch, range(6)), 600, atol=75)
 
-        def whole_quarter(rng, boxes, width, height, min_iou, **_):
-            asked.append(min_iou)
-            k = CROP_IOUS.index(min_iou) + 1
-            return np.array([0, 0, width - k, height])
-
-        monkeypatch.setattr(augment, "sample_crop", whole_quarter)
-        rng, counts = np.random.default_rng(0), np.zeros(7)
-        boxes, labels = np.array([[0, 0, 0.5, 1]], np.float32), np.ones(1, np.int32)
-        image = np.zeros((4, 20, 3), np.uint8)
-        for _ in range(2100):
-            counts[20 - random_crop(rng, image, boxes, labels)[0].shape[1]] += 1
-        assert asked[:6] == [0.1, 0.3, 0.5, 0.7, 0.9, 0.0]
-        assert (np.abs(counts - 300) < 60).all()
-
-    def test_samplers_that_find_nothing_are_not_drawn(self, monkeypatch):
-        monkeypatch.setattr(augment, "sample_crop", lambda *_, **__: None)
-        image, boxes = noise(), np.array([[0, 0, 1, 1]], np.float32)
-        for seed in range(20):
-            out, kept, _ = random_crop(np.random.default_rng(seed), image, boxes, np.ones(1, int))
-            assert out is image
-            assert kept is boxes
-
-    @given(scenes())
-    @settings(max_examples=150, deadline=None)
-    def test_objects_whose_centre_is_inside_stay_clipped(self, scene):
-        rng, image, boxes, labels = scene
-        height, width = image.shape[:2]
-        crops = []
-        original = augment.sample_crop
-        augment.sample_crop = lambda *a, **k: crops.append(original(*a, **k)) or crops[-1]
-        try:
-            out, kept, kinds = random_crop(rng, image, boxes, labels)
-        finally:
-            augment.sample_crop = original
-        check_boxes(kept, len(kinds))
-        if len(boxes) == 0 or out.shape == image.shape:
-            return
-        # Which of the crops it was: the one whose pixels these are.
-        start = (out.ctypes.data - image.ctypes.data) // 3
-        top, left = divmod(start, width)
-        crop = [left, top, left + out.shape[1], top + out.shape[0]]
-        assert any(c is not None and c.tolist() == crop for c in crops)
-        expected = []
-        for box, label in zip(
-            boxes.astype(float) * [width, height, width, height], labels, strict=True
-        ):
-            cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-            if crop[0] <= cx < crop[2] and crop[1] <= cy < crop[3]:
-                clipped = np.clip(box, [left, top, left, top], [crop[2], crop[3]] * 2)
-                moved = (clipped - [left, top, left, top]) / ([*out.shape[1::-1]] * 2)
-                expected.append((label, moved))
-        assert kinds.tolist() == [label for label, _ in expected]
-        np.testing.assert_allclose(kept, [moved for _, moved in expected], atol=1e-5)
+    def test_a_sampler_that_finds_nothing_leaves_its_share_to_the_others(self, monkeypatch):
+        expected = [1400, 0, 0, 1400, 0, 0, 1400]
+        np.testing.assert_allclose(self.shares(monkeypatch, {0, 3}), expected, atol=100)
 
     def test_an_image_without_objects_stays_whole(self):
-        image = noise()
-        out, boxes, labels = random_crop(np.random.default_rng(0), image, NO_BOXES, NO_LABELS)
-        assert out is image
-        assert len(boxes) == len(labels) == 0
+        view = np.array([-5, 0, 10, 9])
+        for crop in (random_crop, ssd_pytorch.random_crop):
+            out = crop(np.random.default_rng(0), NO_BOXES, view, scale=0.3, aspect=2)
+            assert out.tolist() == view.tolist()
+
+
+class TestSsdPytorchCrop:
+    def test_how_often_how_large_and_without_iou(self):
+        rng = np.random.default_rng(0)
+        view, box = np.array([-100, 0, 900, 800]), np.array([[350.0, 350, 450, 450]])
+        crops = np.array(
+            [ssd_pytorch.random_crop(rng, box, view, scale=0.3, aspect=2) for _ in range(3000)]
+        )
+        whole = (crops == view).all(1)
+        assert 0.14 < whole.mean() < 0.19
+        crops = crops[~whole]
+        assert (crops[:, :2] >= view[:2]).all()
+        assert (crops[:, 2:] <= view[2:]).all()
+        w, h = (crops[:, 2:] - crops[:, :2]).T
+        assert 300 <= w.min() < 320
+        assert 240 <= h.min() < 260
+        assert 0.5 <= (h / w).min() < 0.52
+        assert 1.9 < (h / w).max() <= 2
+        assert ((crops[:, :2] <= 400) & (crops[:, 2:] > 400)).all()
+        # Small objects come with any IoU: more than half would fail the lowest bound, 0.1.
+        assert np.mean([literal_augment.iou(crop, box[0]) < 0.1 for crop in crops]) > 0.5
+
+
+class TestSsdPytorchColours:
+    def test_channels_take_any_order_half_of_the_time(self):
+        rng, pixel = np.random.default_rng(0), np.array([[[40, 90, 200]]], np.uint8)
+        orders = {}
+        for _ in range(6000):
+            out = ssd_pytorch.photometric_distort(rng, pixel)
+            order = tuple(np.argsort(out[0, 0]))
+            orders[order] = orders.get(order, 0) + 1
+        # Brightness, contrast and saturation keep the order of values, and so does a hue of 18
+        # degrees; of the half that changes places one in six stays.
+        assert len(orders) == 6
+        assert 0.55 < orders.pop((0, 1, 2)) / 6000 < 0.62
+        assert min(orders.values()) / 6000 > 0.065
+
+    def test_hue_turns_18_degrees_at_most(self):
+        rng, pixel = np.random.default_rng(0), np.full((1, 1, 3), (200, 100, 100), np.uint8)
+        hues = []
+        for _ in range(3000):
+            red, green, blue = ssd_pytorch.photometric_distort(rng, pixel)[0, 0].tolist()
+            if red > max(green, blue):  # channels as they were, or green and blue in each other's
+                degrees = colorsys.rgb_to_hsv(red, green, blue)[0] * 360
+                hues.append((degrees + 180) % 360 - 180)
+        assert -18.01 < min(hues) < -17
+        assert 17 < max(hues) < 18.01
+
+    def test_nothing_is_clipped(self):
+        rng, white = np.random.default_rng(0), np.full((1, 1, 3), 255, np.uint8)
+        values = [ssd_pytorch.photometric_distort(rng, white).max() for _ in range(500)]
+        assert 400 < max(values) <= (255 + 32) * 1.5
 
 
 class TestFlips:
@@ -397,15 +433,26 @@ class TestFlips:
 
 
 class TestResize:
-    def test_all_interpolations_are_used_alike(self):
-        rng, image = np.random.default_rng(0), noise()
-        kinds = {}
-        for _ in range(2000):
-            out = random_resize(rng, image, 13)
-            assert out.shape == (13, 13, 3)
-            kinds[out.tobytes()] = kinds.get(out.tobytes(), 0) + 1
-        assert len(kinds) == 5
-        assert min(kinds.values()) > 330
+    def test_all_interpolations_are_used_alike(self, monkeypatch):
+        used = []
+        original = augment.resample
+        monkeypatch.setattr(augment, "resample", lambda *a: used.append(a[4]) or original(*a))
+        for seed in range(2000):
+            augment_caffe(
+                np.random.default_rng(seed),
+                np.zeros((2, 2, 3), np.uint8),
+                NO_BOXES,
+                NO_LABELS,
+                size=1,
+                fill=FILL,
+                expand_ratio=1,
+                crop_scale=0.3,
+                crop_aspect=2,
+                flip_vertically=False,
+            )
+        counts = np.unique(used, return_counts=True)[1]
+        assert len(counts) == 5
+        assert counts.min() > 330
 
     def test_evaluation_is_bilinear(self):
         image = noise(height=7, width=9)

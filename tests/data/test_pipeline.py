@@ -1,5 +1,6 @@
 """Pipeline: order, sharding, resuming, padding and clean ends."""
 
+import dataclasses
 import json
 import multiprocessing
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.config import ConfigError, DataConfig
+from ssd_jax.data import pipeline
 from ssd_jax.data.pipeline import eval_batches, train_batches
 from ssd_jax.data.sources import Annotation, DataError, Example, Shapes
 
@@ -165,6 +167,49 @@ def test_more_objects_than_the_padding():
 def test_no_records():
     with pytest.raises(DataError, match="has no image"):
         train(Tiny(0))
+    with pytest.raises(DataError, match="has no image with an object"):
+        train(Tiny(1), DataConfig(use_empty=False))
+
+
+@pytest.mark.parametrize(
+    ("data", "used"),
+    [
+        (DataConfig(use_empty=False), [1, 2, 3, 5, 6, 7]),
+        # The second object of a record is difficult, the third one a crowd.
+        (DataConfig(use_empty=False, use_difficult=False), [1, 2, 3, 5, 6, 7]),
+        (DataConfig(), list(range(8))),
+    ],
+)
+def test_images_without_objects_by_choice(data, used):
+    with train(Tiny(8, crowds=True), data, batch_size=len(used)) as batches:
+        for batch in take(batches, 2):
+            assert sorted(batch["index"]) == used
+        assert batches.get_state()["records"] == len(used)
+
+
+def test_an_image_of_objects_that_are_not_used_is_empty():
+    @dataclass(frozen=True)
+    class Hard(Tiny):
+        def annotation(self, i):
+            return dataclasses.replace(super().annotation(i), difficult=np.ones(i % 4, bool))
+
+    with train(Hard(4), DataConfig(use_empty=False)) as batches:
+        assert sorted(set(next(batches)["index"])) == [1, 2, 3]
+    with pytest.raises(DataError, match="has no image with an object"):
+        train(Hard(4), DataConfig(use_empty=False, use_difficult=False))
+
+
+@pytest.mark.parametrize("name", ["caffe", "ssd.pytorch"])
+def test_the_augmentation_that_is_asked_for(name, monkeypatch):
+    def other(*_, **__):
+        raise AssertionError("not this one")
+
+    ours = {"caffe": "augment_caffe", "ssd.pytorch": "augment_ssd_pytorch"}
+    for key, function in ours.items():
+        if key != name:
+            monkeypatch.setattr(pipeline, function, other)
+    with train(Tiny(4), DataConfig(augment=name)) as batches:
+        next(batches)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -197,16 +242,18 @@ class TestResume:
             for one, two in zip(take(again, 3), expected, strict=True):
                 assert_equal(one, two)
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_with_another_number_of_workers(self, workers):
-        with train(Shapes(10, "train")) as batches:
-            expected = take(batches, 5)
-        with train(Shapes(10, "train"), DataConfig(max_objects=6, workers=workers)) as batches:
-            batches.set_state({"position": 8, "records": 10, "seed": 0})
-            got = take(batches, 3)
-            assert batches.get_state()["position"] == 20
+    @pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+    def test_the_next_500_records_with_any_number_of_workers(self, workers):
+        with train(Tiny(70)) as batches:
+            take(batches, 23)
+            state = batches.get_state()
+            expected = take(batches, 125)
+        with train(Tiny(70), DataConfig(max_objects=6, workers=workers)) as batches:
+            batches.set_state(state)
+            got = take(batches, 125)
+            assert batches.get_state()["position"] == 592
         assert all(type(values) is np.ndarray for values in got[0].values())
-        for one, two in zip(got, expected[2:], strict=True):
+        for one, two in zip(got, expected, strict=True):
             assert_equal(one, two)
         assert multiprocessing.active_children() == []
 
