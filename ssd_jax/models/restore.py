@@ -49,7 +49,7 @@ def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
         reader = ocp.PyTreeCheckpointHandler()
         tree = reader.metadata(path).tree
         saved = {name: tree.get(name) or {} for name in ("params", "batch_stats")}
-        _check_shapes(checkpoint, saved, like)
+        check_shapes(checkpoint, saved, like)
         # As NumPy arrays: where they lay when they were saved does not matter.
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         return reader.restore(
@@ -60,11 +60,19 @@ def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{checkpoint} cannot be read: {error}") from None
 
 
-def _check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
+def check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
+    """Raises ConfigError, naming the first array that differs, if two trees are of other shapes.
+
+    Args:
+        checkpoint: for the message.
+        saved: what the checkpoint holds: a tree of what has a shape.
+        like: what the config asks for: another one.
+    """
+
     def flat(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {
-            "/".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape)
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
             for path, leaf in leaves
         }
 
@@ -73,7 +81,7 @@ def _check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
         if have.get(name) != want.get(name):
             raise ConfigError(
                 f"{checkpoint} does not fit the config: {name} is "
-                f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} in the network; "
+                f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} by the config; "
                 "use the config that the checkpoint was trained with"
             )
 

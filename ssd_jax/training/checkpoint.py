@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ssd_jax.config import Config, to_json
+from ssd_jax.models.restore import check_shapes
 from ssd_jax.training.state import TrainState
 
 
@@ -42,8 +43,13 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, shaped and placed as `like`, and the place in the data."""
+        """The newest state, shaped and placed as `like`, and the place in the data.
+
+        Raises ConfigError, naming the first array that differs, for a state of another shape.
+        """
         step = self._manager.latest_step()
+        path = self._manager.directory / str(step)
+        check_shapes(path, ocp.PyTreeCheckpointHandler().metadata(path / "state").tree, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restored = self._manager.restore(
             step,

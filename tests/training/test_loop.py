@@ -70,6 +70,24 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path):
     assert [(line["kind"], line["step"]) for line in read_lines(workdir)] == steps
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"model": {"width": 0.25}}, r"/4 does not fit the config: batch_stats/base/conv1_1/bn/"),
+        (
+            {"model": {"trainable_from": "conv2_1"}},
+            r"opt_state/2/trace/base/conv1_1/bn/bias is \(8,\) there and absent by the config",
+        ),
+    ],
+)
+def test_resuming_with_a_config_of_another_shape(run, section, message):
+    workdir, _ = run
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    with pytest.raises(ConfigError, match=message):
+        train(change(TINY, **section), workdir, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
 def test_a_run_is_not_overwritten(run):
     with pytest.raises(ConfigError, match="has a run already; add --resume"):
         train(TINY, run[0])
