@@ -71,6 +71,9 @@ class ModelConfig:
     """File of VGG16 convolutions (.npz or .safetensors) to start the base from; empty: none."""
     pretrained_channels: Literal["bgr", "rgb"] = "bgr"
     """Channel order that the pretrained file's conv1_1 expects; Caffe's and Keras' VGG16: bgr."""
+    pretrained_scale: float = 1.0
+    """What the outputs of the last pretrained layer are multiplied by; VGG16's conv5_3 gives values
+    about 50 times as large as layers that start fresh are made for, so use 0.02 before those."""
     trainable_from: str = ""
     """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.
     Empty: all are trained."""
@@ -99,6 +102,10 @@ class ModelConfig:
                 len(extra) == 5 and min(extra[:4]) > 0 and extra[4] >= 0,
                 f"model.extras has {extra}; give (1x1 channels, channels, kernel, stride, padding)",
             )
+        _check(
+            self.pretrained_scale > 0 and math.isfinite(self.pretrained_scale),
+            f"model.pretrained_scale is {self.pretrained_scale}; use a number above 0",
+        )
         _check(
             self.trainable_from in ("", *BASE_LAYERS),
             f"model.trainable_from is {self.trainable_from!r}; use one of {', '.join(BASE_LAYERS)}",

@@ -26,13 +26,14 @@ class LoadReport(NamedTuple):
 
 
 def load_pretrained(
-    params: Mapping[str, Any], path: str | Path, *, channels: str
+    params: Mapping[str, Any], path: str | Path, *, channels: str, scale: float = 1.0
 ) -> tuple[dict[str, Any], LoadReport]:
     """A copy of the network's `params` with the base's convolutions from `path`, and a report.
 
     The file is .npz or .safetensors and holds LAYER/w (HWIO) and LAYER/b, e.g. conv1_1/w.
     `channels` is the order, "bgr" or "rgb", that its conv1_1 expects; the network eats RGB, so a
-    BGR kernel is turned round.
+    BGR kernel is turned round. The last layer loaded has its kernel and bias, and so its output,
+    multiplied by `scale`.
 
     Raises ConfigError, naming the file, if it cannot be read, holds no layer of the base, holds
     half of one, or if a shape or a value does not fit.
@@ -64,6 +65,9 @@ def load_pretrained(
         raise ConfigError(
             f"model.pretrained: {path} holds no layer of VGG16; expected arrays like conv1_1/w"
         )
+    last = base[loaded[-1]]
+    scaled = {leaf: value * np.float32(scale) for leaf, value in last["conv"].items()}
+    base[loaded[-1]] = {**last, "conv": scaled}
     fresh = tuple(name for name in BASE_LAYERS if name not in loaded)
     return {**params, "base": base}, LoadReport(tuple(loaded), fresh, tuple(sorted(arrays)))
 

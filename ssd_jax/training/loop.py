@@ -64,7 +64,10 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
     notes = [_describe(state.params, priors, config)]
     if config.model.pretrained and not resume:
         params, report = load_pretrained(
-            state.params, config.model.pretrained, channels=config.model.pretrained_channels
+            state.params,
+            config.model.pretrained,
+            channels=config.model.pretrained_channels,
+            scale=config.model.pretrained_scale,
         )
         state = state.replace(params=params)
         notes.append(f"pretrained: {report}")

@@ -53,6 +53,16 @@ def test_bgr_weights_eat_rgb(params, arrays, tmp_path):
     np.testing.assert_array_equal(kernel, arrays["conv1_1/w"][:, :, ::-1])
 
 
+def test_the_last_layers_output_can_be_scaled(params, arrays, tmp_path):
+    np.savez(tmp_path / "vgg.npz", **arrays)
+    loaded, _ = load_pretrained(params, tmp_path / "vgg.npz", channels="rgb", scale=0.02)
+    for name, factor in (("conv5_2", 1), ("conv5_3", 0.02)):
+        for key, leaf in (("w", "kernel"), ("b", "bias")):
+            expected = arrays[f"{name}/{key}"] * factor
+            np.testing.assert_allclose(loaded["base"][name]["conv"][leaf], expected, rtol=1e-6)
+    assert loaded["base"]["conv6"] is params["base"]["conv6"]
+
+
 def without(arrays, name):
     return {k: v for k, v in arrays.items() if k != name}
 
