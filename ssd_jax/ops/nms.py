@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jaxtyping import Bool, Float, Float32, Int32
 
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
@@ -31,22 +32,18 @@ def nms_keep(
     box kept before is above `iou_threshold`. Boxes that are not `valid` are neither kept nor
     suppress others.
     """
-    iou = pairwise_iou(boxes, boxes)
+    boxes = jnp.asarray(boxes)
     rank = jnp.arange(boxes.shape[0])
-    before = rank[None, :] < rank[:, None]
-    suppresses = before & (iou > iou_threshold)  # [i, j]: j, if kept, removes i
 
-    # Greedy is the one solution of keep = valid & no kept box removes it. Starting from all, each
-    # round settles at least one more rank, and in effect a whole level of the chains "a removes b,
-    # which therefore does not remove c"; these are short, so a few rounds replace K steps.
-    def settle(state: tuple) -> tuple:
-        keep, _ = state
-        removed = jnp.any(suppresses & keep[None, :], axis=1)
-        settled = valid & ~removed
-        return settled, jnp.any(settled != keep)
+    # One row of IoUs a step: K small steps for all classes and images at once, whose cost does not
+    # depend on the boxes. All K x K at first, settled by rounds, takes hundreds of rounds where a
+    # network that is hardly trained gives long chains of "a removes b, which then spares c".
+    def step(i: Array, keep: Array) -> Array:
+        box = jax.lax.dynamic_slice_in_dim(boxes, i, 1)
+        removed = (pairwise_iou(box, boxes)[0] > iou_threshold) & (rank > i)
+        return keep & ~(removed & keep[i])
 
-    start = (jnp.asarray(valid), jnp.any(valid))
-    return jax.lax.while_loop(lambda state: state[1], settle, start)[0]
+    return jax.lax.fori_loop(0, boxes.shape[0], step, jnp.asarray(valid))
 
 
 def multiclass_nms(
