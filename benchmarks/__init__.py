@@ -1,0 +1,1 @@
+"""What measures speed; see python -m benchmarks --help."""
