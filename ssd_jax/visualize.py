@@ -18,14 +18,16 @@ import numpy as np
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 Array = np.ndarray[Any, Any]
 Rectangle = tuple[int, int, int, int]
+Color = tuple[int, int, int]
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _PAPER = (250, 250, 250)
 _INK = (30, 30, 30)
+_MARGIN = (205, 205, 205)
 _PALETTE_SIZE = 64
 
 
-def label_color(label: int) -> tuple[int, int, int]:
+def label_color(label: int) -> Color:
     """The RGB colour of class `label` >= 1, always the same; it repeats after 64 classes."""
     r, g, b = _palette()[(label - 1) % _PALETTE_SIZE]
     return int(r), int(g), int(b)
@@ -63,15 +65,48 @@ def draw_boxes(
         x0, y0, x1, y1 = corners[i]
         cv2.rectangle(out, (x0, y0), (x1, y1), label_color(int(labels[i])), line, cv2.LINE_AA)
 
-    font_scale = max(0.4, min(height, width) / 900)
-    placed: list[tuple[int, Rectangle, str]] = []
-    for i in best_last[::-1]:
-        text = classes[int(labels[i]) - 1] + ("" if scores is None else f" {scores[i]:.2f}")
-        taken = [rectangle for _, rectangle, _ in placed]
-        size = _tag_size(text, font_scale)
-        placed.append((i, _place_tag(size, corners[i], (width, height), taken), text))
-    for i, rectangle, text in reversed(placed):
-        _draw_tag(out, rectangle, text, label_color(int(labels[i])), font_scale)
+    tags = [
+        (
+            classes[int(labels[i]) - 1] + ("" if scores is None else f" {scores[i]:.2f}"),
+            corners[i],
+            label_color(int(labels[i])),
+        )
+        for i in best_last[::-1]
+    ]
+    _draw_tags(out, tags)
+    return out
+
+
+def draw_matches(
+    image: Image,
+    boxes_px: Array,
+    texts: Sequence[str],
+    broken: Array,
+    priors_px: Array,
+    owners: Array,
+) -> Image:
+    """The image with each object's frame, thick, and its priors, thin, in a colour of its own.
+
+    boxes_px: [n, 4], xyxy in pixels. texts: n, a tag for each object. broken: bool [n], objects
+    whose frames have gaps, to tell them from the others. priors_px: [k, 4], xyxy in pixels.
+    owners: int [k], the object of each prior, from 0. A tenth of the image's sides is added all
+    round, where priors that reach past the image go on.
+    """
+    height, width = image.shape[:2]
+    x, y = width // 10, height // 10
+    out = np.full((height + 2 * y, width + 2 * x, 3), _MARGIN, np.uint8)
+    out[y : y + height, x : x + width] = image
+    line = 1 + math.ceil(min(height, width) / 250)
+    frames, priors = (
+        np.round(np.reshape(boxes, (-1, 4)) + np.array([x, y, x, y])).astype(int).tolist()
+        for boxes in (boxes_px, priors_px)
+    )
+    colors = [label_color(k + 1) for k in range(len(frames))]
+    for (x0, y0, x1, y1), owner in zip(priors, owners, strict=True):
+        cv2.rectangle(out, (x0, y0), (x1, y1), colors[owner], line // 2)
+    for frame, color, gaps in zip(frames, colors, broken, strict=True):
+        _draw_frame(out, frame, color, line, gaps=bool(gaps))
+    _draw_tags(out, list(zip(texts, frames, colors, strict=True)))
     return out
 
 
@@ -80,9 +115,23 @@ def side_by_side(left: Image, right: Image, captions: tuple[str, str]) -> Image:
     if left.shape[0] != right.shape[0]:
         raise ValueError(f"the images are {left.shape[0]} and {right.shape[0]} pixels high")
     gap = max(4, left.shape[1] // 80)
-    panels = [_captioned(left, captions[0]), _captioned(right, captions[1])]
+    panels = [captioned(left, captions[0]), captioned(right, captions[1])]
     between = np.full((panels[0].shape[0], gap, 3), _PAPER, np.uint8)
     return np.concatenate([panels[0], between, panels[1]], axis=1)
+
+
+def captioned(image: Image, caption: str, font_scale: float | None = None) -> Image:
+    """The image below a line of text, which shrinks to the image's width.
+
+    font_scale: of OpenCV's font; None: one that grows with the image.
+    """
+    font_scale = font_scale or max(0.5, min(image.shape[:2]) / 800)
+    width, height, baseline = _text_size(caption, font_scale)
+    bar = np.full((height + baseline + 10, image.shape[1], 3), _PAPER, np.uint8)
+    font_scale *= min(1.0, (image.shape[1] - 10) / max(width, 1))
+    origin = 2, height + 5
+    cv2.putText(bar, caption, origin, _FONT, font_scale, _INK, _stroke(font_scale), cv2.LINE_AA)
+    return np.concatenate([bar, image])
 
 
 def contact_sheet(
@@ -186,6 +235,33 @@ def _tag_size(text: str, font_scale: float) -> tuple[int, int]:
     return width + 2 * padding, height + baseline + padding
 
 
+def _draw_tags(image: Image, tags: Sequence[tuple[str, Rectangle, Color]]) -> None:
+    """Each text at its box; the first ones have the first choice of a place, and lie on top."""
+    height, width = image.shape[:2]
+    font_scale = max(0.4, min(height, width) / 900)
+    places: list[Rectangle] = []
+    for text, box, _ in tags:
+        places.append(_place_tag(_tag_size(text, font_scale), box, (width, height), places))
+    for (text, _, color), place in reversed(list(zip(tags, places, strict=True))):
+        _draw_tag(image, place, text, color, font_scale)
+
+
+def _draw_frame(image: Image, box: Rectangle, color: Color, line: int, *, gaps: bool) -> None:
+    """A rectangle on a dark ground that shows in the gaps, if there are any."""
+    x0, y0, x1, y1 = box
+    cv2.rectangle(image, (x0, y0), (x1, y1), _INK, line + 2, cv2.LINE_AA)
+    if not gaps:
+        cv2.rectangle(image, (x0, y0), (x1, y1), color, line, cv2.LINE_AA)
+        return
+    dash, period = 3 * line, 7 * line  # round ends make a dash longer by the line's width
+    for x in range(x0, x1 + 1, period):
+        for y in (y0, y1):
+            cv2.line(image, (x, y), (min(x + dash, x1), y), color, line)
+    for y in range(y0, y1 + 1, period):
+        for x in (x0, x1):
+            cv2.line(image, (x, y), (x, min(y + dash, y1)), color, line)
+
+
 def _place_tag(
     size: tuple[int, int],
     box: Rectangle,
@@ -216,7 +292,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> int:
 
 
 def _draw_tag(
-    image: Image, rectangle: Rectangle, text: str, color: tuple[int, int, int], font_scale: float
+    image: Image, rectangle: Rectangle, text: str, color: Color, font_scale: float
 ) -> None:
     """Text on a filled rectangle, black or white, whichever reads better on its colour."""
     x0, y0, x1, y1 = rectangle
@@ -226,14 +302,3 @@ def _draw_tag(
     width, height, baseline = _text_size(text, font_scale)
     origin = x0 + (x1 - x0 - width) // 2, y0 + (y1 - y0 - height - baseline) // 2 + height
     cv2.putText(image, text, origin, _FONT, font_scale, ink, _stroke(font_scale), cv2.LINE_AA)
-
-
-def _captioned(image: Image, caption: str) -> Image:
-    """The image below a line of text, which shrinks to the image's width."""
-    font_scale = max(0.5, min(image.shape[:2]) / 800)
-    width, height, baseline = _text_size(caption, font_scale)
-    bar = np.full((height + baseline + 10, image.shape[1], 3), _PAPER, np.uint8)
-    font_scale *= min(1.0, (image.shape[1] - 10) / max(width, 1))
-    origin = 2, height + 5
-    cv2.putText(bar, caption, origin, _FONT, font_scale, _INK, _stroke(font_scale), cv2.LINE_AA)
-    return np.concatenate([bar, image])

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from ssd_jax.visualize import (
+    captioned,
     contact_sheet,
     draw_boxes,
+    draw_matches,
     label_color,
     replace_file,
     resize,
@@ -89,6 +91,14 @@ def test_the_higher_score_has_the_place_above_its_box():
         assert (above == label_color(1 + int(np.argmax(scores)))).all(-1).sum() > 200
 
 
+def test_of_names_without_room_the_higher_score_lies_on_top():
+    box = np.array([[0, 0, 15, 15]] * 2)
+    for scores in ([0.9, 0.2], [0.2, 0.9]):
+        out = draw_boxes(gray(16, 16), box, np.array([1, 2]), CLASSES, np.array(scores))
+        counts = [(out == label_color(k)).all(-1).sum() for k in (1, 2)]
+        assert np.argmax(counts) == np.argmax(scores)
+
+
 def test_lines_and_names_grow_with_the_image():
     def tag_height(side):
         box = np.array([[0.4, 0.4, 0.9, 0.9]]) * side
@@ -113,6 +123,62 @@ def test_a_label_without_a_class_is_an_error(label):
 def test_a_name_wider_than_the_image_is_cut_not_an_error():
     out = draw_boxes(gray(16, 16), np.array([[2, 2, 9, 9]]), np.array([1]), CLASSES)
     assert out.shape == (16, 16, 3)
+
+
+def test_matches_have_the_colour_of_their_object():
+    """Thick frames of objects, thin ones of priors, and a margin where they may go on."""
+    boxes = np.array([[50, 50, 200, 150], [300, 200, 380, 280]])
+    priors = np.array([[20, 250, 120, 290], [250, 20, 410, 120], [-20, -20, 390, 290]])
+    image = gray(300, 400)
+    out = draw_matches(image, boxes, ["a", "b"], np.zeros(2, bool), priors, np.array([0, 1, 1]))
+    assert (image == 128).all()
+    assert out.shape == (360, 480, 3)
+    first, second = label_color(1), label_color(2)
+
+    def thickness(x, y, color):
+        """Pixels of the colour in a row, from the middle of a vertical line at x of the image."""
+        row = (out[y + 30, x + 40 - 5 : x + 40 + 6] == color).all(-1)
+        return row.sum()
+
+    assert thickness(50, 100, first) == thickness(200, 100, first) >= 3
+    assert thickness(300, 240, second) == thickness(380, 240, second) >= 3
+    assert thickness(20, 270, first) == thickness(120, 270, first) == 1
+    assert thickness(250, 60, second) == thickness(410, 60, second) == 1
+    assert tuple(out[30 - 20, 200]) == second
+    assert tuple(out[150, 40 - 20]) == second
+    assert (out[5, :] == out[5, 0]).all()
+    assert (out[5, 0] != 128).all()
+
+
+def test_broken_frames_have_gaps():
+    boxes = np.array([[50, 50, 250, 250]])
+    none = np.zeros((0, 4))
+
+    def share(gaps):
+        out = draw_matches(gray(300, 300), boxes, [""], np.array([gaps]), none, np.zeros(0, int))
+        sides = [out[100:260, 80], out[100:260, 280], out[80, 100:260], out[280, 100:260]]
+        return [(side == label_color(1)).all(-1).mean() for side in sides]
+
+    assert share(False) == [1, 1, 1, 1]
+    assert all(0.3 < s < 0.7 for s in share(True))
+
+
+def test_no_matches_a_margin_alone():
+    none, nobody = np.zeros((0, 4)), np.zeros(0, int)
+    out = draw_matches(gray(20, 30), none, [], nobody, none, nobody)
+    assert out.shape == (24, 36, 3)
+    assert (out[2:-2, 3:-3] == 128).all()
+    assert (out[:2] == out[0, 0]).all()
+
+
+def test_a_caption_of_given_size_still_fits():
+    small, large = (captioned(gray(900, 900), "A caption", s) for s in (0.5, 1.5))
+    assert (small[-900:] == 128).all()
+    assert small.shape[0] < large.shape[0]
+    assert (small[:-900] < 100).sum() < (large[:-900] < 100).sum()
+    narrow = captioned(gray(90, 90), "A caption that is wider than that", 1.5)
+    assert (narrow[:-90] < 100).any()
+    assert not (narrow[:-90, -2:] < 100).any()
 
 
 def test_side_by_side_keeps_both_images_below_captions():
