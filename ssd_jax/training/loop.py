@@ -16,8 +16,9 @@ from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.evaluation.detect import make_detect
 from ssd_jax.evaluation.evaluate import evaluate_source
+from ssd_jax.models.initial import init_from
+from ssd_jax.models.pretrained import load_pretrained
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
-from ssd_jax.models.weights import load_pretrained
 from ssd_jax.training.checkpoint import Checkpoints
 from ssd_jax.training.log import RunLog
 from ssd_jax.training.state import create_train_state, make_optimizer, make_schedule
@@ -71,6 +72,12 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         )
         state = state.replace(params=params)
         notes.append(f"pretrained: {report}")
+    if config.model.init_from and not resume:
+        variables, taken = init_from(
+            {"params": state.params, "batch_stats": state.batch_stats}, config
+        )
+        state = state.replace(**variables)
+        notes.append(f"init_from: {taken}")
     for name, split in (("training", source), ("evaluation", eval_source)):
         notes += [f"{name} sets aside {line}" for line in getattr(split, "set_aside", ())]
     state = replicate(state, devices)
@@ -128,7 +135,10 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         while step < config.train.steps:
             started = time.perf_counter()
             batch = shard_batch(next(batches), len(devices))
-            waited += time.perf_counter() - started
+            # Steps are only queued here: while the devices still work on the last one, a wait for
+            # data costs nothing.
+            if not history or history[-1]["loss"].is_ready():
+                waited += time.perf_counter() - started
             state, metrics = step_fn(state, batch)
             step += 1
             history.append(metrics)
