@@ -1,8 +1,9 @@
-"""Your own data: a folder with Annotations/, JPEGImages/ and ImageSets/Main/.
+"""Your own data: a folder in the layout of VOC or COCO, found by looking.
 
     python train.py --config configs/voc_folder.py --data.root ~/mydata
 
 Nothing else needs an edit: the classes are the ones found in the annotations of the train split.
+COCO's splits are named after its files: --data.train-split train2017 --data.eval-split val2017.
 With fewer than some ten thousand images start from VGG16's weights: --model.pretrained vgg16.npz
 --model.no-batch-norm --optim.learning-rate 1e-3.
 """
@@ -15,7 +16,7 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(batch_norm=True),
         data=DataConfig(
-            format="voc",
+            format="auto",
             root="mydata",
             train_split="trainval",
             eval_split="test",

@@ -223,6 +223,15 @@ def resample(
         [size, size, 3] of the part's type.
     """
     if any(margins):
+        # The canvas of a photograph of many megapixels would take gigabytes: its pixels are
+        # averaged first, where eight and more of a side would go into one.
+        top, bottom, left, right = margins
+        height, width = part.shape[:2]
+        shrink = min(height + top + bottom, width + left + right) // (8 * size)
+        if shrink > 1:
+            smaller = max(1, round(width / shrink)), max(1, round(height / shrink))
+            part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
+            margins = tuple(round(m / shrink) for m in margins)
         colour = [round(c) for c in fill]
         part = cv2.copyMakeBorder(part, *margins, cv2.BORDER_CONSTANT, value=colour)
     return cv2.resize(part, (size, size), interpolation=interpolation)

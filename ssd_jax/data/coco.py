@@ -5,17 +5,24 @@ become [x, y, x + width, y + height].
 """
 
 import json
+import reprlib
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from ssd_jax.data.errors import DataError, reason, shorten, unknown_class
+from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
+from ssd_jax.data.files import is_file, read_bytes
 from ssd_jax.data.pictures import Pictures
 from ssd_jax.data.records import Annotation, distinct_ids
 
 PREFIX = "instances_"
+
+_MAX_BYTES = 1 << 32
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
 
 
 class CocoJson(Pictures):
@@ -30,6 +37,8 @@ class CocoJson(Pictures):
             no such file; several are joined by +. Its images lie in SPLIT/, images/SPLIT/,
             images/ or JPEGImages/ of the root.
         classes: names of the classes, without background; labels follow their order.
+        on_error: told of each error and warning. If it returns from an error, the image is left
+            out with its objects, or the category with its objects, or the object.
 
     Attributes:
         classes: as given.
@@ -37,27 +46,37 @@ class CocoJson(Pictures):
             because its box has no area inside the image.
 
     Raises:
-        DataError: a file is missing, or a record of one cannot be used.
+        DataError: an annotation file is missing or cannot be read; or, unless `on_error` keeps
+            it, a record of one cannot be used, or an image is missing.
     """
 
-    def __init__(self, root: str | Path, split: str, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        classes: tuple[str, ...],
+        on_error: OnError = stop,
+    ) -> None:
         labels = {name: k + 1 for k, name in enumerate(classes)}
         set_aside: list[str] = []
         images: list[_Image] = []
         origins: dict[Path, str] = {}  # file -> the record that has it
         for name, path in _split_paths(root, split):
             content = _read_json(path)
-            found = _read_images(path, content)
-            _add_objects(path, content, found, labels, set_aside)
-            _find_files(Path(root).expanduser(), name, path, list(found.values()))
-            for image in found.values():
+            found = _read_images(path, content, on_error)
+            _add_objects(path, content, found, labels, set_aside, on_error)
+            there = [image for image in found.values() if image]
+            for image in _find_files(Path(root).expanduser(), name, path, there, on_error):
                 if image.file in origins:
-                    raise DataError(
-                        f"{path}: image {image.id!r} is {image.file}, which is image "
-                        f"{origins[image.file]} (SPLIT-ID) already; take one of the two out"
+                    what = (
+                        f"{path}: image {_brief(image.id)} is {image.file}, which is image "
+                        f"{origins[image.file]} (SPLIT-ID) already"
                     )
+                    where = f"image {_brief(image.id)}"
+                    on_error(_wrong(path, where, what, "take one of the two out", "twice"))
+                    continue
                 origins[image.file] = f"{name}-{image.id}"
-            images += found.values()
+                images.append(image)
         if not images:
             raise DataError(f"{root}: split {split!r} has no image; name another")
         # COCO's own files are called by the image's id; other tools use a name in many folders.
@@ -70,7 +89,7 @@ class CocoJson(Pictures):
         )
 
 
-def coco_classes(root: str | Path, split: str) -> tuple[str, ...]:
+def coco_classes(root: str | Path, split: str, on_error: OnError = stop) -> tuple[str, ...]:
     """Names of a split's categories in the order of their ids, whether they have objects or not.
 
     Categories that only a later one of several joined files has come last.
@@ -80,8 +99,8 @@ def coco_classes(root: str | Path, split: str) -> tuple[str, ...]:
     """
     names: dict[str, None] = {}
     for _, path in _split_paths(root, split):
-        categories = _read_categories(path, _read_json(path))
-        names.update((categories[key], None) for key in sorted(categories))
+        categories = _read_categories(path, _read_json(path), on_error)
+        names.update((name, None) for _, name in sorted(categories.items()) if name is not None)
     return tuple(names)
 
 
@@ -114,7 +133,7 @@ def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
     for item in split.split("+"):
         name = item.strip().removeprefix(PREFIX)
         tried = [folder / f"{PREFIX}{name}.json", folder / f"{name}.json"]
-        path = next((p for p in tried if p.is_file()), None)
+        path = next((p for p in tried if is_file(p)), None)
         if path is None:
             known = sorted(p.stem for p in folder.glob("*.json"))
             # COCO's captions and keypoints lie there too.
@@ -129,42 +148,50 @@ def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path, _MAX_BYTES))
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({reason(error)})") from None
+        raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not usable JSON: {error}") from None
+        raise DataError(f"{path} is not usable JSON: {error}", "mend it", file=path) from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(
-                f"{path} has no list of {key}; it must have images, annotations and categories, "
-                "as COCO's instances files do"
+                f"{path} has no list of {key}",
+                "it must have images, annotations and categories, as COCO's instances files do",
+                file=path,
             )
     return content
 
 
-def _read_images(path: Path, content: dict[str, list[Any]]) -> dict[int | str, _Image]:
-    images: dict[int | str, _Image] = {}
+def _read_images(
+    path: Path, content: dict[str, list[Any]], on_error: OnError
+) -> dict[int | str, _Image | None]:
+    """Id -> image, None for one that is left out."""
+    images: dict[int | str, _Image | None] = {}
     for k, record in enumerate(content["images"]):
-        image_id = _id(path, f"images[{k}]", record)
-        where = f"image {image_id!r}"
-        if image_id in images:
-            raise DataError(f"{path} has {where} twice; take one out or give it another id")
-        name = _get(path, where, record, "file_name")
-        if not isinstance(name, str) or not _is_inside(name):
-            raise DataError(
-                f"{path}: {where} has file_name {name!r}; write it relative to the folder of images"
-            )
-        width, height = (
-            _number(path, f"{where} has {side}", _get(path, where, record, side))
-            for side in ("width", "height")
-        )
-        if min(width, height) < 1 or width % 1 or height % 1:
-            raise DataError(
-                f"{path}: {where} has {width:g}x{height:g} pixels; write whole numbers above 0"
-            )
-        images[image_id] = _Image(image_id, name, int(width), int(height))
+        try:
+            key = _new_id(path, f"images[{k}]", "image", record, images)
+            images[key] = None
+            images[key] = _read_image(path, key, record)
+        except DataError as error:
+            on_error(error)
     return images
+
+
+def _read_image(path: Path, key: int | str, record: dict[str, Any]) -> _Image:
+    where = f"image {_brief(key)}"
+    name = _get(path, where, record, "file_name")
+    if not isinstance(name, str) or not _is_inside(name):
+        what = f"{path}: {where} has file_name {_brief(name)}"
+        raise _wrong(path, where, what, "write it relative to the folder of images")
+    width, height = (
+        _number(path, where, f"{where} has {side}", _get(path, where, record, side))
+        for side in ("width", "height")
+    )
+    if min(width, height) < 1 or width % 1 or height % 1:
+        what = f"{path}: {where} has {width:g}x{height:g} pixels"
+        raise _wrong(path, where, what, "write whole numbers above 0")
+    return _Image(key, name, int(width), int(height))
 
 
 def _is_inside(name: str) -> bool:
@@ -172,109 +199,141 @@ def _is_inside(name: str) -> bool:
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
-def _read_categories(path: Path, content: dict[str, list[Any]]) -> dict[int, str]:
-    """Id -> name."""
-    categories: dict[int, str] = {}
+def _read_categories(
+    path: Path, content: dict[str, list[Any]], on_error: OnError
+) -> dict[int, str | None]:
+    """Id -> name, None for one that is left out."""
+    categories: dict[int, str | None] = {}
     for k, record in enumerate(content["categories"]):
-        key = _id(path, f"categories[{k}]", record)
-        where = f"category {key!r}"
-        if not isinstance(key, int):
-            raise DataError(f"{path}: {where} has an id that is no whole number; write one")
-        if key in categories:
-            raise DataError(f"{path} has {where} twice; take one out or give it another id")
-        name = _get(path, where, record, "name")
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{path}: {where} has the name {name!r}; write its class")
-        if name in categories.values():
-            raise DataError(f"{path}: {where} has the name of another one, {name!r}; rename it")
-        categories[key] = name
+        try:
+            key = _new_id(path, f"categories[{k}]", "category", record, categories)
+            where = f"category {_brief(key)}"
+            if not isinstance(key, int):
+                what = f"{path}: {where} has an id that is no whole number"
+                raise _wrong(path, where, what, "write one")
+            categories[key] = None
+            name = _get(path, where, record, "name")
+            if not isinstance(name, str) or not name.strip():
+                what = f"{path}: {where} has the name {_brief(name)}"
+                raise _wrong(path, where, what, "write its class")
+            if name in categories.values():
+                what = f"{path}: {where} has the name of another one, {_brief(name)}"
+                raise _wrong(path, where, what, "rename it", "twice")
+            categories[key] = name
+        except DataError as error:
+            on_error(error)
     if not categories:
-        raise DataError(f"{path} has no category; list the classes there")
+        raise DataError(f"{path} has no category", "list the classes there", file=path)
     return categories
 
 
 def _add_objects(
     path: Path,
     content: dict[str, list[Any]],
-    images: dict[int | str, _Image],
+    images: dict[int | str, _Image | None],
     labels: dict[str, int],
     set_aside: list[str],
+    on_error: OnError,
 ) -> None:
-    """Gives the objects to their images."""
-    categories = _read_categories(path, content)
+    """Gives the objects to their images. Those of what is left out go with it."""
+    categories = _read_categories(path, content, on_error)
     seen: set[int | str] = set()
     for k, record in enumerate(content["annotations"]):
-        key = _id(path, f"annotations[{k}]", record)
-        where = f"annotation {key!r}"
-        if key in seen:
-            raise DataError(f"{path} has {where} twice; take one out or give it another id")
-        seen.add(key)
-        image_id, category = (
-            _get(path, where, record, name) for name in ("image_id", "category_id")
-        )
-        image = images.get(image_id) if isinstance(image_id, int | str) else None
-        if image is None:
-            raise DataError(
-                f"{path}: {where} has image_id {image_id!r}, which no image has; "
-                "add the image or take the annotation out"
-            )
-        name = categories.get(category) if isinstance(category, int) else None
-        if name is None:
-            raise DataError(
-                f"{path}: {where} has category_id {category!r}, which no category has; "
-                "add the category or take the annotation out"
-            )
-        if name not in labels:
-            unknown_class(path, name, tuple(labels))
-        crowd = record.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise DataError(f"{path}: {where} has iscrowd {crowd!r}; write 0 or 1")
-        x, y, w, h = _bbox(path, where, record)
-        box = np.array(
-            (
-                min(max(x, 0), image.width),
-                min(max(y, 0), image.height),
-                min(max(x + w, 0), image.width),
-                min(max(y + h, 0), image.height),
-            ),
-            np.float32,
-        )
-        if box[0] < box[2] and box[1] < box[3]:
-            image.objects.append(_Object(box, labels[name], bool(crowd)))
-        else:
-            set_aside.append(
-                f"{path.name}: {where} on {image.name}, {name} ({x:g}, {y:g}, {w:g}, {h:g}), has "
-                f"no area in {image.width}x{image.height} pixels"
-            )
+        try:
+            key = _new_id(path, f"annotations[{k}]", "annotation", record, seen)
+            seen.add(key)
+            where = f"annotation {_brief(key)}"
+            image = images[_known(path, where, record, "image", images)]
+            name = categories[_known(path, where, record, "category", categories)]
+            if image is None or name is None:
+                continue
+            if name not in labels:
+                raise class_error(path, name, tuple(labels), record=image.name, item=where)
+            found = _read_object(path, where, record, image, name, set_aside, on_error)
+        except DataError as error:
+            on_error(error)
+            continue
+        if found is not None:
+            box, crowd = found
+            image.objects.append(_Object(box, labels[name], crowd))
+
+
+def _read_object(
+    path: Path,
+    where: str,
+    record: dict[str, Any],
+    image: _Image,
+    name: str,
+    set_aside: list[str],
+    on_error: OnError,
+) -> tuple[np.ndarray, bool] | None:
+    """The box, float32 [4], xyxy, and whether it is a crowd's; None where it has no area."""
+    crowd = record.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        what = f"{path}: {where} has iscrowd {_brief(crowd)}"
+        raise _wrong(path, where, what, "write 0 or 1")
+    x, y, w, h = _bbox(path, where, record)
+    box = np.array(
+        (
+            min(max(x, 0), image.width),
+            min(max(y, 0), image.height),
+            min(max(x + w, 0), image.width),
+            min(max(y + h, 0), image.height),
+        ),
+        np.float32,
+    )
+    size = f"{image.width}x{image.height} pixels"
+    line = f"{where} on {image.name}, {name} ({x:g}, {y:g}, {w:g}, {h:g}),"
+    if box[0] >= box[2] or box[1] >= box[3]:
+        set_aside.append(f"{path.name}: {line} has no area in {size}")
+        what, change = f"has no area in {size}", "mend the box or take the object out"
+        on_error(_wrong(path, where, f"{path}: {line} {what}", change, "no_area", image.name))
+        return None
+    if max(-x, -y, x + w - image.width, y + h - image.height) >= 1:
+        what, change = f"reaches outside of {size}", "mend the box: it is [x, y, width, height]"
+        on_error(_wrong(path, where, f"{path}: {line} {what}", change, "outside", image.name))
+    return box, bool(crowd)
 
 
 def _bbox(path: Path, where: str, record: dict[str, Any]) -> list[float]:
     box = _get(path, where, record, "bbox")
     if not isinstance(box, list) or len(box) != 4:
-        raise DataError(f"{path}: {where} has bbox {box!r}; write [x, y, width, height] in pixels")
-    return [_number(path, f"{where} has in its bbox", value) for value in box]
+        what = f"{path}: {where} has bbox {_brief(box)}"
+        raise _wrong(path, where, what, "write [x, y, width, height] in pixels")
+    return [_number(path, where, f"{where} has in its bbox", value) for value in box]
 
 
-def _find_files(base: Path, split: str, path: Path, images: list[_Image]) -> None:
-    """Gives the images their files, all from the folder that has the most of them."""
+def _find_files(
+    base: Path, split: str, path: Path, images: list[_Image], on_error: OnError
+) -> list[_Image]:
+    """Gives the images their files, all from the folder that has the most of them.
+
+    Returns those that have one.
+    """
     folders = [base / split, base / "images" / split, base / "images", base / "JPEGImages"]
     missing: dict[Path, list[_Image]] = {}
     for folder in filter(Path.is_dir, folders):
-        missing[folder] = [i for i in images if not (folder / i.name).is_file()]
+        missing[folder] = [i for i in images if not is_file(folder / i.name)]
         if not missing[folder]:
             break
     if not missing:
         looked = ", ".join(str(f.relative_to(base)) for f in folders)
-        raise DataError(f"{base} has no folder of images for {path.name}; put them in {looked}")
-    folder = min(missing, key=lambda f: len(missing[f]))
-    if missing[folder]:
-        image = missing[folder][0]
         raise DataError(
-            f"{folder / image.name} is missing, image {image.id!r} of {path} "
-            f"({len(missing[folder])} of {len(images)} images are); put it there or take it out"
+            f"{base} has no folder of images for {path.name}", f"put them in {looked}", file=path
         )
-    for image in images:
+    folder = min(missing, key=lambda f: len(missing[f]))
+    for image in missing[folder]:
+        what = (
+            f"{folder / image.name} is missing, image {_brief(image.id)} of {path} "
+            f"({len(missing[folder])} of {len(images)} images are)"
+        )
+        where, change = f"image {_brief(image.id)}", "put it there or take it out"
+        on_error(_wrong(path, where, what, change, "missing_image", image.name))
+    absent = {image.id for image in missing[folder]}
+    there = [image for image in images if image.id not in absent]
+    for image in there:
         image.file = folder / image.name
+    return there
 
 
 def _to_annotation(image_id: str, image: _Image) -> Annotation:
@@ -290,23 +349,54 @@ def _to_annotation(image_id: str, image: _Image) -> Annotation:
     )
 
 
-def _id(path: Path, where: str, record: Any) -> int | str:
+def _new_id(path: Path, where: str, what: str, record: Any, seen: Container[Any]) -> int | str:
+    """The id of a record, which none of those seen has."""
     if not isinstance(record, dict):
-        raise DataError(f"{path}: {where} is {str(record)[:40]!r}; write an object with an id")
+        line = f"{path}: {where} is {_brief(record)}"
+        raise _wrong(path, where, line, "write an object with an id")
     value = _get(path, where, record, "id")
-    if not isinstance(value, int | str):
-        raise DataError(f"{path}: {where} has id {value!r}; write a whole number")
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        line = f"{path}: {where} has id {_brief(value)}"
+        raise _wrong(path, where, line, "write a whole number")
+    if value in seen:
+        line = f"{path} has {what} {_brief(value)} twice"
+        raise _wrong(path, where, line, "take one out or give it another id", "twice")
+    return value
+
+
+def _known(path: Path, where: str, record: dict[str, Any], what: str, known: Container[Any]) -> Any:
+    """The image_id or category_id of an annotation, which is one of those known."""
+    value = _get(path, where, record, f"{what}_id")
+    if not isinstance(value, int | str) or isinstance(value, bool) or value not in known:
+        line = f"{path}: {where} has {what}_id {_brief(value)}, which no {what} has"
+        raise _wrong(path, where, line, f"add the {what} or take the annotation out")
     return value
 
 
 def _get(path: Path, where: str, record: dict[str, Any], key: str) -> Any:
     if key not in record:
-        raise DataError(f"{path}: {where} has no {key}; add it")
+        raise _wrong(path, where, f"{path}: {where} has no {key}", "add it")
     return record[key]
 
 
-def _number(path: Path, what: str, value: Any) -> float:
+def _number(path: Path, where: str, what: str, value: Any) -> float:
     # NaN and infinity, which Python's JSON has, are not in the range either.
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
-        raise DataError(f"{path}: {what} {value!r}; write a number of pixels")
+        raise _wrong(path, where, f"{path}: {what} {_brief(value)}", "write a number of pixels")
     return float(value)
+
+
+def _wrong(
+    path: Path,
+    where: str,
+    what: str,
+    change: str,
+    kind: str = "annotation",
+    record: str = "",
+) -> DataError:
+    return DataError(what, change, kind=kind, file=path, record=record, item=where)
+
+
+def _brief(value: Any) -> str:
+    """A value as it is written in Python, of a length that a line has room for."""
+    return _REPR.repr(value)

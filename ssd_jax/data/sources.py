@@ -6,7 +6,7 @@ import numpy as np
 
 from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.coco import CocoJson, coco_classes
-from ssd_jax.data.errors import DataError, reason
+from ssd_jax.data.errors import DataError, OnError, reason, stop
 from ssd_jax.data.records import Annotation, Example, Source, to_example
 from ssd_jax.data.shapes import SHAPES, Scene, draw_scene, lay_out_scene
 from ssd_jax.data.voc import VocFolder, voc_classes
@@ -66,22 +66,31 @@ class Shapes:
         )
 
 
-def open_source(data: DataConfig, split: str, classes: tuple[str, ...]) -> Source:
+def open_source(
+    data: DataConfig, split: str, classes: tuple[str, ...], on_error: OnError = stop
+) -> Source:
     """The source that the config describes, for one of its splits.
 
     Args:
         data: where the data is.
         split: data.train_split, data.eval_split or another of that form.
         classes: names of the classes, without background; see `find_classes`.
+        on_error: told of what is wrong; see `VocFolder` and `CocoJson`.
 
     Raises:
         ConfigError: the split or the classes cannot be used with this format.
         DataError: the data is missing or cannot be used.
     """
-    if data.format == "voc":
-        return VocFolder(data.root, split, classes)
-    if data.format == "coco":
-        return CocoJson(data.root, split, classes)
+    kind = _find_format(data)
+    if kind == "voc":
+        return VocFolder(data.root, split, classes, on_error)
+    if kind == "coco":
+        return CocoJson(data.root, split, classes, on_error)
+    if kind == "tfds":
+        # TFDS takes a second to import.
+        from ssd_jax.data.tfds import TfdsSource
+
+        return TfdsSource(data.root, split, classes, data.tfds, on_error)
     if tuple(classes) != SHAPES:
         raise ConfigError(
             f"model.classes is {tuple(classes)}; generated shapes have {', '.join(SHAPES)}: "
@@ -96,17 +105,21 @@ def open_source(data: DataConfig, split: str, classes: tuple[str, ...]) -> Sourc
     return Shapes(int(count), stream)
 
 
-def find_classes(data: DataConfig, classes: tuple[str, ...]) -> tuple[str, ...]:
+def find_classes(
+    data: DataConfig, classes: tuple[str, ...], on_error: OnError = stop
+) -> tuple[str, ...]:
     """Names of the classes, without background, in the order of their labels.
 
     Args:
         data: where the data is.
         classes: model.classes; given ones are taken as they are.
+        on_error: told of what is wrong in the annotations.
 
     Returns:
         `classes`; if that is empty the lines of data.class_file; if there is none, what
-        data.train_split has: the names found in all of VOC's annotations, sorted, or COCO's
-        categories in the order of their ids. Generated shapes have their own.
+        data.train_split has: the names found in all of VOC's annotations, sorted, COCO's
+        categories in the order of their ids, or the classes of TFDS's data sets in their order.
+        Generated shapes have their own.
 
     Raises:
         ConfigError: data.class_file cannot be read or names a class twice.
@@ -116,17 +129,56 @@ def find_classes(data: DataConfig, classes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(classes)
     if data.class_file:
         return _read_class_file(data.class_file)
-    if data.format == "shapes":
+    kind = _find_format(data)
+    if kind == "shapes":
         return SHAPES
-    if data.format == "coco":
-        return coco_classes(data.root, data.train_split)
-    names = voc_classes(data.root, data.train_split)
+    if kind == "coco":
+        return coco_classes(data.root, data.train_split, on_error)
+    if kind == "tfds":
+        from ssd_jax.data.tfds import tfds_classes
+
+        return tfds_classes(data.root, data.train_split, data.tfds)
+    names = voc_classes(data.root, data.train_split, on_error)
     if not names:
         raise DataError(
             f"{data.root} has no object in split {data.train_split!r}; "
             "name the classes in model.classes or data.class_file"
         )
     return names
+
+
+def _find_format(data: DataConfig) -> str:
+    """data.format, or what the folder is if that is auto.
+
+    Raises:
+        ConfigError: the folder is in VOC's layout and in COCO's.
+        DataError: it is in neither.
+    """
+    if data.format != "auto":
+        return data.format
+    base = Path(data.root).expanduser()
+    try:
+        # The names as they are written: some file systems find annotations for Annotations.
+        names = {path.name for path in base.iterdir()}
+    except OSError as error:
+        raise DataError(
+            f"data.root {base} is not a folder that can be read ({reason(error)})",
+            "name the one of the data set",
+        ) from None
+    voc = bool(names & {"Annotations", "ImageSets"}) or any(base.glob("VOC*/Annotations"))
+    coco = "annotations" in names and any((base / "annotations").glob("*.json"))
+    if voc and coco:
+        raise ConfigError(
+            f"data.format is auto, and data.root {base} has VOC's Annotations and COCO's "
+            "annotations; set data.format to voc or coco"
+        )
+    if not voc and not coco:
+        raise DataError(
+            f"data.root {base} is neither VOC's (Annotations/, ImageSets/Main/; VOC2007/ and "
+            "others with them) nor COCO's (annotations/*.json)",
+            "name the folder that is, or set data.format",
+        )
+    return "voc" if voc else "coco"
 
 
 def _read_class_file(name: str) -> tuple[str, ...]:

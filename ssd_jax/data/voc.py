@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax.data.errors import DataError, reason, shorten, unknown_class
-from ssd_jax.data.pictures import Pictures, read_picture
+from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
+from ssd_jax.data.files import is_file, read_bytes
+from ssd_jax.data.pictures import Pictures, picture_size
 from ssd_jax.data.records import Annotation, distinct_ids
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+_MAX_BYTES = 1 << 26  # of an annotation; a tree of it takes some ten times as much memory
+_FARTHEST = 1e9  # pixels; float32 and int32 are at home below
 
 
 class VocFolder(Pictures):
@@ -30,6 +34,8 @@ class VocFolder(Pictures):
             `root`. Several are joined by +, and an image that is in two lists of a folder counts
             once. A second column, as in VOC's lists of one class, is ignored.
         classes: names of the classes, without background.
+        on_error: told of each error and warning. If it returns from an error, the image is left
+            out, or the object, if the error is one of it alone.
 
     Attributes:
         classes: as given.
@@ -37,42 +43,69 @@ class VocFolder(Pictures):
             because its box has no area inside the image.
 
     Raises:
-        DataError: the folder, the list, an annotation or an image is missing or cannot be used.
+        DataError: the folder or the list is missing or cannot be used; or, unless `on_error`
+            keeps it, an annotation or an image is or cannot.
     """
 
-    def __init__(self, root: str | Path, split: str, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        classes: tuple[str, ...],
+        on_error: OnError = stop,
+    ) -> None:
         records = _split_records(root, split)
         pictures = {
             folder: _find_pictures(folder) for folder in dict.fromkeys(f for f, _ in records)
         }
         missing = [(folder, name) for folder, name in records if name not in pictures[folder]]
-        if missing:
-            folder, name = missing[0]
-            raise DataError(
-                f"{folder / 'JPEGImages' / name}.jpg is missing ({len(missing)} of "
-                f"{len(records)} images of split {split!r} are); put it there, with one of "
-                f"{', '.join(IMAGE_SUFFIXES)}, or take its id off the list"
+        for folder, name in missing:
+            file = folder / "JPEGImages" / f"{name}.jpg"
+            on_error(
+                DataError(
+                    f"{file} is missing ({len(missing)} of {len(records)} images of split "
+                    f"{split!r} are)",
+                    f"put it there, with one of {', '.join(IMAGE_SUFFIXES)}, or take its id off "
+                    "the list",
+                    kind="missing_image",
+                    file=file,
+                    record=name,
+                )
             )
+        records = [(folder, name) for folder, name in records if name in pictures[folder]]
         labels = {name: k + 1 for k, name in enumerate(classes)}
         set_aside: list[str] = []
-        files = [pictures[folder][name] for folder, name in records]
+        files: list[Path] = []
+        annotations: list[Annotation] = []
         # Years share no id in VOC itself, but nothing keeps other devkits from it.
         ids = distinct_ids([name for _, name in records], [folder.name for folder, _ in records])
-        annotations = [
-            _to_annotation(image_id, _read_voc(folder, name), file, labels, set_aside)
-            for (folder, name), image_id, file in zip(records, ids, files, strict=True)
-        ]
+        for (folder, name), image_id in zip(records, ids, strict=True):
+            file = pictures[folder][name]
+            try:
+                voc = _read_voc(folder, name, on_error)
+                known = _to_annotation(image_id, voc, file, labels, set_aside, on_error)
+            except DataError as error:
+                error.record = name
+                on_error(error)
+            else:
+                files.append(file)
+                annotations.append(known)
         super().__init__(classes, files, annotations, set_aside)
 
 
-def voc_classes(root: str | Path, split: str) -> tuple[str, ...]:
+def voc_classes(root: str | Path, split: str, on_error: OnError = stop) -> tuple[str, ...]:
     """Names of the classes that the objects of a split have, sorted; () if it has no object.
 
     Raises:
         DataError: as for `VocFolder`, images apart.
     """
-    records = _split_records(root, split)
-    return tuple(sorted({found.name for record in records for found in _read_voc(*record).objects}))
+    names: set[str] = set()
+    for folder, image_id in _split_records(root, split):
+        try:
+            names.update(found.name for found in _read_voc(folder, image_id, on_error).objects)
+        except DataError as error:
+            on_error(error)
+    return tuple(sorted(names))
 
 
 def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
@@ -115,7 +148,7 @@ def _check_layout(base: Path, folder: Path) -> None:
 def _list_ids(folder: Path, name: str) -> list[str]:
     lists = folder / "ImageSets" / "Main"
     path = lists / f"{name}.txt"
-    if not path.is_file():
+    if not is_file(path):
         known = sorted(p.stem for p in lists.glob("*.txt"))
         raise DataError(
             f"{path} is missing; the splits of this data set are "
@@ -136,6 +169,7 @@ def _find_pictures(folder: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _VocObject:
+    item: str  # object 2 (cat)
     name: str
     box: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax as written
     difficult: bool
@@ -155,75 +189,107 @@ class _PlainTree(ET.TreeBuilder):
         raise DataError("has a DOCTYPE, which an annotation does not need; remove it")
 
 
-def _read_voc(folder: Path, image_id: str) -> _VocFile:
+def _read_voc(folder: Path, image_id: str, on_error: OnError) -> _VocFile:
     path = folder / "Annotations" / f"{image_id}.xml"
     try:
-        root = ET.fromstring(path.read_bytes(), ET.XMLParser(target=_PlainTree()))
+        root = ET.fromstring(read_bytes(path, _MAX_BYTES), ET.XMLParser(target=_PlainTree()))
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; add it or take {image_id} off the list") from None
+        what, change = f"{path} is missing", f"add it or take {image_id} off the list"
+        raise _wrong(path, what, change) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({reason(error)})") from None
+        raise _wrong(path, f"{path} cannot be read ({reason(error)})", "replace it") from None
     except (ET.ParseError, DataError, LookupError, ValueError) as error:
-        raise DataError(f"{path} is not a usable annotation: {error}") from None
-    objects = [_voc_object(path, k, node) for k, node in enumerate(root.findall("object"))]
-    return _VocFile(path, _voc_size(path, root), objects)
+        raise _wrong(path, f"{path} is not a usable annotation: {error}", "mend it") from None
+    if root.tag.lower() != "annotation":
+        what = f"{path} is not a usable annotation: it is <{root.tag[:40]}>, not <annotation>"
+        raise _wrong(path, what, "replace it")
+    size = _voc_size(path, root)
+    objects = []
+    for k, node in enumerate(root.findall("object")):
+        try:
+            objects.append(_voc_object(path, k, node))
+        except DataError as error:
+            on_error(error)
+    return _VocFile(path, size, objects)
 
 
 def _voc_size(path: Path, root: Any) -> tuple[int, int] | None:
     texts = [root.findtext(f"size/{side}") for side in ("width", "height")]
     if None in texts:
         return None
-    width, height = (_number(path, f"<size> has {text!r}", text) for text in texts)
+    width, height = (_number(path, "<size>", "", text) for text in texts)
     # Some tools write 0 where they do not know the size.
     return (int(width), int(height)) if width >= 1 and height >= 1 else None
 
 
 def _voc_object(path: Path, k: int, node: Any) -> _VocObject:
     name = (node.findtext("name") or "").strip()
-    where = f"object {k + 1} ({name or 'no name'})"
+    item = f"object {k + 1} ({name[:40] or 'no name'})"
     if not name:
-        raise DataError(f"{path}: {where} has no <name>; write its class")
+        raise _wrong(path, f"{path}: {item} has no <name>", "write its class", item)
     box = []
     for side in ("xmin", "ymin", "xmax", "ymax"):
         text = node.findtext(f"bndbox/{side}")
         if text is None:
-            raise DataError(f"{path}: {where} has no <bndbox> with <{side}>; write it in pixels")
-        box.append(_number(path, f"{where} has <{side}> {text!r}", text))
+            what = f"{path}: {item} has no <bndbox> with <{side}>"
+            raise _wrong(path, what, "write it in pixels", item)
+        box.append(_number(path, item, f"<{side}> ", text))
     flag = (node.findtext("difficult") or "0").strip().lower()
     if flag not in ("0", "1", "false", "true"):
-        raise DataError(f"{path}: {where} has <difficult> {flag!r}; write 0 or 1")
-    return _VocObject(name, (box[0], box[1], box[2], box[3]), flag in ("1", "true"))
+        raise _wrong(path, f"{path}: {item} has <difficult> {flag!r}", "write 0 or 1", item)
+    return _VocObject(item, name, (box[0], box[1], box[2], box[3]), flag in ("1", "true"))
 
 
-def _number(path: Path, what: str, text: str) -> float:
+def _number(path: Path, item: str, side: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}: {what}; write a number of pixels")
+    if not -_FARTHEST < value < _FARTHEST:  # nor is it NaN
+        what = f"{path}: {item} has {side}{text[:40]!r}"
+        raise _wrong(path, what, "write a number of pixels", item)
     return value
 
 
+def _wrong(
+    path: Path, what: str, change: str, item: str = "", kind: str = "annotation"
+) -> DataError:
+    return DataError(what, change, kind=kind, file=path, record=path.stem, item=item)
+
+
 def _to_annotation(
-    image_id: str, voc: _VocFile, file: Path, labels: dict[str, int], set_aside: list[str]
+    image_id: str,
+    voc: _VocFile,
+    file: Path,
+    labels: dict[str, int],
+    set_aside: list[str],
+    on_error: OnError,
 ) -> Annotation:
-    width, height = voc.size or read_picture(file).shape[1::-1]
+    width, height = voc.size or picture_size(file)
+    path = voc.path
     kept = []
     for found in voc.objects:
         if found.name not in labels:
-            unknown_class(voc.path, found.name, tuple(labels))
+            known = tuple(labels)
+            on_error(class_error(path, found.name, known, record=path.stem, item=found.item))
+            continue
         xmin, ymin, xmax, ymax = found.box
         box = (max(xmin - 1, 0), max(ymin - 1, 0), min(xmax, width), min(ymax, height))
+        corners = f"({', '.join(f'{c:g}' for c in found.box)})"
         # By inclusive pixels xmin = xmax is one pixel wide, but it is what a slip of the mouse
         # leaves, not an object.
         if xmin >= xmax or ymin >= ymax or box[0] >= box[2] or box[1] >= box[3]:
-            corners = ", ".join(f"{c:g}" for c in found.box)
-            set_aside.append(
-                f"{voc.path.name}: {found.name} ({corners}) has no area in {width}x{height} pixels"
-            )
-        else:
-            kept.append((box, labels[found.name], found.difficult))
+            line = f"{path.name}: {found.name} {corners} has no area in {width}x{height} pixels"
+            set_aside.append(line)
+            what = f"{path}: {found.item} {corners} has no area in {width}x{height} pixels"
+            change = "mend the box or take the object out"
+            on_error(_wrong(path, what, change, found.item, "no_area"))
+            continue
+        if min(xmin, ymin) <= 0 or xmax >= width + 1 or ymax >= height + 1:
+            what = f"{path}: {found.item} {corners} reaches outside of {width}x{height} pixels"
+            change = "mend the box; VOC counts pixels from 1"
+            on_error(_wrong(path, what, change, found.item, "outside"))
+        kept.append((box, labels[found.name], found.difficult))
     return Annotation(
         image_id=image_id,
         width=width,

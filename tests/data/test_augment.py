@@ -263,6 +263,27 @@ class TestView:
         expected[1:6, 3:8] = 0
         np.testing.assert_array_equal(out, expected)
 
+    def test_the_canvas_of_a_large_photograph_is_small(self, monkeypatch):
+        """A square stays where it is, and no picture on the way has more than (2 * 8 * 10)^2 pixels
+        and what the aspect of the view adds."""
+        image = np.zeros((600, 900, 3), np.uint8)
+        image[300:500, 150:450] = 255
+        sizes = []
+        original = cv2.copyMakeBorder
+        monkeypatch.setattr(
+            cv2,
+            "copyMakeBorder",
+            lambda *a, **k: sizes.append(original(*a, **k)) or sizes[-1],
+        )
+        view = np.array([-1300, -300, 2100, 1700])
+        out = resample(*cut(image, view), 10, (0, 0, 0), cv2.INTER_AREA)
+        assert sizes[0].size <= 3 * 160 * 160 * 1.7
+        x, y, w, h = 10 * (1300 + 150) / 3400, 10 * (300 + 300) / 2000, 10 * 300 / 3400, 1
+        ours = cv2.moments(out[..., 0].astype(np.float32))
+        centre = np.array([ours["m10"], ours["m01"]]) / ours["m00"] + 0.5
+        np.testing.assert_allclose(centre, [x + w / 2, y + h / 2], atol=0.06)
+        np.testing.assert_allclose(ours["m00"] / 255, w * h, rtol=0.05)
+
     def test_a_part_is_not_copied(self):
         image = noise()
         part, margins = cut(image, np.array([-2, 5, 11, 26]))

@@ -10,8 +10,10 @@ from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.coco import CocoJson
 from ssd_jax.data.shapes import MAX_SHAPES, MIN_VISIBLE, SHAPES, lay_out_scene
 from ssd_jax.data.sources import DataError, Shapes, find_classes, open_source
+from ssd_jax.data.tfds import TfdsSource
 from ssd_jax.data.voc import VocFolder
 from tests.data.folders import CLASSES, make_coco, make_folder, write_object, write_xml
+from tests.data.tfds_sets import make_tfds, voc_object, voc_record
 
 
 def voc_config(root: Path, **fields) -> DataConfig:
@@ -85,6 +87,14 @@ class TestOpenSource:
         source = open_source(DataConfig(), "test:7", SHAPES)
         assert len(source) == 7
         assert source.annotation(3).image_id == "test-000003"
+
+    def test_tfds(self, tmp_path):
+        make_tfds(tmp_path, {"train": [voc_record("a", voc_object("dog"))]})
+        config = DataConfig(format="tfds", root=str(tmp_path), train_split="voc/2007:train")
+        source = open_source(config, "voc/2007:train", CLASSES)
+        assert isinstance(source, TfdsSource)
+        assert source.classes == CLASSES
+        assert source.annotation(0).labels.tolist() == [2]
 
     @pytest.mark.parametrize("split", ["train", "train:", ":5", "train:0", "train:-3", "a:b"])
     def test_split_that_is_none(self, split):
@@ -171,6 +181,54 @@ class TestShapes:
     def test_index_past_the_end(self):
         with pytest.raises(IndexError):
             Shapes(5, "train").annotation(5)
+
+
+class TestAutoFormat:
+    def open(self, root: Path, split="train"):
+        config = DataConfig(format="auto", root=str(root), train_split=split)
+        return open_source(config, split, find_classes(config, ()))
+
+    def test_voc(self, tmp_path):
+        source = self.open(make_folder(tmp_path, {"a": write_xml(write_object("dog"))}))
+        assert isinstance(source, VocFolder)
+        assert source.classes == ("dog",)
+
+    def test_devkit(self, tmp_path):
+        make_folder(tmp_path / "VOC2012", {"a": write_xml(write_object())})
+        assert isinstance(self.open(tmp_path, "2012:train"), VocFolder)
+
+    # Images in a folder of VOC's name make no VOC of it.
+    @pytest.mark.parametrize("images", ["train", "JPEGImages"])
+    def test_coco(self, tmp_path, images):
+        source = self.open(make_coco(tmp_path, folder=tmp_path / images))
+        assert isinstance(source, CocoJson)
+        assert source.classes == ("cat", "dog")
+
+    def test_both(self, tmp_path):
+        make_coco(make_folder(tmp_path, {"a": write_xml(write_object())}))
+        match = (
+            f"data.format is auto, and data.root {tmp_path} has VOC's Annotations and COCO's "
+            "annotations; set data.format to voc or coco"
+        )
+        with pytest.raises(ConfigError, match=f"^{match}$"):
+            self.open(tmp_path)
+
+    @pytest.mark.parametrize("part", ["JPEGImages", "annotations", "VOC2007", "train"])
+    def test_neither(self, tmp_path, part):
+        (tmp_path / part).mkdir()
+        with pytest.raises(
+            DataError, match=rf"data\.root {tmp_path} is neither VOC's .* nor COCO's"
+        ):
+            self.open(tmp_path)
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(DataError, match="is not a folder that can be read"):
+            self.open(tmp_path / "nowhere")
+
+    def test_what_is_missing_of_the_layout_is_named(self, tmp_path):
+        (tmp_path / "Annotations").mkdir()
+        with pytest.raises(DataError, match="JPEGImages is missing"):
+            self.open(tmp_path)
 
 
 class TestRealData:
