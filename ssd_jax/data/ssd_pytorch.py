@@ -111,7 +111,7 @@ def photometric_distort(rng: np.random.Generator, image: np.ndarray) -> np.ndarr
     if saturation != 1 or hue != 0:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # 0 to 360, 0 to 1, and the image's range
         hsv[..., 0] = (hsv[..., 0] + np.float32(hue)) % 360
-        hsv[..., 1] *= saturation
+        hsv[..., 1] = hsv[..., 1] * np.float32(saturation)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if contrast is not None and contrast_last:
         image = image * contrast
