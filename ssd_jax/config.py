@@ -74,6 +74,9 @@ class ModelConfig:
     pretrained_scale: float = 1.0
     """What the outputs of the last pretrained layer are multiplied by; VGG16's conv5_3 gives values
     about 50 times as large as layers that start fresh are made for, so use 0.02 before those."""
+    init_from: str = ""
+    """Checkpoint of this network to start from, e.g. one that ssd_jax.models.weights imported; the
+    class heads keep the rows of classes with the same name. Empty: none."""
     trainable_from: str = ""
     """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.
     Empty: all are trained."""
@@ -105,6 +108,10 @@ class ModelConfig:
         _check(
             self.pretrained_scale > 0 and math.isfinite(self.pretrained_scale),
             f"model.pretrained_scale is {self.pretrained_scale}; use a number above 0",
+        )
+        _check(
+            not (self.pretrained and self.init_from),
+            "model.pretrained and model.init_from are both set; start from one of them",
         )
         _check(
             self.trainable_from in ("", *BASE_LAYERS),
@@ -153,6 +160,8 @@ class PriorConfig:
     """What offsets of centre and of log size are divided by."""
     clip: bool = False
     """Clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe does not. Part of the weights."""
+    clip_size: bool = False
+    """Clip (w, h) alone to [0, 1] as torchvision does. Part of the weights."""
 
     def __post_init__(self) -> None:
         _check(
@@ -354,6 +363,10 @@ class EvalConfig:
     """Boxes of a class that enter suppression, the best ones."""
     max_detections: int = 200
     """Detections kept of an image, the best ones."""
+    clip_boxes: bool = False
+    """Clip boxes to the image before suppression, as torchvision does; False: after it."""
+    max_growth: float = 0.0
+    """Largest side of a box (times its prior's); torchvision's is 62.5. 0: no limit."""
     metric: Literal["voc", "voc07"] = "voc"
     """voc: area under the precision-recall curve (VOC 2010 and later); voc07: 11 points."""
     iou_threshold: float = 0.5
@@ -370,6 +383,10 @@ class EvalConfig:
         for name in ("score_threshold", "nms_iou", "iou_threshold"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"eval.{name} is {value}; use a number from 0 to 1")
+        _check(
+            self.max_growth >= 0 and math.isfinite(self.max_growth),
+            f"eval.max_growth is {self.max_growth}; use 0 or more",
+        )
         _check(self.pictures >= 0, f"eval.pictures is {self.pictures}; use 0 or more")
 
 

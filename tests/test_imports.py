@@ -26,13 +26,19 @@ MAY_IMPORT = {
     "data": {"config", "data"},
     "training": ROOMS - {"data", "evaluation"},
     "evaluation": {"config", "ops", "models", "data", "visualize", "evaluation"},
-    "detector": {"config", "ops", "models", "evaluation.detect"},
+    # It reads and prepares images by the same functions as the evaluation, and draws what it finds.
+    "detector": {
+        *("config", "ops", "models", "evaluation.detect"),
+        *("data.augment", "data.pictures", "visualize"),
+    },
     "visualize": {"config", "ops", "models", "evaluation.detect"},
     **dict.fromkeys(COMMANDS, ROOMS - COMMANDS),
 }
 # Commands on data sets: what people run, and no worker process ever imports.
 DATA_COMMANDS = {"__main__", "check", "show", "prepare"}
 DATA_COMMANDS_MAY_IMPORT = {"cli", "config", "data", "ops", "models", "visualize"}
+# The command on weights, python -m ssd_jax.models.weights; nothing imports it.
+MODELS_COMMAND = "models/weights.py"
 LOOP = "training/loop.py"
 STEP = "training/step.py"
 LINEN = "training/state.py"
@@ -75,6 +81,8 @@ def check(path, source):
     allowed = ROOMS if path == LOOP else MAY_IMPORT[room]
     if command:
         allowed = DATA_COMMANDS_MAY_IMPORT
+    if path == MODELS_COMMAND:
+        allowed = {"cli", *MAY_IMPORT["models"]}
     wrong = []
     for line, name in imports(tree, path):
         at, top = f"{path}:{line}: imports {name}", name.split(".")[0]
@@ -83,6 +91,8 @@ def check(path, source):
                 wrong.append(f"{at}; {room} may import {', '.join(sorted(allowed)) or 'nothing'}")
             elif path == "evaluation/voc.py":
                 wrong.append(f"{at}; voc.py is NumPy alone")
+            elif within(name, {"ssd_jax.models.weights"}):
+                wrong.append(f"{at}; a command is imported by nothing")
             elif (
                 room == "data"
                 and not command
@@ -124,6 +134,9 @@ def test_module_keeps_to_its_room(path):
         ("ops/nms.py", "import ssd_jax"),
         ("ops/losses.py", "import jax\ndef f(x):\n    return jax.lax.psum(x, 'batch')"),
         ("models/ssd.py", "from ssd_jax.data.sources import Example"),
+        ("models/restore.py", "from ssd_jax.cli import run_main"),
+        ("models/weights.py", "from ssd_jax.data.sources import Example"),
+        ("training/loop.py", "from ssd_jax.models.weights import main"),
         ("data/pipeline.py", "def f():\n    import jax.numpy as jnp"),
         ("data/pipeline.py", "from flax import struct"),
         ("data/voc.py", "from ssd_jax.ops.boxes import pairwise_iou"),
@@ -142,6 +155,7 @@ def test_module_keeps_to_its_room(path):
         ("evaluation/voc.py", "from ssd_jax.config import EvalConfig"),
         ("detector.py", "from ssd_jax.evaluation import report"),
         ("detector.py", "from .training import state"),
+        ("detector.py", "from ssd_jax.data.sources import open_source"),
         ("visualize.py", "from ssd_jax.evaluation.detection import x"),
         ("export.py", "from ssd_jax.plan import main"),
         ("utils.py", ""),
@@ -161,6 +175,7 @@ def test_a_planted_violation_is_found(path, source):
             "import jax\nfrom ssd_jax.ops.boxes import pairwise_iou\nfrom . import boxes",
         ),
         ("models/ssd.py", "from flax import linen as nn\nfrom ssd_jax.config import ModelConfig"),
+        ("models/weights.py", "from ssd_jax.cli import run_main"),
         ("data/pipeline.py", "import cv2, grain\nfrom ssd_jax.config import DataConfig"),
         ("data/show.py", "import jax\nfrom ssd_jax.ops.boxes import pairwise_iou"),
         ("training/state.py", "import flax.linen as nn\nfrom ssd_jax.models.ssd import SSD"),
@@ -172,6 +187,7 @@ def test_a_planted_violation_is_found(path, source):
         ("evaluation/report.py", "import rich\nfrom ssd_jax.visualize import draw_boxes"),
         ("detector.py", "from ssd_jax.evaluation.detect import detect_step"),
         ("detector.py", "from ssd_jax.evaluation import detect"),
+        ("detector.py", "from ssd_jax.data.augment import preprocess_eval"),
         ("export.py", "from ssd_jax.detector import Detector"),
     ],
 )

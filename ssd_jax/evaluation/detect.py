@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -40,7 +41,12 @@ def detect_step(
     """
     loc, conf = cast(tuple[Array, Array], model.apply(variables, images))
     scores = jax.nn.softmax(conf, axis=-1)
-    boxes = jax.vmap(partial(decode_boxes, priors_cxcywh=priors, variances=variances))(loc)
+    decode = partial(
+        decode_boxes, priors_cxcywh=priors, variances=variances, max_growth=config.max_growth
+    )
+    boxes = jax.vmap(decode)(loc)
+    if config.clip_boxes:
+        boxes = jnp.clip(boxes, 0, 1)
     return jax.vmap(
         partial(
             multiclass_nms,

@@ -1,5 +1,7 @@
-"""A network from a checkpoint alone: its config and its variables."""
+"""A network from a checkpoint alone, its config and its variables, and such a checkpoint."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssd_jax.config import Config, ConfigError, from_json
+from ssd_jax.config import Config, ConfigError, from_json, to_json
 from ssd_jax.models.ssd import SSD, make_model
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, *, field: str = "--checkpoint") -> Path:
     """The checkpoint that `path` means: itself, or the newest of a run or of its checkpoints/.
 
-    Raises ConfigError if there is none.
+    Raises ConfigError, naming the `field` that gave the path, if there is none.
     """
     if (path / "state").is_dir() and (path / "config").is_dir():
         return path
@@ -24,7 +26,7 @@ def find_checkpoint(path: Path) -> Path:
             if steps:
                 return folder / str(max(steps))
     raise ConfigError(
-        f"--checkpoint: there is no checkpoint in {path}; name a run's folder or one of its "
+        f"{field}: there is no checkpoint in {path}; name a run's folder or one of its "
         "checkpoints/STEP"
     )
 
@@ -44,12 +46,22 @@ def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError, naming the first array that differs, for a checkpoint of another shape.
     """
+    return _read(checkpoint, like)
+
+
+def read_saved_variables(checkpoint: Path) -> dict[str, Any]:
+    """The parameters and batch statistics of a checkpoint, whatever their shapes."""
+    return _read(checkpoint, None)
+
+
+def _read(checkpoint: Path, like: dict[str, Any] | None) -> dict[str, Any]:
     path = (checkpoint / "state").absolute()
     try:
         reader = ocp.PyTreeCheckpointHandler()
         tree = reader.metadata(path).tree
         saved = {name: tree.get(name) or {} for name in ("params", "batch_stats")}
-        check_shapes(checkpoint, saved, like)
+        if like is not None:
+            check_shapes(checkpoint, saved, like)
         # As NumPy arrays: where they lay when they were saved does not matter.
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         return reader.restore(
@@ -96,3 +108,30 @@ def restore_model(checkpoint: Path, config: Config) -> tuple[SSD, dict[str, Any]
     image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
     like = jax.eval_shape(model.init, jax.random.key(0), image)
     return model, read_variables(checkpoint, like)
+
+
+def write_checkpoint(run: Path, config: Config, variables: dict[str, Any]) -> None:
+    """Write run/config.json and run/checkpoints/0, which `restore_model` reads.
+
+    The folder appears under its name only when it is complete. Raises ConfigError if it exists or
+    cannot be written.
+    """
+    if run.exists():
+        raise ConfigError(f"--out: {run} exists; name a new folder")
+    part = run.absolute().with_name(f".{run.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        (part / "config.json").write_text(to_json(config), encoding="utf-8")
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+            writer.save(
+                part / "checkpoints" / "0",
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(variables),
+                    config=ocp.args.JsonSave({"config": to_json(config)}),
+                ),
+            )
+        part.rename(run)
+    except OSError as error:
+        raise ConfigError(f"--out: {run} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -43,6 +43,7 @@ def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[np.ndarray, "
         steps=priors.steps,
         aspect_ratios=priors.aspect_ratios,
         clip=priors.clip,
+        clip_size=priors.clip_size,
     )
 
 

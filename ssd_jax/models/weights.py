@@ -1,89 +1,115 @@
-"""Weights from elsewhere: VGG16's convolutions for the base of a new network."""
+"""Weights from other programs, in and out: python -m ssd_jax.models.weights import | export.
 
-from collections.abc import Mapping
+import FILE --out DIR     ssd.pytorch's, torchvision's, Keras' or Caffe's weights as a checkpoint
+export CHECKPOINT --to ssd.pytorch | torchvision | safetensors --out FILE     the way back
+
+docs/weights.md lists what loads.
+"""
+
+import argparse
+import sys
+import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NoReturn
 
-import numpy as np
+from ssd_jax.cli import override, run_main
+from ssd_jax.config import ConfigError
+from ssd_jax.models.layouts import Layout
 
-from ssd_jax.config import BASE_LAYERS, ConfigError
+_IMPORT = """Import weights as a checkpoint, with their config.
 
-
-class LoadReport(NamedTuple):
-    """What a file gave to the base."""
-
-    loaded: tuple[str, ...]
-    """Layers whose kernel and bias came from the file."""
-    fresh: tuple[str, ...]
-    """Layers of the base that keep their initial values."""
-    unused: tuple[str, ...]
-    """Arrays in the file that no layer takes."""
-
-    def __str__(self) -> str:
-        """One line for the log."""
-        text = f"loaded {', '.join(self.loaded)}; starts fresh: {', '.join(self.fresh) or 'none'}"
-        return text + (f"; unused: {', '.join(self.unused)}" if self.unused else "")
+Below, every field of the config with its value; all may be changed, e.g. --priors.no-clip."""
 
 
-def load_pretrained(
-    params: Mapping[str, Any], path: str | Path, *, channels: str, scale: float = 1.0
-) -> tuple[dict[str, Any], LoadReport]:
-    """A copy of the network's `params` with the base's convolutions from `path`, and a report.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
 
-    The file is .npz or .safetensors and holds LAYER/w (HWIO) and LAYER/b, e.g. conv1_1/w.
-    `channels` is the order, "bgr" or "rgb", that its conv1_1 expects; the network eats RGB, so a
-    BGR kernel is turned round. The last layer loaded has its kernel and bias, and so its output,
-    multiplied by `scale`.
 
-    Raises ConfigError, naming the file, if it cannot be read, holds no layer of the base, holds
-    half of one, or if a shape or a value does not fit.
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m ssd_jax.models.weights", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser(
+        "import", help="a file of weights as a checkpoint with its config", allow_abbrev=False
+    )
+    add.add_argument("file", type=Path, help=".pth, .pt, .safetensors, .npz or .h5")
+    add.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, a new one")
+    add.add_argument("--layout", default="auto", choices=("auto", *typing.get_args(Layout)))
+    add.add_argument(
+        "--channels", choices=("rgb", "bgr"), help="order that the file's first convolution wants"
+    )
+    add.add_argument("--classes", type=Path, help="text file of the class names, one a line")
+    add = commands.add_parser(
+        "export", help="a checkpoint as another program's file", allow_abbrev=False
+    )
+    add.add_argument("checkpoint", type=Path, help="a run's folder or one of its checkpoints")
+    add.add_argument("--to", required=True, choices=("ssd.pytorch", "torchvision", "safetensors"))
+    add.add_argument("--out", type=Path, required=True, help="a new .pth or .safetensors file")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command that `arguments` name.
+
+    Raises UserError for whatever the user can mend; nothing is written then.
     """
-    arrays = _read(Path(path))
-    base = dict(params["base"])
-    loaded = []
-    for name in BASE_LAYERS:
-        if f"{name}/w" not in arrays and f"{name}/b" not in arrays:
-            continue
-        conv = dict(base[name]["conv"])
-        for key, leaf in (("w", "kernel"), ("b", "bias")):
-            value = arrays.pop(f"{name}/{key}", None)
-            if value is None:
-                raise ConfigError(f"model.pretrained: {path} has only half of {name}")
-            if value.shape != conv[leaf].shape:
-                raise ConfigError(
-                    f"model.pretrained: {name}/{key} in {path} has shape {value.shape} and the "
-                    f"network {conv[leaf].shape}; VGG16's weights need model.width 1.0"
-                )
-            if not np.all(np.isfinite(value)):
-                raise ConfigError(f"model.pretrained: {name}/{key} in {path} is not finite")
-            if name == "conv1_1" and leaf == "kernel" and channels == "bgr":
-                value = value[:, :, ::-1]
-            conv[leaf] = np.array(value, np.float32)
-        base[name] = {**base[name], "conv": conv}
-        loaded.append(name)
-    if not loaded:
-        raise ConfigError(
-            f"model.pretrained: {path} holds no layer of VGG16; expected arrays like conv1_1/w"
-        )
-    last = base[loaded[-1]]
-    scaled = {leaf: value * np.float32(scale) for leaf, value in last["conv"].items()}
-    base[loaded[-1]] = {**last, "conv": scaled}
-    fresh = tuple(name for name in BASE_LAYERS if name not in loaded)
-    return {**params, "base": base}, LoadReport(tuple(loaded), fresh, tuple(sorted(arrays)))
+    own, overrides = _parser().parse_known_args(arguments)
+    if own.command == "export":
+        if overrides:
+            raise ConfigError(f"export knows no {overrides[0]}; see --help")
+        _export(own)
+    else:
+        _import(own, overrides)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ConfigError(f"model.pretrained: there is no file {path}")
+def _import(own: argparse.Namespace, overrides: Sequence[str]) -> None:
+    # JAX starts here, after everything that can be wrong with the command line.
+    from ssd_jax.models.arrays import read_arrays
+    from ssd_jax.models.imports import import_arrays
+    from ssd_jax.models.restore import write_checkpoint
+
+    if own.out.exists():
+        raise ConfigError(f"--out: {own.out} exists; name a new folder")
+    imported = import_arrays(
+        own.file,
+        read_arrays(own.file),
+        layout=None if own.layout == "auto" else own.layout,
+        channels=own.channels,
+        classes=_read_classes(own.classes) if own.classes else (),
+    )
+    config = override(imported.config, overrides, description=_IMPORT)
+    variables = {"params": imported.params, "batch_stats": imported.batch_stats}
+    write_checkpoint(own.out, config, variables)
+    print(f"{own.file}: {imported.summary}")
+    print(f"the checkpoint is in {own.out}")
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
     try:
-        if path.suffix == ".npz":
-            # Never a pickle: a file of weights must not run code.
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes: {path} cannot be read: {error}") from None
+    return tuple(line.strip() for line in lines if line.strip())
 
-            return load_file(path)
-    except Exception as error:  # whatever a broken file makes its reader raise
-        raise ConfigError(f"model.pretrained: {path} cannot be read: {error}") from None
-    raise ConfigError(f"model.pretrained: {path} is neither .npz nor .safetensors")
+
+def _export(own: argparse.Namespace) -> None:
+    from ssd_jax.models.arrays import write_arrays
+    from ssd_jax.models.exports import export_arrays, export_notes
+    from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
+
+    checkpoint = find_checkpoint(own.checkpoint)
+    config = read_config(checkpoint)
+    _, variables = restore_model(checkpoint, config)
+    arrays = export_arrays(config, variables, own.to)
+    if own.to == "safetensors" and own.out.suffix != ".safetensors":
+        raise ConfigError(f"--out: {own.out} must end in .safetensors")
+    write_arrays(own.out, arrays.values, arrays.metadata)
+    for note in export_notes(config, own.to):
+        print(note)
+    print(f"{own.out} is written for {own.to}; it wants RGB")
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m ssd_jax.models.weights"
+    raise SystemExit(run_main(main))

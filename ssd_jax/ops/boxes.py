@@ -4,6 +4,7 @@ A form lives in a name: xyxy is (x1, y1, x2, y2), cxcywh is (centre x, centre y,
 Units are fractions of the image unless a function says otherwise.
 """
 
+import math
 from typing import TypeAlias
 
 import jax
@@ -81,16 +82,22 @@ def decode_boxes(
     offsets: Float[AnyArray, "P 4"],
     priors_cxcywh: Float[AnyArray, "P 4"],
     variances: tuple[float, float],
+    *,
+    max_growth: float = 0.0,
 ) -> Float[jax.Array, "P 4"]:
     """Boxes (xyxy) to which the offsets lead from the priors: the inverse of `encode_boxes`.
 
-    They are not clipped to the image.
+    A side is at most `max_growth` times its prior's; 0 sets no limit. The boxes are not clipped to
+    the image.
     """
     centre, size = priors_cxcywh[:, :2], priors_cxcywh[:, 2:]
+    growth = offsets[:, 2:] * variances[1]
+    if max_growth:
+        growth = jnp.minimum(growth, math.log(max_growth))
     boxes = jnp.concatenate(
         [
             centre + offsets[:, :2] * variances[0] * size,
-            size * jnp.exp(offsets[:, 2:] * variances[1]),
+            size * jnp.exp(growth),
         ],
         axis=-1,
     )

@@ -47,10 +47,10 @@ def our_layout(value):
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
 
 
-def reference_params(golden):
-    """The parameters of the forward case."""
+def reference_state(golden):
+    """The parameters of the forward case by the reference's names, in its layout."""
     known = np.load(golden / "forward.npz")
-    flat = {}
+    state = {}
     for k, (name, shape) in enumerate(zip(known["names"], known_shapes(known), strict=True)):
         rng = np.random.default_rng([SEED, 3, k])
         if name == "L2Norm.weight":
@@ -60,8 +60,14 @@ def reference_params(golden):
             fan_in = np.prod(shape[1:])
             scale = 0.01 if name.endswith("bias") else np.sqrt(1 / fan_in)
             value = value * np.float32(scale)
-        flat[our_path(str(name))] = our_layout(value)
-    return traverse_util.unflatten_dict(flat)
+        state[str(name)] = value
+    return state
+
+
+def reference_params(golden):
+    """The parameters of the forward case."""
+    state = reference_state(golden)
+    return traverse_util.unflatten_dict({our_path(n): our_layout(v) for n, v in state.items()})
 
 
 def known_shapes(known):

@@ -151,3 +151,13 @@ def test_jit_and_vmap_equal_eager():
         for k in range(2):
             eager = function(boxes[k], priors, VARIANCES)
             np.testing.assert_allclose(batched[k], eager, rtol=1e-5, atol=1e-5)
+
+
+def test_growth_of_a_side_is_limited_on_demand():
+    priors = np.array([[0.5, 0.5, 0.1, 0.2]], np.float32)
+    offsets = np.array([[0, 0, 20, 1]], np.float32)
+    limited = np.asarray(decode_boxes(offsets, priors, VARIANCES, max_growth=5))[0]
+    np.testing.assert_allclose(limited[2] - limited[0], 0.5, rtol=1e-5)
+    free = np.asarray(decode_boxes(offsets, priors, VARIANCES))[0]
+    np.testing.assert_allclose(free[2] - free[0], 0.1 * np.exp(4), rtol=1e-5)
+    np.testing.assert_array_equal(limited[[1, 3]], free[[1, 3]])

@@ -1,0 +1,203 @@
+"""Files of named arrays: PyTorch's, safetensors, NumPy's, HDF5. Nothing in a file ever runs.
+
+A file comes from anywhere, so every way in which it can be wrong is one line that names it.
+"""
+
+import io
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssd_jax.config import UserError
+
+# The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
+MAX_BYTES = 4 << 30
+
+
+class WeightsError(UserError):
+    """A file of weights that cannot be used; the message names it and what to change."""
+
+
+class Arrays(NamedTuple):
+    """What a file holds."""
+
+    values: dict[str, np.ndarray]
+    """Arrays by the file's own names; floating point ones are float32."""
+    metadata: dict[str, str]
+    """Text beside them; only safetensors has any."""
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays in a .pth, .pt, .npz, .safetensors or .h5 file.
+
+    Raises WeightsError, naming the file, for one that is missing, of another kind, damaged, larger
+    than 4 GiB unpacked, or that needs a library which is not installed.
+    """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; name a file of weights")
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise WeightsError(
+            f"{path} is of no known kind; expected a name that ends in {', '.join(_READERS)}"
+        )
+    with path.open("rb") as file:
+        start = file.read(512).lstrip()
+    if start[:1] == b"<":
+        raise WeightsError(f"{path} is a web page and no weights; download the file itself")
+    try:
+        values, metadata = reader(path)
+    except WeightsError:
+        raise
+    except ImportError as error:
+        raise WeightsError(
+            f"{path}: reading it needs {error.name}; {_INSTALL.get(error.name or '', '')}"
+        ) from None
+    except Exception as error:  # whatever a broken file makes its reader raise
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path} cannot be read: {text}") from None
+    if not values:
+        raise WeightsError(f"{path} holds no array")
+    return Arrays({name: _as_float32(value) for name, value in values.items()}, metadata)
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    floating = np.issubdtype(value.dtype, np.floating)
+    return np.asarray(value, np.float32) if floating else value
+
+
+def _check_zip(path: Path, *, packed: bool) -> None:
+    """Refuse an archive whose directory promises more than a file of weights has."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > MAX_BYTES:
+        raise WeightsError(
+            f"{path} would unpack to {size / 2**30:.0f} GiB; it is no set of weights"
+        )
+    if not packed and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        # PyTorch never compresses; a small file that does could unpack to any size.
+        raise WeightsError(f"{path} is compressed, which PyTorch's files never are")
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import torch
+
+    if zipfile.is_zipfile(path):
+        _check_zip(path, packed=False)
+    try:
+        with warnings.catch_warnings():
+            # Old files make PyTorch warn about its own storages.
+            warnings.simplefilter("ignore")
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        text = str(error)
+        if "Unsupported" in text or "weights_only" in text or "WeightsUnpickler" in text:
+            raise WeightsError(
+                f"{path} holds more than arrays, or is damaged; it was not loaded, since a pickle "
+                "can run code: save net.state_dict() where it comes from"
+            ) from None
+        raise
+    # Training scripts wrap the state dict.
+    for key in ("state_dict", "model"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
+            tree = tree[key]
+    if not isinstance(tree, Mapping):
+        raise WeightsError(f"{path} holds a {type(tree).__name__}; expected a state dict")
+    values: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        if not isinstance(value, torch.Tensor):
+            raise WeightsError(
+                f"{path}: {name} is a {type(value).__name__} and no array; expected a state dict"
+            )
+        value = value.detach()
+        # NumPy has no bfloat16.
+        values[str(name)] = (value.float() if value.is_floating_point() else value).numpy()
+    return values, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    _check_zip(path, packed=True)
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}, {}
+
+
+def _read_h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import h5py
+
+    values: dict[str, np.ndarray] = {}
+
+    # visititems follows no link, so that a file cannot lead to another one.
+    def visit(name: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual:
+            raise WeightsError(f"{path}: {name} lies in another file; expected one file")
+        if sum(v.nbytes for v in values.values()) + item.nbytes > MAX_BYTES:
+            raise WeightsError(f"{path} holds more than {MAX_BYTES >> 30} GiB; it is no weights")
+        if np.issubdtype(item.dtype, np.number):
+            values[name] = item[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return values, {}
+
+
+Reader = Callable[[Path], tuple[dict[str, np.ndarray], dict[str, str]]]
+_READERS: dict[str, Reader] = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+}
+_INSTALL = {"torch": "pip install 'ssd_jax[torch]'", "h5py": "pip install h5py"}
+
+
+def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a .pth or .safetensors file; it appears under its name only when it is complete.
+
+    `metadata` goes into safetensors alone. Raises WeightsError, naming the file, if it exists, is
+    of another kind, cannot be written, or needs a library which is not installed.
+    """
+    if path.exists():
+        raise WeightsError(f"--out: {path} exists; name another file")
+    values = {name: np.ascontiguousarray(value) for name, value in values.items()}
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        data = save(values, metadata)
+    elif path.suffix in (".pth", ".pt"):
+        try:
+            import torch
+        except ImportError:
+            raise WeightsError(
+                f"--out: writing {path} needs torch; {_INSTALL['torch']}, or name a .safetensors"
+            ) from None
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(value) for name, value in values.items()}, buffer)
+        data = buffer.getvalue()
+    else:
+        raise WeightsError(f"--out: {path} must end in .pth or .safetensors")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise WeightsError(f"--out: {path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,59 @@
+"""SSD512 against a definition of its own in PyTorch, recorded and live."""
+
+import jax
+import numpy as np
+import pytest
+
+from ssd_jax.evaluation.detect import make_detect
+from ssd_jax.models.restore import read_config, restore_model
+from ssd_jax.models.ssd import model_priors
+from tests.models import torch_ssd512 as reference
+from tests.models.torchvision_case import differences, import_state
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """(config, model, variables, outputs) of the seeded weights."""
+    folder = tmp_path_factory.mktemp("ssd512")
+    checkpoint = import_state(reference.seeded_state(), folder, "--channels", "rgb")
+    config = read_config(checkpoint)
+    model, variables = restore_model(checkpoint, config)
+    outputs = jax.jit(model.apply)(variables, reference.image()[None])
+    return config, model, variables, [np.asarray(x)[0] for x in outputs]
+
+
+def assert_close(ours, theirs):
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_priors_equal_the_double_loop(imported):
+    config = imported[0]
+    known = reference.priors()
+    assert known.shape == (24_564, 4)
+    np.testing.assert_allclose(model_priors(config.model, config.priors), known, atol=1e-6)
+
+
+def test_outputs_equal_the_recorded_ones(imported, golden):
+    known = np.load(golden / "ssd512.npz")
+    for ours, name in zip(imported[3], ("loc", "conf"), strict=True):
+        assert_close(ours[known["prior_index"]], known[name])
+
+
+@pytest.mark.slow
+def test_detections_equal_the_recorded_ones(imported, golden):
+    config, model, variables, _ = imported
+    known = np.load(golden / "ssd512.npz")
+    found = make_detect(model, config)(variables, reference.image()[None])
+    n = int(found.count[0])
+    assert n == len(known["labels"]) > 20
+    ours = {name: np.asarray(getattr(found, name)[0, :n]) for name in ("boxes", "scores", "labels")}
+    assert differences(ours, known, pixels=1e-4, score=1e-4) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+def test_outputs_equal_pytorch_live(imported):
+    pytest.importorskip("torch")
+    state = reference.seeded_state()
+    for ours, theirs in zip(imported[3], reference.forward(state, reference.image()), strict=True):
+        assert_close(ours, theirs)

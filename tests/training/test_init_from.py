@@ -1,0 +1,44 @@
+"""A run that starts from a checkpoint of other classes."""
+
+import jax
+import numpy as np
+import pytest
+
+from ssd_jax.config import ConfigError
+from ssd_jax.models.restore import find_checkpoint, read_config, restore_model, write_checkpoint
+from ssd_jax.models.ssd import make_model
+from ssd_jax.training.loop import train
+from tests.tiny import TINY, change
+
+SHORT = change(
+    TINY,
+    train={"steps": 1, "log_every": 1, "checkpoint_every": 1},
+    eval={"pictures": 1},
+    optim={"learning_rate": 1e-12},
+)
+
+
+def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
+    config = change(SHORT, model={"classes": ("moon", "star")})
+    init = jax.jit(make_model(config.model, config.priors).init)
+    old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
+    old["params"]["head_conv7"]["conf"]["bias"] = np.arange(12, dtype=np.float32)
+    write_checkpoint(tmp_path / "old", config, old)
+
+    train(change(SHORT, model={"init_from": str(tmp_path / "old")}), tmp_path / "new")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "background, star carried over; start fresh: circle, square, triangle" in said
+    checkpoint = find_checkpoint(tmp_path / "new")
+    new = restore_model(checkpoint, read_config(checkpoint))[1]
+    base = [v["params"]["base"] for v in (old, new)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *base)
+    bias = new["params"]["head_conv7"]["conf"]["bias"].reshape(4, 5)
+    expected = [[3 * box, 0, 0, 0, 3 * box + 2] for box in range(4)]
+    np.testing.assert_allclose(bias, expected, atol=1e-6)
+
+
+def test_a_missing_checkpoint_stops_before_anything_is_written(tmp_path):
+    config = change(SHORT, model={"init_from": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match=r"model.init_from: there is no checkpoint"):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
