@@ -43,5 +43,5 @@ def get_config() -> Config:
         ),
         optim=dataclasses.replace(config.optim, milestones=(280_000, 360_000)),
         train=dataclasses.replace(config.train, steps=400_000, eval_every=40_000),
-        eval=dataclasses.replace(config.eval, metric="voc"),
+        eval=dataclasses.replace(config.eval, metrics=("coco", "voc")),
     )

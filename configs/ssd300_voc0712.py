@@ -35,5 +35,5 @@ def get_config() -> Config:
         train=TrainConfig(
             steps=120_000, batch_size=32, log_every=50, eval_every=20_000, checkpoint_every=5000
         ),
-        eval=EvalConfig(batch_size=32, metric="voc07"),
+        eval=EvalConfig(batch_size=32, metrics=("voc07",)),
     )

@@ -367,12 +367,14 @@ class EvalConfig:
     """Clip boxes to the image before suppression, as torchvision does; False: after it."""
     max_growth: float = 0.0
     """Largest side of a box (times its prior's); torchvision's is 62.5. 0: no limit."""
-    metric: Literal["voc", "voc07"] = "voc"
-    """voc: area under the precision-recall curve (VOC 2010 and later); voc07: 11 points."""
+    metrics: tuple[Literal["voc", "voc07", "coco"], ...] = ("voc",)
+    """What to compute; the first one's mean is the run's mAP. voc: area under the precision-recall
+    curve (VOC 2010 and later); voc07: 11 points; coco: COCO's twelve figures."""
     iou_threshold: float = 0.5
-    """IoU from which a detection counts as right."""
+    """IoU from which a detection counts as right; voc and voc07 only."""
     pixels: Literal["inclusive", "exclusive"] = "inclusive"
-    """inclusive: a box covers its last pixel, as in the VOC devkit; exclusive: it ends before."""
+    """inclusive: a box covers its last pixel, as in the VOC devkit; exclusive: it ends before. voc
+    and voc07 only."""
     pictures: int = 16
     """Images to draw with their detections and their ground truth."""
 
@@ -386,6 +388,10 @@ class EvalConfig:
         _check(
             self.max_growth >= 0 and math.isfinite(self.max_growth),
             f"eval.max_growth is {self.max_growth}; use 0 or more",
+        )
+        _check(
+            0 < len(self.metrics) == len(set(self.metrics)),
+            f"eval.metrics is {self.metrics}; name voc, voc07 or coco, each once",
         )
         _check(self.pictures >= 0, f"eval.pictures is {self.pictures}; use 0 or more")
 
@@ -435,6 +441,10 @@ def from_json(text: str) -> Config:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"the config is not valid JSON: {error}") from None
+    section = tree.get("eval") if isinstance(tree, dict) else None
+    # Configs that were saved before an evaluation could have several metrics.
+    if isinstance(section, dict) and "metric" in section:
+        section.setdefault("metrics", [section.pop("metric")])
     return _parse(Config, tree, "config")
 
 

@@ -103,6 +103,15 @@ def test_json_that_is_no_config_names_the_field(change, message):
         from_json(json.dumps(tree))
 
 
+def test_a_config_from_before_several_metrics_is_read():
+    tree = json.loads(to_json(Config()))
+    del tree["eval"]["metrics"]
+    tree["eval"]["metric"] = "voc07"
+    assert from_json(json.dumps(tree)).eval.metrics == ("voc07",)
+    with pytest.raises(ConfigError, match=r"eval\.metrics is \('voc', 'voc'\)"):
+        EvalConfig(metrics=("voc", "voc"))
+
+
 def test_text_that_is_no_json():
     with pytest.raises(ConfigError, match="not valid JSON"):
         from_json("<html>")

@@ -44,6 +44,9 @@ class CocoJson(Pictures):
         classes: as given.
         set_aside: one line for each object that is left out of training and of evaluation,
             because its box has no area inside the image.
+        image_numbers: the id of each record in its annotation file; ids of joined files may be
+            the same.
+        category_ids: name of each category -> its id, the first file's where several differ.
 
     Raises:
         DataError: an annotation file is missing or cannot be read; or, unless `on_error` keeps
@@ -61,10 +64,15 @@ class CocoJson(Pictures):
         set_aside: list[str] = []
         images: list[_Image] = []
         origins: dict[Path, str] = {}  # file -> the record that has it
+        self.category_ids: dict[str, int] = {}
         for name, path in _split_paths(root, split):
             content = _read_json(path)
             found = _read_images(path, content, on_error)
-            _add_objects(path, content, found, labels, set_aside, on_error)
+            for key, category in _add_objects(
+                path, content, found, labels, set_aside, on_error
+            ).items():
+                if category is not None:
+                    self.category_ids.setdefault(category, key)
             there = [image for image in found.values() if image]
             for image in _find_files(Path(root).expanduser(), name, path, there, on_error):
                 if image.file in origins:
@@ -79,6 +87,7 @@ class CocoJson(Pictures):
                 images.append(image)
         if not images:
             raise DataError(f"{root}: split {split!r} has no image; name another")
+        self.image_numbers = tuple(image.id for image in images)
         # COCO's own files are called by the image's id; other tools use a name in many folders.
         ids = distinct_ids([i.file.stem for i in images], [origins[i.file] for i in images])
         super().__init__(
@@ -104,6 +113,47 @@ def coco_classes(root: str | Path, split: str, on_error: OnError = stop) -> tupl
     return tuple(names)
 
 
+@dataclass(frozen=True)
+class Instances:
+    """What an annotation file in COCO's form says, without its images; nothing is clipped."""
+
+    images: dict[int | str, str]
+    """Id -> file name, "" where it has none."""
+    categories: dict[int, str]
+    """Id -> name."""
+    annotations: list[tuple[int | str, int, tuple[float, float, float, float], float, bool]]
+    """(image id, category id, (x, y, width, height) in pixels, area in square pixels, crowd); the
+    area is the box's where the file has none."""
+
+
+def read_instances(path: Path) -> Instances:
+    """The annotation file, whose images need not be there nor have sizes.
+
+    Raises:
+        DataError: it cannot be read, or a record of it cannot be used.
+    """
+    content = _read_json(path)
+    images: dict[int | str, str] = {}
+    for k, record in enumerate(content["images"]):
+        key = _new_id(path, f"images[{k}]", "image", record, images)
+        images[key] = str(record.get("file_name", ""))
+    categories = {k: name or "" for k, name in _read_categories(path, content, stop).items()}
+    annotations = []
+    for k, record in enumerate(content["annotations"]):
+        where = f"annotations[{k}]"
+        _new_id(path, where, "annotation", record, ())
+        image = _known(path, where, record, "image", images)
+        category = _known(path, where, record, "category", categories)
+        x, y, w, h = _bbox(path, where, record)
+        crowd = record.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            what = f"{path}: {where} has iscrowd {_brief(crowd)}"
+            raise _wrong(path, where, what, "write 0 or 1")
+        area = _area(record, np.array((0, 0, w, h)))
+        annotations.append((image, category, (x, y, w, h), area, bool(crowd)))
+    return Instances(images, categories, annotations)
+
+
 @dataclass
 class _Image:
     id: int | str
@@ -119,6 +169,7 @@ class _Object:
     box: np.ndarray  # float32 [4], xyxy
     label: int
     crowd: bool
+    area: float  # square pixels
 
 
 def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
@@ -234,8 +285,11 @@ def _add_objects(
     labels: dict[str, int],
     set_aside: list[str],
     on_error: OnError,
-) -> None:
-    """Gives the objects to their images. Those of what is left out go with it."""
+) -> dict[int, str | None]:
+    """Gives the objects to their images. Those of what is left out go with it.
+
+    Returns the categories.
+    """
     categories = _read_categories(path, content, on_error)
     seen: set[int | str] = set()
     for k, record in enumerate(content["annotations"]):
@@ -255,7 +309,8 @@ def _add_objects(
             continue
         if found is not None:
             box, crowd = found
-            image.objects.append(_Object(box, labels[name], crowd))
+            image.objects.append(_Object(box, labels[name], crowd, _area(record, box)))
+    return categories
 
 
 def _read_object(
@@ -293,6 +348,14 @@ def _read_object(
         what, change = f"reaches outside of {size}", "mend the box: it is [x, y, width, height]"
         on_error(_wrong(path, where, f"{path}: {line} {what}", change, "outside", image.name))
     return box, bool(crowd)
+
+
+def _area(record: dict[str, Any], box: np.ndarray) -> float:
+    """The area of an annotation's segmentation; that of its box, xyxy, where it has none."""
+    area = record.get("area")
+    if isinstance(area, int | float) and not isinstance(area, bool) and 0 < area < 1e18:
+        return float(area)
+    return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def _bbox(path: Path, where: str, record: dict[str, Any]) -> list[float]:
@@ -346,6 +409,7 @@ def _to_annotation(image_id: str, image: _Image) -> Annotation:
         labels=np.array([found.label for found in image.objects], np.int32),
         difficult=crowd,
         crowd=crowd,
+        area=np.array([found.area for found in image.objects], np.float64),
     )
 
 

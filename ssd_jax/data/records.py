@@ -25,6 +25,9 @@ class Annotation:
     """bool [n]; evaluation sets these objects aside."""
     crowd: np.ndarray
     """bool [n]; COCO's boxes around many objects of a class: difficult, and never trained on."""
+    area: np.ndarray | None = None
+    """float64 [n], square pixels of each object itself, as its segmentation has them; None: only
+    the boxes are known."""
 
 
 @dataclass(frozen=True)

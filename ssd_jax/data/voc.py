@@ -108,6 +108,33 @@ def voc_classes(root: str | Path, split: str, on_error: OnError = stop) -> tuple
     return tuple(sorted(names))
 
 
+def annotated_ids(folder: Path, split: str = "") -> list[str]:
+    """Image ids of ImageSets/Main/SPLIT.txt, each once; "": of all files in Annotations/, sorted.
+
+    Raises:
+        DataError: the folder or the list is missing, or names no image.
+    """
+    if split:
+        ids = list(dict.fromkeys(_list_ids(folder, split)))
+    else:
+        ids = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
+    if not ids:
+        where = f"split {split!r} of {folder}" if split else f"{folder / 'Annotations'}"
+        raise DataError(f"{where} names no image", "name a folder that holds Annotations/*.xml")
+    return ids
+
+
+def annotated_objects(
+    folder: Path, image_id: str
+) -> list[tuple[str, tuple[float, float, float, float], bool]]:
+    """(class, (xmin, ymin, xmax, ymax) as written, difficult) of each object in Annotations/.
+
+    Raises:
+        DataError: the annotation is missing or cannot be used.
+    """
+    return [(o.name, o.box, o.difficult) for o in _read_voc(folder, image_id, stop).objects]
+
+
 def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
     """(folder, image id) of a split in the order of its lists, each once."""
     base = Path(root).expanduser()

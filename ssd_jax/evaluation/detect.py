@@ -14,13 +14,10 @@ from jaxtyping import Float, UInt8
 from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import Source
-from ssd_jax.evaluation.voc import DetectionTable
+from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections, multiclass_nms
-
-VOC_PIXELS = np.array([1, 1, 0, 0])
-"""From continuous pixels to VOC's, which count from 1 and include the last one."""
 
 Variables = Mapping[str, Any]
 DetectFn = Callable[[Variables, np.ndarray], Detections]

@@ -9,9 +9,11 @@ from rich.console import Console
 
 from ssd_jax.config import Config
 from ssd_jax.data.sources import Source
-from ssd_jax.evaluation.detect import VOC_PIXELS, DetectFn, Variables, detect_source
+from ssd_jax.evaluation.detect import DetectFn, Variables, detect_source
 from ssd_jax.evaluation.report import Picture, print_table, write_pictures, write_report
-from ssd_jax.evaluation.voc import DetectionTable, GroundTruth, VocResult, evaluate_voc
+from ssd_jax.evaluation.results import write_results
+from ssd_jax.evaluation.scores import Result, score_detections
+from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
 
 
 def evaluate_source(
@@ -23,11 +25,13 @@ def evaluate_source(
     out_dir: Path,
     console: Console,
     extra: dict[str, Any],
-) -> VocResult:
-    """The metrics of the network on `source`; also printed as a table and written to `out_dir`.
+    save_detections: bool = False,
+) -> Result:
+    """The metrics of the network on `source`, of which the first of eval.metrics is returned.
 
-    `out_dir` gets metrics.json, with `extra` in it, and pictures of detections beside ground
-    truth.
+    All are printed as a table and written to `out_dir`: metrics.json, with `extra` in it, and
+    pictures of detections beside ground truth; with `save_detections` the detections too, see
+    `write_results`.
     """
     found = detect_source(
         detect,
@@ -36,18 +40,21 @@ def evaluate_source(
         image_size=config.model.image_size,
         batch_size=config.eval.batch_size,
     )
-    result = evaluate_voc(
+    results = score_detections(
         found,
         ground_truth(source),
         source.classes,
-        metric=config.eval.metric,
+        metrics=config.eval.metrics,
+        area=object_areas(source),
         iou_threshold=config.eval.iou_threshold,
         pixels=config.eval.pixels,
     )
-    write_report(result, out_dir, {"num_images": len(source), **extra})
+    write_report(results, out_dir, {"num_images": len(source), **extra})
+    if save_detections:
+        write_results(out_dir, found, source, config.data.eval_split)
     write_pictures(_pictures(source, found, config.eval.pictures), source.classes, out_dir)
-    print_table(result, console)
-    return result
+    print_table(results, console)
+    return results[0]
 
 
 def ground_truth(source: Source) -> GroundTruth:
@@ -59,6 +66,18 @@ def ground_truth(source: Source) -> GroundTruth:
         boxes=np.concatenate([a.boxes_px for a in known]) + VOC_PIXELS,
         difficult=np.concatenate([a.difficult for a in known]),
     )
+
+
+def object_areas(source: Source) -> np.ndarray:
+    """The square pixels of each object in `ground_truth`, float64 [N].
+
+    Those of its segmentation where the source knows them, else those of its box.
+    """
+    areas = []
+    for known in (source.annotation(i) for i in range(len(source))):
+        sides = np.asarray(known.boxes_px[:, 2:] - known.boxes_px[:, :2], np.float64)
+        areas.append(sides.prod(axis=1) if known.area is None else known.area)
+    return np.concatenate(areas)
 
 
 def _pictures(source: Source, found: DetectionTable, count: int) -> Sequence[Picture]:

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ssd_jax.evaluation.voc import VocResult
+from ssd_jax.evaluation.coco import CocoClass, CocoResult
+from ssd_jax.evaluation.scores import Result
+from ssd_jax.evaluation.voc import ClassResult, VocResult
 from ssd_jax.visualize import (
     contact_sheet,
     draw_boxes,
@@ -25,7 +27,11 @@ from ssd_jax.visualize import (
 
 Array = np.ndarray[Any, Any]
 
-_METRIC_NAMES = {"voc": "area under the curve (VOC 2010)", "voc07": "11 points (VOC 2007)"}
+_METRIC_NAMES = {
+    "voc": "area under the curve (VOC 2010)",
+    "voc07": "11 points (VOC 2007)",
+    "coco": "mean of IoU 0.50 to 0.95 (COCO)",
+}
 # Small enough for a sheet of many, large enough for the names on the boxes.
 _PICTURE_SIDE = 480
 
@@ -52,21 +58,31 @@ class Picture:
     """int [m], from 1."""
 
 
-def write_report(result: VocResult, out_dir: Path, extra: Mapping[str, Any]) -> None:
+def write_report(results: Sequence[Result], out_dir: Path, extra: Mapping[str, Any]) -> None:
     """Write out_dir/metrics.json, making the folder.
 
-    It holds the mean as "voc/mAP" or "voc07/mAP", the rules and "per_class"; then `extra`, such
-    as num_images and the checkpoint. Numbers are written to the last digit and nan as null.
-    Raises ValueError where `extra` names a field of the result, OSError where it cannot write.
+    It holds the means as "voc/mAP" and "voc07/mAP", COCO's figures as "coco/AP" to "coco/ARl",
+    VOC's rules and "per_class"; then `extra`, such as num_images and the checkpoint. The results
+    are of the same detections. Numbers are written to the last digit and nan as null.
+    Raises ValueError where `extra` names a field of the results, OSError where it cannot write.
     """
-    head = {
-        f"{result.metric}/mAP": result.mean_ap,
-        "iou_threshold": result.iou_threshold,
-        "pixels": result.pixels,
-    }
+    classes: Sequence[ClassResult | CocoClass] = results[0].classes
+    head: dict[str, Any] = {}
+    for result in results:
+        if isinstance(result, CocoResult):
+            head |= {f"coco/{name}": value for name, value in result.figures.items()}
+        else:
+            head[f"{result.metric}/mAP"] = result.mean_ap
+    for result in results:
+        if isinstance(result, VocResult):
+            head |= {"iou_threshold": result.iou_threshold, "pixels": result.pixels}
     per_class = {
-        c.name: {"AP": c.ap, "objects": c.num_objects, "detections": c.num_detections}
-        for c in result.classes
+        c.name: {
+            **{f"{r.metric}/AP": r.classes[k].ap for r in results},
+            "objects": c.num_objects,
+            "detections": c.num_detections,
+        }
+        for k, c in enumerate(classes)
     }
     clash = sorted({*head, "per_class"} & set(extra))
     if clash:
@@ -77,28 +93,44 @@ def write_report(result: VocResult, out_dir: Path, extra: Mapping[str, Any]) -> 
     replace_file(out_dir / "metrics.json", text.encode())
 
 
-def print_table(result: VocResult, console: Console) -> None:
-    """Print the average precision (0 to 1), objects and detections of each class, and the mean."""
-    title = (
-        f"Average precision, {_METRIC_NAMES[result.metric]}, "
-        f"IoU {result.iou_threshold:g}, {result.pixels} pixels"
-    )
+def print_table(results: Sequence[Result], console: Console) -> None:
+    """Print the average precision (0 to 1), objects and detections of each class, and the mean.
+
+    There is a column for each result, and a line with COCO's figures.
+    """
+    classes: Sequence[ClassResult | CocoClass] = results[0].classes
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    counted = [c for c in result.classes if c.num_objects]
+    counted = [c for c in classes if c.num_objects]
     mean_of = f"mean of {len(counted)}"
-    if len(counted) < len(result.classes):
-        mean_of += f" with objects, of {len(result.classes)}"
-    objects = sum(c.num_objects for c in result.classes)
-    found = sum(c.num_detections for c in result.classes)
+    if len(counted) < len(classes):
+        mean_of += f" with objects, of {len(classes)}"
+    objects = sum(c.num_objects for c in classes)
+    found = sum(c.num_detections for c in classes)
     table.add_column("class", footer=mean_of)
-    table.add_column("AP", footer=_number(result.mean_ap), justify="right", no_wrap=True)
+    for r in results:
+        name = "AP" if len(results) == 1 else r.metric
+        table.add_column(name, footer=_number(r.mean_ap), justify="right", no_wrap=True)
     table.add_column("objects", footer=f"{objects:,}", justify="right", no_wrap=True)
     table.add_column("detections", footer=f"{found:,}", justify="right", no_wrap=True)
-    for c in result.classes:
-        table.add_row(escape(c.name), _number(c.ap), f"{c.num_objects:,}", f"{c.num_detections:,}")
+    for k, c in enumerate(classes):
+        aps = [_number(r.classes[k].ap) for r in results]
+        table.add_row(escape(c.name), *aps, f"{c.num_objects:,}", f"{c.num_detections:,}")
     # A title of the table would be broken to the width of its columns.
-    console.print(title, style="bold", highlight=False)
+    for r in results:
+        console.print(_title(r), style="bold", highlight=False)
     console.print(table)
+    for r in results:
+        if isinstance(r, CocoResult):
+            figures = [f"{name} {_number(value)}" for name, value in r.figures.items()]
+            console.print(f"COCO: {', '.join(figures)}", highlight=False)
+
+
+def _title(result: Result) -> str:
+    """What the numbers of a result are and the rules that they went by."""
+    title = f"Average precision, {_METRIC_NAMES[result.metric]}"
+    if isinstance(result, VocResult):
+        title += f", IoU {result.iou_threshold:g}, {result.pixels} pixels"
+    return title
 
 
 def write_pictures(

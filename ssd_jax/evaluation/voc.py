@@ -20,6 +20,9 @@ Metric = Literal["voc", "voc07"]
 Pixels = Literal["inclusive", "exclusive"]
 Array = np.ndarray[Any, Any]
 
+VOC_PIXELS = np.array([1, 1, 0, 0])
+"""From continuous pixels to VOC's, which count from 1 and include the last one."""
+
 # k / 10, so that a recall of exactly 3 objects in 10 reaches the point 0.3; np.arange(0, 1.1, 0.1)
 # has 0.30000000000000004 there.
 ELEVEN_POINTS = np.arange(11) / 10

@@ -27,7 +27,7 @@ def result():
 
 def test_metrics_json_keeps_every_digit_and_has_null_for_nan(result, tmp_path):
     out = tmp_path / "eval" / "100"
-    write_report(result, out, {"num_images": 4, "loss": float("nan")})
+    write_report([result], out, {"num_images": 4, "loss": float("nan")})
     assert [p.name for p in out.iterdir()] == ["metrics.json"]
     metrics = json.loads((out / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert metrics == {
@@ -37,26 +37,26 @@ def test_metrics_json_keeps_every_digit_and_has_null_for_nan(result, tmp_path):
         "num_images": 4,
         "loss": None,
         "per_class": {
-            "cat": {"AP": 2 / 3, "objects": 12, "detections": 3456},
-            "[b]dog[/b]": {"AP": None, "objects": 0, "detections": 7},
+            "cat": {"voc07/AP": 2 / 3, "objects": 12, "detections": 3456},
+            "[b]dog[/b]": {"voc07/AP": None, "objects": 0, "detections": 7},
         },
     }
 
 
 def test_the_metric_names_the_mean(result, tmp_path):
-    write_report(VocResult("voc", 0.5, "exclusive", result.classes), tmp_path, {})
+    write_report([VocResult("voc", 0.5, "exclusive", result.classes)], tmp_path, {})
     assert "voc/mAP" in json.loads((tmp_path / "metrics.json").read_text())
 
 
 def test_extra_cannot_replace_a_figure(result, tmp_path):
     with pytest.raises(ValueError, match="extra has pixels, which the result has too"):
-        write_report(result, tmp_path, {"pixels": "mine"})
+        write_report([result], tmp_path, {"pixels": "mine"})
     assert not list(tmp_path.iterdir())
 
 
 def test_table_states_rules_figures_and_mean(result):
     console = Console(record=True, width=100, file=io.StringIO())
-    print_table(result, console)
+    print_table([result], console)
     lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
     title = " ".join(lines[0])
     assert "11 points" in title

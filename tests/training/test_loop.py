@@ -53,6 +53,19 @@ def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
     assert ours["voc/mAP"] == mean_ap
 
 
+def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
+    workdir, mean_ap = run
+    more = ["--save-detections", "--eval.metrics", "voc", "voc07", "coco"]
+    evaluate_main.main(["--checkpoint", str(workdir), "--out", str(tmp_path), *more])
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    assert ours["voc/mAP"] == mean_ap
+    assert {"voc07/mAP", "coco/AP", "coco/ARl"} <= set(ours)
+    names = sorted(p.name for p in (tmp_path / "detections").iterdir())
+    assert names == sorted(f"comp4_det_test-5_{name}.txt" for name in ours["per_class"])
+    lines = sum(len(p.read_text().splitlines()) for p in (tmp_path / "detections").iterdir())
+    assert lines == sum(c["detections"] for c in ours["per_class"].values())
+
+
 def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path):
     straight, mean_ap = run
     workdir = tmp_path / "resumed"

@@ -1,0 +1,211 @@
+"""A trained detector: images of any size in, boxes in their pixels out.
+
+>>> detector = Detector.from_checkpoint("runs/quickstart")
+>>> (found,) = detector("photo.jpg")
+>>> drawn = found.draw(read_image("photo.jpg"))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from ssd_jax.config import Config, EvalConfig
+from ssd_jax.data.augment import preprocess_eval
+from ssd_jax.data.pictures import read_picture
+from ssd_jax.evaluation.detect import Variables, make_detect
+from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
+from ssd_jax.models.ssd import SSD
+from ssd_jax.visualize import Array, Image, draw_boxes, resize
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one image, by falling score."""
+
+    boxes: Array
+    """float32 [n, 4], xyxy in continuous pixels of the image, inside it: 0 is its left or upper
+    edge, its width or height the other."""
+    scores: Array
+    """float32 [n], 0 to 1."""
+    labels: Array
+    """int32 [n]; label k is names[k]: background has none."""
+    names: tuple[str, ...]
+    """Names of the classes."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, kept: Array) -> "Detections":
+        """Those that `kept`, bool [n] or indices, chooses."""
+        return replace(
+            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
+        )
+
+    def draw(self, image: Image, *, factor: float = 1.0) -> Image:
+        """The image, `factor` times as wide and high, with a frame, name and score on each box."""
+        if factor != 1:
+            image = resize(image, factor)
+        return draw_boxes(image, self.boxes * factor, self.labels + 1, self.names, self.scores)
+
+    def to_supervision(self) -> dict[str, Any]:
+        """The arguments of `supervision.Detections`: `sv.Detections(**found.to_supervision())`."""
+        return {
+            "xyxy": self.boxes,
+            "confidence": self.scores,
+            "class_id": self.labels.astype(int),
+            "data": {"class_name": np.array([self.names[k] for k in self.labels], dtype=str)},
+        }
+
+
+class Detector:
+    """A network ready to detect; two programs are compiled at most, each when first used.
+
+    Args:
+        model: the network.
+        config: that it was trained with. Of `config.eval` everything counts but the threshold and
+            the size of a batch.
+        variables: its parameters and batch statistics.
+        batch_size: images detected at once; a list that does not divide by it is filled up. An
+            image that is given alone has a program of its own.
+        threshold: score above which a detection is told, unless a call says otherwise.
+    """
+
+    def __init__(
+        self,
+        model: SSD,
+        config: Config,
+        variables: Variables,
+        *,
+        batch_size: int = 8,
+        threshold: float = 0.5,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; use 1 or more")
+        self.names = config.model.classes
+        self.batch_size = batch_size
+        self.threshold = _check_threshold(threshold)
+        self._size = config.model.image_size
+        # A score never touches what is found above it, neither in suppression nor in what is kept
+        # of an image. So one program without a threshold serves every threshold.
+        detection: EvalConfig = replace(config.eval, score_threshold=0.0)
+        self._detect = make_detect(model, replace(config, eval=detection))
+        self._variables = jax.device_put(variables)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, batch_size: int = 8, threshold: float = 0.5
+    ) -> Self:
+        """The detector of a run (its newest checkpoint) or of one of its checkpoints/STEP.
+
+        Raises ConfigError where there is no checkpoint or it cannot be read.
+        """
+        checkpoint = find_checkpoint(Path(path), field="path")
+        config = read_config(checkpoint)
+        model, variables = restore_model(checkpoint, config)
+        return cls(model, config, variables, batch_size=batch_size, threshold=threshold)
+
+    def __call__(
+        self,
+        images: Image | str | Path | Sequence[Image | str | Path],
+        *,
+        threshold: float | None = None,
+    ) -> list[Detections]:
+        """The detections of each image, a list also for one.
+
+        Args:
+            images: one or several, each uint8 [H, W, 3], RGB, of any size, or the path of a file,
+                which is read as by `read_image`. Files are opened as their batch comes.
+            threshold: score above which a detection is told; None: the detector's.
+
+        Raises:
+            ValueError: an image of another type or shape.
+            DataError: a file that cannot be read.
+        """
+        least = self.threshold if threshold is None else _check_threshold(threshold)
+        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
+            return self._detect_batch([images], 1, least)
+        several, found = list(images), []
+        for start in range(0, len(several), self.batch_size):
+            batch = several[start : start + self.batch_size]
+            found += self._detect_batch(batch, self.batch_size, least)
+        return found
+
+    def compile(self) -> None:
+        """Compile the program for lists of images, which their first batch does otherwise."""
+        black = np.zeros((1, 1, 3), np.uint8)
+        self._detect_batch([black], self.batch_size, self.threshold)
+
+    def _detect_batch(
+        self, images: Sequence[Image | str | Path], size: int, threshold: float
+    ) -> list[Detections]:
+        """The detections of at most `size` images by the program for that many."""
+        inputs = np.zeros((size, self._size, self._size, 3), np.uint8)
+        sides = []
+        for k, given in enumerate(images):
+            image = _as_image(given)
+            inputs[k] = preprocess_eval(image, self._size)
+            sides.append((image.shape[1], image.shape[0]))
+        found = jax.device_get(self._detect(self._variables, inputs))
+        results = []
+        for k, (width, height) in enumerate(sides):
+            limits = np.array([width, height] * 2, np.float64)
+            boxes = np.clip(found.boxes[k].astype(np.float64) * limits, 0, limits)
+            told = found.scores[k] > threshold  # a padded row has score 0
+            results.append(
+                Detections(
+                    boxes=boxes[told].astype(np.float32),
+                    scores=found.scores[k][told],
+                    labels=found.labels[k][told] - 1,
+                    names=self.names,
+                )
+            )
+        return results
+
+
+def read_image(path: str | Path) -> Image:
+    """The image of a file, uint8 [H, W, 3], RGB, upright: turned as its EXIF wants it shown.
+
+    A data set's images are not turned, for boxes count there for the pixels as stored. JPEG, PNG,
+    BMP, TIFF and WebP are read; grey and CMYK become RGB, 16 bits 8, and transparency is dropped.
+
+    Raises:
+        DataError: it cannot be read or was cut off.
+    """
+    header, image = read_picture(Path(path))
+    return turn_upright(image, header.orientation)
+
+
+def turn_upright(image: Image, orientation: int) -> Image:
+    """An image as it is to be shown, by the number that EXIF 2.32 has for it (4.6.4, Orientation).
+
+    orientation: 1 as stored, 3 after half a turn, 6 after a quarter with the clock, 8 after one
+    against it; 2, 4, 5 and 7 are mirrored. Other numbers change nothing.
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _as_image(given: Image | str | Path) -> Image:
+    if isinstance(given, str | Path):
+        return read_image(given)
+    image = np.asarray(given)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"an image is {image.dtype} {list(image.shape)}; give uint8 [height, width, 3], RGB"
+        )
+    return image
+
+
+def _check_threshold(threshold: float) -> float:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; use a number from 0 to 1")
+    return threshold

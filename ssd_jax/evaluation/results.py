@@ -1,0 +1,368 @@
+"""Detections and ground truth in the files that COCO and VOC ask for, without a model.
+
+COCO's results file is a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height],
+"score"} in continuous pixels (cocodataset.org/#format-results). VOC's is a folder with a text file
+for each class, comp4_det_test_CLASS.txt, whose lines are image_id score xmin ymin xmax ymax, in
+pixels that count from 1 and include the last one (the VOC 2012 devkit, section 8.2).
+"""
+
+import json
+import re
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from ssd_jax.config import UserError
+from ssd_jax.data.coco import CocoJson, read_instances
+from ssd_jax.data.errors import reason, shorten
+from ssd_jax.data.files import is_file, read_bytes
+from ssd_jax.data.records import Source
+from ssd_jax.data.voc import annotated_ids, annotated_objects
+from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
+from ssd_jax.visualize import replace_file
+
+_MAX_BYTES = 1 << 32
+_VOC_FILE = re.compile(r"(?:comp\d+_)?det_[^_]+_(.+)\.txt")
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
+
+
+class ResultsError(UserError):
+    """A results file that cannot be used; the message names the file, the entry and the change."""
+
+
+@dataclass(frozen=True)
+class KnownObjects:
+    """The ground truth of a data set, and how its files call images and classes."""
+
+    path: Path
+    classes: tuple[str, ...]
+    """Names; label k of `objects` is classes[k - 1]."""
+    objects: GroundTruth
+    """`image` counts `image_ids` from 0; boxes in VOC's pixels; COCO's crowds are difficult."""
+    area: np.ndarray
+    """float64 [N], square pixels of each object: of its segmentation, or of its box where the file
+    has no area, as VOC's have not."""
+    image_ids: tuple[int | str, ...]
+    image_files: tuple[str, ...]
+    """Names of the images without suffix, "" where there is none."""
+    category_ids: tuple[int, ...]
+    """COCO's id of each class; empty for VOC."""
+
+
+def read_known(path: Path, split: str = "") -> KnownObjects:
+    """The ground truth of a COCO annotations file, or of a folder with VOC's Annotations/.
+
+    Args:
+        path: of the file or the folder; ~ is the home directory.
+        split: a list in the folder's ImageSets/Main, without .txt; "": all annotations.
+
+    Raises UserError, naming the file, if it is missing or cannot be used.
+    """
+    path = path.expanduser()
+    if (path / "Annotations").is_dir():
+        return _read_known_voc(path, split)
+    if is_file(path) and not split:
+        return _read_known_coco(path)
+    if split and is_file(path):
+        raise ResultsError(f"--split is for VOC folders and {path} is a file; leave it out")
+    raise ResultsError(
+        f"{path} is neither a COCO annotations file nor a folder with VOC's Annotations/"
+    )
+
+
+def read_detections(path: Path, known: KnownObjects) -> DetectionTable:
+    """The detections of a COCO results file or of a folder of VOC's text files, in VOC's pixels.
+
+    `image` and labels are those of `known`. Raises ResultsError, naming the file and the entry,
+    for a malformed one, or one of an image or a class that `known` has not.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return _read_voc_results(path, known)
+    if not known.category_ids:
+        raise ResultsError(
+            f"{path} must be a folder of comp4_det_test_CLASS.txt: the annotations of "
+            f"{known.path} are VOC's, which have no category ids"
+        )
+    return _read_coco_results(path, known)
+
+
+def write_results(out_dir: Path, found: DetectionTable, source: Source, split: str) -> Path:
+    """Write the detections of a source in its data set's own form; the path of what is written.
+
+    That is out_dir/detections.json for COCO's layout with its own image and category ids, and
+    else the folder out_dir/detections with VOC's files. `found` is in VOC's pixels.
+
+    Raises UserError where the source's ids or classes do not fit the form, OSError where it cannot
+    write.
+    """
+    if isinstance(source, CocoJson):
+        path = out_dir / "detections.json"
+        if len(set(source.image_numbers)) < len(source):
+            raise ResultsError(
+                f"{path} cannot tell the images of data.eval_split {split!r} apart: two have the "
+                "same id; evaluate one of the joined files at a time"
+            )
+        missing = [name for name in source.classes if name not in source.category_ids]
+        if missing:
+            raise ResultsError(
+                f"{path} needs category ids and the annotations have none for "
+                f"{shorten(missing, 20)}; add them to the file's categories"
+            )
+        categories = [source.category_ids[name] for name in source.classes]
+        write_coco_results(path, found, source.image_numbers, categories)
+        return path
+    ids = [source.annotation(i).image_id for i in range(len(source))]
+    list_name = re.sub(r"[^A-Za-z0-9]+", "-", split).strip("-")
+    folder = out_dir / "detections"
+    write_voc_results(folder, found, ids, source.classes, split=list_name or "test")
+    return folder
+
+
+def write_coco_results(
+    path: Path,
+    found: DetectionTable,
+    image_ids: Sequence[int | str],
+    category_ids: Sequence[int],
+) -> None:
+    """Write detections in VOC's pixels as COCO's results file, one a line.
+
+    Args:
+        path: of the file; its folder is there. It is written in one step.
+        found: `image` counts `image_ids` from 0, label k is category_ids[k - 1]. Scores keep nine
+            digits, which are all of a float32, and boxes a millionth of a pixel.
+        image_ids: as in the annotations.
+        category_ids: as in the annotations.
+    """
+    corners = found.boxes - VOC_PIXELS
+    boxes = np.round(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1), 6)
+    rows = zip(
+        found.image.tolist(),
+        found.label.tolist(),
+        found.score.tolist(),
+        boxes.tolist(),
+        strict=True,
+    )
+    lines = [
+        json.dumps(
+            {
+                "image_id": image_ids[image],
+                "category_id": category_ids[label - 1],
+                "bbox": box,
+                "score": float(f"{score:.9g}"),
+            }
+        )
+        for image, label, score, box in rows
+    ]
+    replace_file(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+
+def write_voc_results(
+    folder: Path,
+    found: DetectionTable,
+    image_ids: Sequence[str],
+    classes: Sequence[str],
+    *,
+    split: str = "test",
+) -> None:
+    """Write detections in VOC's pixels as folder/comp4_det_SPLIT_CLASS.txt, making the folder.
+
+    Every class has a file, if an empty one. `split` is without _, which ends it in the name.
+    Scores keep nine digits and boxes a millionth of a pixel. Raises ResultsError for a class that
+    no file can be called by.
+    """
+    for name in classes:
+        if PurePath(name).name != name:
+            raise ResultsError(f"class {name!r} cannot be part of a file's name; rename it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(classes, start=1):
+        lines = [
+            f"{image_ids[image]} {score:.9g} {' '.join(f'{side:.6f}' for side in box)}\n"
+            for image, score, box in zip(
+                found.image[found.label == k].tolist(),
+                found.score[found.label == k].tolist(),
+                found.boxes[found.label == k].tolist(),
+                strict=True,
+            )
+        ]
+        replace_file(folder / f"comp4_det_{split}_{name}.txt", "".join(lines).encode())
+
+
+def _read_known_coco(path: Path) -> KnownObjects:
+    instances = read_instances(path)
+    # Equal scores are taken by the order of the images, which is that of their ids in pycocotools.
+    ids = sorted(instances.images, key=lambda key: (isinstance(key, str), key))
+    categories = sorted(instances.categories)
+    images = {key: k for k, key in enumerate(ids)}
+    labels = {key: k for k, key in enumerate(categories, start=1)}
+    rows = instances.annotations
+    boxes = np.array([box for _, _, box, _, _ in rows], np.float64).reshape(-1, 4)
+    return KnownObjects(
+        path=path,
+        classes=tuple(instances.categories[key] for key in categories),
+        objects=GroundTruth(
+            image=np.array([images[image] for image, *_ in rows]),
+            label=np.array([labels[category] for _, category, *_ in rows]),
+            boxes=_from_xywh(boxes),
+            difficult=np.array([crowd for *_, crowd in rows], bool),
+        ),
+        area=np.array([area for *_, area, _ in rows], np.float64),
+        image_ids=tuple(ids),
+        image_files=tuple(PurePath(instances.images[key]).stem for key in ids),
+        category_ids=tuple(categories),
+    )
+
+
+def _read_known_voc(folder: Path, split: str) -> KnownObjects:
+    ids = annotated_ids(folder, split)
+    objects = [annotated_objects(folder, image_id) for image_id in ids]
+    # A list may have no object of a class that others have.
+    everywhere = (
+        objects
+        if not split
+        else [annotated_objects(folder, image_id) for image_id in annotated_ids(folder)]
+    )
+    classes = tuple(sorted({name for image in everywhere for name, _, _ in image}))
+    rows = [(k, *found) for k, image in enumerate(objects) for found in image]
+    boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
+    return KnownObjects(
+        path=folder,
+        classes=classes,
+        objects=GroundTruth(
+            image=np.array([image for image, *_ in rows]),
+            label=np.array([classes.index(name) + 1 for _, name, *_ in rows]),
+            boxes=boxes,
+            difficult=np.array([difficult for *_, difficult in rows], bool),
+        ),
+        area=np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1),
+        image_ids=tuple(ids),
+        image_files=tuple(ids),
+        category_ids=(),
+    )
+
+
+def _read_coco_results(path: Path, known: KnownObjects) -> DetectionTable:
+    try:
+        rows = json.loads(read_bytes(path, _MAX_BYTES))
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read ({reason(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path} is not usable JSON: {error}; mend it") from None
+    if not isinstance(rows, list):
+        raise ResultsError(
+            f"{path} is no list; a results file is a list of objects with image_id, category_id, "
+            "bbox and score"
+        )
+    images = {key: k for k, key in enumerate(known.image_ids)}
+    labels = {key: k for k, key in enumerate(known.category_ids, start=1)}
+    image, label, score, boxes = [], [], [], []
+    for k, row in enumerate(rows):
+        where = f"{path}: entry {k}"
+        if not isinstance(row, dict):
+            raise ResultsError(f"{where} is {_REPR.repr(row)}; write an object")
+        for key in ("image_id", "category_id", "bbox", "score"):
+            if key not in row:
+                raise ResultsError(f"{where} has no {key}; add it")
+        image.append(_look_up(where, row, "image_id", images, known.path))
+        label.append(_look_up(where, row, "category_id", labels, known.path))
+        box = row["bbox"]
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+            raise ResultsError(
+                f"{where} has bbox {_REPR.repr(box)}; write [x, y, width, height] in pixels"
+            )
+        if min(box[2:]) < 0:
+            raise ResultsError(
+                f"{where} has bbox {box}, of negative size; write [x, y, width, height]"
+            )
+        if not _is_number(row["score"]):
+            raise ResultsError(f"{where} has score {_REPR.repr(row['score'])}; write a number")
+        boxes.append(box)
+        score.append(row["score"])
+    return DetectionTable(
+        np.array(image),
+        np.array(label),
+        np.array(score),
+        _from_xywh(np.array(boxes, np.float64).reshape(-1, 4)),
+    )
+
+
+def _read_voc_results(folder: Path, known: KnownObjects) -> DetectionTable:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.txt")):
+        match = _VOC_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        if match[1] in files:
+            raise ResultsError(
+                f"{folder} has {files[match[1]].name} and {path.name}, both of class {match[1]!r}; "
+                "keep one"
+            )
+        files[match[1]] = path
+    if not files:
+        raise ResultsError(f"{folder} has no comp4_det_test_CLASS.txt; write one for each class")
+    images = {name: k for k, name in enumerate(known.image_files) if name}
+    images |= {str(key): k for k, key in enumerate(known.image_ids)}
+    image, label, numbers = [], [], []
+    for name, path in files.items():
+        try:
+            lines = read_bytes(path, _MAX_BYTES).decode("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ResultsError(f"{path} cannot be read ({reason(error)})") from None
+        for k, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}: line {k}"
+            if name not in known.classes:
+                raise ResultsError(
+                    f"{where} is of class {name!r}, which {known.path} has not; rename the file "
+                    f"or take it away; there are {shorten(known.classes, 20)}"
+                )
+            # An image's name may have spaces.
+            fields = line.rsplit(None, 5)
+            try:
+                row = [float(field) for field in fields[1:]]
+            except ValueError:
+                row = []
+            if len(row) != 5 or not all(map(_is_number, row)):
+                raise ResultsError(
+                    f"{where} is {_REPR.repr(line)}; write image_id score xmin ymin xmax ymax"
+                )
+            if row[3] < row[1] - 1 or row[4] < row[2] - 1:
+                raise ResultsError(f"{where} has a box of negative size; write xmin ymin xmax ymax")
+            key = fields[0].strip()
+            if key not in images:
+                raise ResultsError(
+                    f"{where} has image {key[:80]!r}, which {known.path} has not; take the line out"
+                )
+            image.append(images[key])
+            label.append(known.classes.index(name) + 1)
+            numbers.append(row)
+    table = np.array(numbers, np.float64).reshape(-1, 5)
+    return DetectionTable(np.array(image), np.array(label), table[:, 0], table[:, 1:])
+
+
+def _look_up(
+    where: str, row: dict[str, Any], key: str, numbers: dict[Any, int], annotations: Path
+) -> int:
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | str) or value not in numbers:
+        raise ResultsError(
+            f"{where} has {key} {_REPR.repr(value)}, which {annotations} has not; take the entry "
+            "out or name the annotations that it is of"
+        )
+    return numbers[value]
+
+
+def _from_xywh(boxes: np.ndarray) -> np.ndarray:
+    """VOC's pixels [N, 4] from x, y, width, height in continuous ones."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) + VOC_PIXELS
+
+
+def _is_number(value: Any) -> bool:
+    # NaN and infinity, which Python's JSON has, are not in the range either.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

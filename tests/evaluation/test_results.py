@@ -1,0 +1,344 @@
+"""Results files: published figures through the command line, round trips, and wrong entries."""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import evaluate as evaluate_main
+from ssd_jax.cli import run_main
+from ssd_jax.data.coco import CocoJson
+from ssd_jax.data.voc import VocFolder
+from ssd_jax.evaluation.evaluate import ground_truth, object_areas
+from ssd_jax.evaluation.results import (
+    ResultsError,
+    read_detections,
+    read_known,
+    write_coco_results,
+    write_results,
+    write_voc_results,
+)
+from ssd_jax.evaluation.scores import score_detections
+from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
+from tests.evaluation.test_coco import PUBLISHED
+
+ROOT = Path(__file__).parents[2]
+CATS = "padilla-toy-cats"
+COCO = "coco-val2014-100"
+ANNOTATIONS, DETECTIONS = "instances_val2014_100.json", "instances_val2014_fakebbox100_results.json"
+
+
+@pytest.fixture
+def cats(fixtures, tmp_path):
+    """The published example as a VOC folder and VOC's results: (annotations, detections)."""
+    known, found = tmp_path / "voc", tmp_path / "results"
+    (known / "Annotations").mkdir(parents=True)
+    found.mkdir()
+    for path in (fixtures / CATS / "gts_vocpascal_format").glob("*.xml"):
+        (known / "Annotations" / path.name).write_bytes(path.read_bytes())
+    lines = [
+        f"{path.stem} {line.split(maxsplit=1)[1]}\n"
+        for path in sorted((fixtures / CATS / "dets_classname_abs_xyx2y2").glob("*.txt"))
+        for line in path.read_text().splitlines()
+    ]
+    (found / "comp4_det_test_cat.txt").write_text("".join(lines))
+    return known, found
+
+
+def evaluate(detections, annotations, out, *more):
+    arguments = ["--detections", detections, "--annotations", annotations, "--out", out, *more]
+    evaluate_main.main(list(map(str, arguments)))
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_published_figures_of_the_cats(cats, fixtures, tmp_path, capsys):
+    """An image with detections and without annotation is added: its objects are not known."""
+    known, found = cats
+    names = {p.stem for p in (known / "Annotations").iterdir()}
+    for line in (found / "comp4_det_test_cat.txt").read_text().splitlines():
+        if (name := line.split()[0]) not in names:
+            (known / "Annotations" / f"{name}.xml").write_text("<annotation/>")
+    metrics = evaluate(found, known, tmp_path / "out")
+    (want,) = json.loads((fixtures / CATS / "expected.json").read_text()).values()
+    assert round(100 * metrics["voc07/mAP"], 2) == want["IoU 0.5"]["11-point"]
+    assert round(100 * metrics["voc/mAP"], 2) == want["IoU 0.5"]["all-point"]
+    assert metrics["per_class"]["cat"]["voc/AP"] == metrics["voc/mAP"]
+    assert 0.3 < metrics["coco/AP75"] < metrics["coco/AP"] < metrics["coco/AP50"] < 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["metrics.json"]
+    out = capsys.readouterr().out
+    assert "voc07" in out
+    assert "cat" in out
+    assert f"AP50 {metrics['coco/AP50']:.4f}" in out
+
+
+def test_published_figures_of_coco(fixtures, tmp_path):
+    folder = fixtures / COCO
+    published = json.loads((folder / "expected.json").read_text())
+    (want,) = (v for k, v in published.items() if k.startswith("published_full"))
+    metrics = evaluate(
+        folder / DETECTIONS, folder / ANNOTATIONS, tmp_path / "out", "--metrics", "coco"
+    )
+    for ours, theirs in PUBLISHED.items():
+        assert metrics[f"coco/{ours}"] == pytest.approx(want[theirs], abs=1e-6), ours
+    assert len(metrics["per_class"]) == 80
+    assert "voc/mAP" not in metrics
+
+
+def test_scoring_files_does_not_import_jax(cats, tmp_path):
+    known, found = cats
+    code = (
+        "import sys, evaluate\n"
+        "evaluate.main(sys.argv[1:])\n"
+        "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)\n"
+    )
+    files = ["--detections", found, "--annotations", known, "--out", tmp_path / "out"]
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *files],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_split_counts_its_images_alone(cats, tmp_path):
+    known, found = cats
+    name = min(p.stem for p in (known / "Annotations").iterdir())
+    lists = known / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "one.txt").write_text(f"{name}\n")
+    path = found / "comp4_det_test_cat.txt"
+    path.write_text(
+        "".join(r for r in path.read_text().splitlines(keepends=True) if r.startswith(name))
+    )
+    metrics = evaluate(found, known, tmp_path / "out", "--split", "one")
+    objects = ET.parse(known / "Annotations" / f"{name}.xml").getroot().findall("object")
+    assert metrics["num_images"] == 1
+    assert metrics["per_class"]["cat"]["objects"] == len(objects)
+
+
+def score(found, known):
+    results = score_detections(
+        found,
+        known.objects,
+        known.classes,
+        metrics=("voc07", "voc", "coco"),
+        area=known.area,
+    )
+    return [r.mean_ap for r in results]
+
+
+def test_cocos_form_and_back(fixtures, tmp_path):
+    known = read_known(fixtures / COCO / ANNOTATIONS)
+    found = read_detections(fixtures / COCO / DETECTIONS, known)
+    path = tmp_path / "again.json"
+    write_coco_results(path, found, known.image_ids, known.category_ids)
+    again = read_detections(path, known)
+    for a, b in ((found.image, again.image), (found.label, again.label)):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(found.boxes, again.boxes, atol=1e-6)
+    assert score(again, known) == score(found, known)
+    # VOC's files know an image by its name or its number.
+    for names in (known.image_ids, known.image_files):
+        folder = tmp_path / str(names[0])
+        write_voc_results(folder, found, names, known.classes)
+        again = read_detections(folder, known)
+        assert len(again.label) == len(found.label)
+        assert score(again, known) == pytest.approx(score(found, known), abs=1e-9)
+
+
+def test_without_detections(cats, tmp_path):
+    known, found = cats
+    (found / "comp4_det_test_cat.txt").write_text("\n")
+    metrics = evaluate(found, known, tmp_path / "out")
+    assert (metrics["voc/mAP"], metrics["coco/AP"]) == (0, 0)
+    assert metrics["per_class"]["cat"]["detections"] == 0
+
+
+def test_nothing_to_find_is_null(fixtures, tmp_path):
+    annotations = tmp_path / "a.json"
+    annotations.write_text(
+        json.dumps(
+            {"images": [{"id": 7}], "annotations": [], "categories": [{"id": 3, "name": "cat"}]}
+        )
+    )
+    (tmp_path / "d.json").write_text("[]")
+    metrics = evaluate(tmp_path / "d.json", annotations, tmp_path / "out")
+    assert [v for k, v in metrics.items() if "/" in k] == [None] * 14
+    assert metrics["num_images"] == 1
+
+
+GOOD = {"image_id": 42, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"image_id": 43}, "entry 1 has image_id 43, which "),
+        ({"image_id": [1]}, "entry 1 has image_id [1], which "),
+        ({"category_id": 12}, "entry 1 has category_id 12, which "),
+        ({"category_id": True}, "entry 1 has category_id True, which "),
+        ({"bbox": [1, 2, 3]}, "entry 1 has bbox [1, 2, 3]; write [x, y, width, height]"),
+        ({"bbox": [1, 2, -3, 4]}, "entry 1 has bbox [1, 2, -3, 4], of negative size"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "entry 1 has bbox [1, 2, nan, 4]; write"),
+        ({"score": "high"}, "entry 1 has score 'high'; write a number"),
+        ({"score": None}, "entry 1 has score None; write a number"),
+        (None, "entry 1 is None; write an object"),
+        ("bbox", "entry 1 has no bbox; add it"),
+    ],
+)
+def test_wrong_entries_of_coco(fixtures, tmp_path, monkeypatch, capfd, entry, message):
+    wrong = {**GOOD, **entry} if isinstance(entry, dict) else entry
+    if entry == "bbox":
+        wrong = {k: v for k, v in GOOD.items() if k != "bbox"}
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([GOOD, wrong]))
+    arguments = ["--detections", path, "--annotations", fixtures / COCO / ANNOTATIONS]
+    arguments += ["--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    assert run_main(evaluate_main.main) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"evaluate.py: {path}: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2007_000549 0.5 1 2 3", "line 2 is '2007_000549 0.5 1 2 3'; write image_id score"),
+        ("2007_000549 high 1 2 3 4", "line 2 is '2007_000549 high 1 2 3 4'; write image_id"),
+        ("2007_000549 nan 1 2 3 4", "line 2 is '2007_000549 nan 1 2 3 4'; write image_id"),
+        ("2007_000549 0.5 9 2 3 4", "line 2 has a box of negative size"),
+        ("1999_000001 0.5 1 2 3 4", "line 2 has image '1999_000001', which "),
+    ],
+)
+def test_wrong_lines_of_voc(cats, line, message):
+    known, found = cats
+    path = found / "comp4_det_test_cat.txt"
+    path.write_text(f"2007_000549 0.5 1 2 3 4\n{line}\n")
+    with pytest.raises(ResultsError) as error:
+        read_detections(found, read_known(known))
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_wrong_files(cats, tmp_path):
+    known, found = cats
+    truth = read_known(known)
+    with pytest.raises(ResultsError, match=r"is neither a COCO annotations file nor"):
+        read_known(tmp_path / "none")
+    with pytest.raises(ResultsError, match=r"must be a folder of comp4_det_test_CLASS\.txt"):
+        read_detections(tmp_path / "d.json", truth)
+    with pytest.raises(ResultsError, match=r"has no comp4_det_test_CLASS\.txt"):
+        read_detections(known, truth)
+    # A class that nobody knows is none where its file is empty, as the devkit's may be.
+    (found / "comp4_det_test_dining_table.txt").write_text("")
+    read_detections(found, truth)
+    (found / "comp4_det_test_dining_table.txt").write_text("2007_000549 0.5 1 2 3 4\n")
+    with pytest.raises(ResultsError, match=r"line 1 is of class 'dining_table', which"):
+        read_detections(found, truth)
+    (found / "comp4_det_test_dining_table.txt").unlink()
+    (found / "det_val_cat.txt").write_text("")
+    with pytest.raises(ResultsError, match=r"both of class 'cat'; keep one"):
+        read_detections(found, truth)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--annotations", "a", "--out", "o", "--metrics", "voc12"], "--metrics is voc12; name"),
+        (["--annotations", "a", "--out", "o", "--metrics", "voc,voc"], "--metrics is voc,voc"),
+        (["--annotations", "a"], "--out is missing"),
+        (["--out", "o"], "--annotations is missing"),
+        (["--annotations", "a", "--out", "o", "--eval.nms-iou", "1"], "--eval.nms-iou does not go"),
+        (["--checkpoint", "c"], "--checkpoint and --save-detections do not go"),
+    ],
+)
+def test_wrong_command_lines(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_main.main(["--detections", "d", *arguments])
+    with pytest.raises(ValueError, match="--metrics goes with --detections"):
+        evaluate_main.main(["--checkpoint", "c", "--metrics", "voc"])
+
+
+def some_detections(source):
+    """The objects themselves, moved a little."""
+    truth = ground_truth(source)
+    boxes = truth.boxes + np.array([0.25, 0, 1, 0.5])
+    scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
+    return DetectionTable(truth.image, truth.label, scores, boxes)
+
+
+def test_detections_of_a_coco_source_have_its_own_ids(tmp_path):
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").mkdir()
+    for name in ("b", "a"):
+        cv2.imwrite(str(root / "images" / f"{name}.png"), np.zeros((50, 60, 3), np.uint8))
+    size = {"width": 60, "height": 50}
+    objects = [
+        {"id": 1, "image_id": 900, "category_id": 5, "bbox": [1.5, 2, 30, 20], "area": 123.5},
+        {"id": 2, "image_id": 17, "category_id": 3, "bbox": [4, 4, 10, 10]},
+        {"id": 3, "image_id": 17, "category_id": 3, "bbox": [0, 0, 40, 40], "iscrowd": 1},
+    ]
+    content = {
+        "images": [
+            {"id": 900, "file_name": "b.png"} | size,
+            {"id": 17, "file_name": "a.png"} | size,
+        ],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": objects,
+    }
+    annotations = root / "annotations" / "instances_val.json"
+    annotations.write_text(json.dumps(content))
+    source = CocoJson(root, "val", ("cat", "dog"))
+    np.testing.assert_array_equal(object_areas(source), [123.5, 100, 1600])
+    found = some_detections(source)
+    assert write_results(tmp_path, found, source, "val") == tmp_path / "detections.json"
+    rows = json.loads((tmp_path / "detections.json").read_text())
+    assert [(r["image_id"], r["category_id"]) for r in rows] == [(900, 5), (17, 3), (17, 3)]
+    assert rows[0]["bbox"] == [1.75, 2, 30.75, 20.5]
+    assert np.float32(rows[1]["score"]) == np.float32(found.score[1])
+    # Scored from the files as it is from the source.
+    ours = score_detections(
+        found, ground_truth(source), source.classes, metrics=("coco",), area=object_areas(source)
+    )
+    metrics = evaluate(tmp_path / "detections.json", annotations, tmp_path / "out")
+    assert metrics["coco/AP"] == pytest.approx(ours[0].mean_ap, abs=1e-12)
+    assert metrics["per_class"]["dog"]["objects"] == 1
+
+    source.image_numbers = (17, 17)
+    with pytest.raises(ResultsError, match="two have the same id"):
+        write_results(tmp_path, found, source, "val+more")
+
+
+def test_detections_of_a_voc_source(cats, tmp_path):
+    known, _ = cats
+    names = sorted(p.stem for p in (known / "Annotations").iterdir())
+    (known / "JPEGImages").mkdir()
+    for name in names:
+        (known / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
+    (known / "ImageSets" / "Main").mkdir(parents=True)
+    (known / "ImageSets/Main/all_of.txt").write_text("\n".join(names))
+    source = VocFolder(known, "all_of", ("cat",))
+    found = some_detections(source)
+    folder = write_results(tmp_path / "eval", found, source, "all_of")
+    assert [p.name for p in folder.iterdir()] == ["comp4_det_all-of_cat.txt"]
+    first = (folder / "comp4_det_all-of_cat.txt").read_text().split()
+    assert first[0] == names[0]
+    assert first[2:6] == [f"{side:.6f}" for side in found.boxes[0]]
+    assert float(first[2]) == source.annotation(0).boxes_px[0, 0] + VOC_PIXELS[0] + 0.25
+    again = read_detections(folder, read_known(known, "all_of"))
+    np.testing.assert_array_equal(again.image, found.image)
+    np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-6)
+    with pytest.raises(ResultsError, match="class 'a/b' cannot be part of a file's name"):
+        write_voc_results(tmp_path, found, names, ("a/b",))

@@ -1,0 +1,229 @@
+"""predict.py: what it reads, what it writes under which names, and what it says when it cannot."""
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import predict as predict_main
+from ssd_jax.cli import run_main
+from ssd_jax.detector import Detections, Detector
+from ssd_jax.models.restore import write_checkpoint
+from ssd_jax.models.ssd import make_model
+from tests.data.folders import write_image
+from tests.tiny import TINY, change
+
+CONFIG = change(TINY, model={"classes": ("a", "b")})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    run = tmp_path_factory.mktemp("predict") / "run"
+    model = make_model(CONFIG.model, CONFIG.priors)
+    write_checkpoint(run, CONFIG, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    return run
+
+
+@pytest.fixture
+def predict(monkeypatch, capfd, checkpoint):
+    """Runs predict.py and returns its exit status and the lines of its errors."""
+
+    def run(*arguments):
+        line = ["predict.py", "--checkpoint", checkpoint, "--score-threshold", "0.2", *arguments]
+        monkeypatch.setattr(sys, "argv", [str(a) for a in line])
+        try:
+            status = run_main(predict_main.main)
+        except SystemExit as exit_:
+            status = exit_.code
+        return status, capfd.readouterr().err.splitlines()
+
+    return run
+
+
+def image(k, width=48, height=40):
+    return np.random.default_rng(k).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def write_video(path, frames=3, size=(64, 48)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12, size)
+    assert writer.isOpened()
+    for k in range(frames):
+        writer.write(image(k, *size))
+    writer.release()
+    return path
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_folders_patterns_and_videos_in_one_run(predict, checkpoint, tmp_path):
+    """Broken inputs are named and counted, and the others are done."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / "a.png", image(len(folder)))
+    write_image(tmp_path / "two/A.jpg", image(5))
+    (tmp_path / "one/notes.txt").write_text("no image")
+    (tmp_path / "one/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "one/broken.mp4").write_bytes(b"junk")
+    write_video(tmp_path / "clip.avi")
+    out = tmp_path / "out"
+    status, errors = predict(
+        tmp_path / "one", tmp_path / "two" / "*", tmp_path / "clip.avi", tmp_path / "one/a.png",
+        "--out", out, "--xml", "--batch-size", "2",
+    )  # fmt: skip
+    assert status == 1
+    assert len(errors) == 3
+    assert "broken.jpg" in errors[0]
+    assert "broken.mp4 cannot be opened" in errors[1]
+    assert "2 of 6 inputs could not be read" in errors[2]
+    names = {"a": "one/a.png", "two-A": "two/A.jpg", "a-2": "two/a.png"}
+    drawn = [f"{name}.jpg" for name in names]
+    xmls = [f"xml/{name}.xml" for name in names]
+    assert files_in(out) == sorted([*drawn, *xmls, "clip.mp4", "detections.json"])
+
+    rows = json.loads((out / "detections.json").read_text())
+    detector = Detector.from_checkpoint(checkpoint, batch_size=2, threshold=0.2)
+    for image_id, (name, file) in enumerate(names.items(), start=1):
+        (found,) = detector([tmp_path / file])
+        mine = [row for row in rows if row["image_id"] == image_id]
+        assert len(mine) == len(found) > 0
+        assert {row["file_name"] for row in mine} == {str(tmp_path / file)}
+        assert all("frame" not in row for row in mine)
+        xywh = found.boxes.copy()
+        xywh[:, 2:] -= xywh[:, :2]
+        np.testing.assert_allclose([row["bbox"] for row in mine], xywh, atol=0.02)
+        np.testing.assert_allclose([row["score"] for row in mine], found.scores, atol=1e-4)
+        assert [row["category_id"] for row in mine] == [k + 1 for k in found.labels]
+        assert [row["category_name"] for row in mine] == ["ab"[k] for k in found.labels]
+        picture = cv2.imread(str(out / f"{name}.jpg"))
+        assert picture.shape == (300, 360, 3)  # enlarged, for names to be legible
+        root = ElementTree.parse(out / f"xml/{name}.xml").getroot()
+        assert len(root.findall("object")) == len(found)
+
+    frames = [row["frame"] for row in rows if row["file_name"].endswith("clip.avi")]
+    assert sorted(set(frames)) == [0, 1, 2]
+    assert {row["image_id"] for row in rows} == {1, 2, 3, 4, 5, 6}
+    video = cv2.VideoCapture(str(out / "clip.mp4"))
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
+    shapes = []
+    while (read := video.read())[0]:
+        shapes.append(read[1].shape)
+    assert shapes == [(300, 400, 3)] * 3
+
+
+def test_one_class_alone(predict, tmp_path):
+    write_image(tmp_path / "x.png", image(0))
+    status, errors = predict(tmp_path / "x.png", "--out", tmp_path / "out", "--classes", "b")
+    assert (status, errors) == (0, [])
+    rows = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {row["category_name"] for row in rows} == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.jpg"], "there is no file or folder none.jpg"),
+        (["empty"], "empty has no images or videos of its own"),
+        (["empty/*.jpg"], "no image or video is called empty/*.jpg"),
+        ([], "an input is missing"),
+        (["x.png", "--classes", "a,cat"], "--classes: 'cat' is not one of a, b"),
+        (["x.png", "--score-threshold", "50"], "--score-threshold is 50.0; use a number"),
+        (["x.png", "--batch-size", "0"], "--batch-size is 0; use 1 or more"),
+        (["x.png", "--batch-size", "x"], "--batch-size: invalid int value"),
+        (["x.png", "--size", "3"], "unrecognized arguments: --size"),
+        (["x.png", "--checkpoint", "empty"], "--checkpoint: there is no checkpoint in empty"),
+        (["x.jpg", "--out", "."], "x.jpg is an input; name another folder"),
+        (["x.png", "--out", "x.jpg"], "--out: "),
+    ],
+)
+def test_wrong_commands_are_one_line(predict, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_image(tmp_path / "x.png", image(0))
+    write_image(tmp_path / "x.jpg", image(0))
+    before = files_in(tmp_path)
+    status, errors = predict(*arguments)
+    assert status == 2
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert files_in(tmp_path) == before
+
+
+def test_a_checkpoint_is_asked_for():
+    with pytest.raises(ValueError, match="--checkpoint is missing"):
+        predict_main.main(["x.png"])
+
+
+def test_a_number_is_a_camera_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").write_bytes(b"")
+    camera, file = predict_main.find_inputs(["0", "1"])
+    assert (camera.kind, camera.name, camera.stem) == ("camera", "0", "camera0")
+    assert (file.kind, file.name) == ("image", "1")
+
+
+class Camera:
+    """Gives frames until somebody presses Ctrl-C."""
+
+    def __init__(self, source):
+        assert source == 0
+        self.left = 3
+
+    def isOpened(self):  # OpenCV's name
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def read(self):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return True, image(self.left, 320, 300)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_runs_until_it_is_interrupted(predict, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "VideoCapture", Camera)
+        status, errors = predict("0", "--out", tmp_path, "--batch-size", "1")
+    assert (status, errors) == (0, [])
+    assert files_in(tmp_path) == ["camera0.mp4", "detections.json"]
+    assert cv2.VideoCapture(str(tmp_path / "camera0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+def test_names_of_outputs_never_meet(tmp_path):
+    names = ["p/a.jpg", "q/a.jpg", "q/A.png", "p/q-a.jpg", "r/q/a.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    inputs = predict_main.find_inputs([str(tmp_path / name) for name in names])
+    stems = [i.stem for i in inputs]
+    assert stems == ["a", "q-a", "A-2", "p-q-a", "a-3"]
+    everything = predict_main.find_inputs([str(tmp_path / "**"), str(tmp_path / "p")])
+    assert len(everything) == 5
+
+
+def test_xml_counts_whole_pixels_from_one():
+    found = Detections(
+        boxes=np.array([[0, 0, 10, 20], [29.8, 5.2, 30, 5.3], [3.6, 2.4, 7.4, 8.6]], np.float32),
+        scores=np.array([0.9, 0.8, 0.7], np.float32),
+        labels=np.array([0, 1, 1], np.int32),
+        names=("a", "<b>"),
+    )
+    root = ElementTree.fromstring(
+        predict_main.voc_xml(found, "folder/x & y.jpg", np.zeros((20, 30, 3), np.uint8))
+    )
+    assert root.findtext("filename") == "x & y.jpg"
+    assert [root.findtext(f"size/{side}") for side in ("width", "height")] == ["30", "20"]
+    assert [node.findtext("name") for node in root.findall("object")] == ["a", "<b>", "<b>"]
+    boxes = [[int(side.text) for side in node] for node in root.iter("bndbox")]
+    assert boxes == [[1, 1, 10, 20], [30, 6, 30, 6], [5, 3, 7, 9]]
