@@ -54,6 +54,17 @@ def load_config(path: Path) -> Config:
     return config
 
 
+def resolve_config(file: Path | None, arguments: Sequence[str], *, description: str) -> Config:
+    """The config of --config FILE with the fields that `arguments` name replaced; see `override`.
+
+    Raises ConfigError if there is no file, unless `arguments` ask for --help.
+    """
+    if file is None and not {"-h", "--help"} & set(arguments):
+        raise ConfigError("--config is missing; name an experiment, e.g. configs/quickstart.py")
+    config = load_config(file) if file else Config()
+    return override(config, arguments, description=description)
+
+
 def override(config: Config, arguments: Sequence[str], *, description: str) -> Config:
     """The config with the fields that `arguments` name as --section.field VALUE replaced.
 

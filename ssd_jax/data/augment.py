@@ -67,10 +67,7 @@ def augment_caffe(
     interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
     out = resample(part, margins, size, fill, interpolation)
     boxes, inside = boxes_in_view(boxes_px, view)
-    out, boxes = horizontal_flip(rng, out, boxes)
-    if flip_vertically:
-        out, boxes = vertical_flip(rng, out, boxes)
-    return out, boxes, labels[inside]
+    return *random_flips(rng, out, boxes, vertically=flip_vertically), labels[inside]
 
 
 def preprocess_eval(image: np.ndarray, size: int) -> np.ndarray:
@@ -265,6 +262,14 @@ def photometric_distort(rng: np.random.Generator, image: np.ndarray) -> np.ndarr
     if contrast_last and contrast != 1:
         image = cv2.LUT(image, _to_levels(levels * contrast))
     return image
+
+
+def random_flips(
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, *, vertically: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`horizontal_flip`, and `vertical_flip` too if `vertically`."""
+    image, boxes = horizontal_flip(rng, image, boxes)
+    return vertical_flip(rng, image, boxes) if vertically else (image, boxes)
 
 
 def horizontal_flip(

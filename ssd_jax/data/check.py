@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssd_jax.cli import load_config, override
+from ssd_jax.cli import resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.errors import KINDS, DataError, printable
 from ssd_jax.data.sources import find_classes, open_source
@@ -66,12 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         own, overrides = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
-    asks_help = bool({"-h", "--help"} & set(overrides))
-    if not (own.config or asks_help):
-        raise ConfigError("--config is missing; name an experiment, e.g. configs/quickstart.py")
-    config = override(
-        load_config(own.config) if own.config else Config(), overrides, description=_DESCRIPTION
-    )
+    config = resolve_config(own.config, overrides, description=_DESCRIPTION)
     if own.fix_report and not own.fix_report.absolute().parent.is_dir():
         raise ConfigError(f"--fix-report: {own.fix_report.parent} is not a folder; make it")
 

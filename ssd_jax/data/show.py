@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssd_jax.cli import load_config, override
+from ssd_jax.cli import resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.records import Example
 from ssd_jax.data.sources import find_classes, open_source
@@ -82,14 +82,9 @@ def main(arguments: Sequence[str]) -> None:
         own, overrides = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
-    asks_help = bool({"-h", "--help"} & set(overrides))
-    if not (own.config or asks_help):
-        raise ConfigError("--config is missing; name an experiment, e.g. configs/quickstart.py")
     if not 1 <= own.count <= _MAX_COUNT:
         raise ConfigError(f"--count is {own.count}; use a number from 1 to {_MAX_COUNT}")
-    config = override(
-        load_config(own.config) if own.config else Config(), overrides, description=_DESCRIPTION
-    )
+    config = resolve_config(own.config, overrides, description=_DESCRIPTION)
 
     # JAX starts here, after everything that can be wrong with the command line. It leaves an
     # accelerator to the training that may be running there.

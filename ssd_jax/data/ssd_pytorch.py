@@ -16,9 +16,8 @@ from ssd_jax.data.augment import (
     boxes_in_view,
     cut,
     expand,
-    horizontal_flip,
+    random_flips,
     resample,
-    vertical_flip,
 )
 
 CROP_SHARE = 5 / 6
@@ -52,10 +51,7 @@ def augment_ssd_pytorch(
     out = resample(photometric_distort(rng, part), margins, size, fill)
     out = np.rint(out).clip(0, 255).astype(np.uint8)
     boxes, inside = boxes_in_view(boxes_px, view)
-    out, boxes = horizontal_flip(rng, out, boxes)
-    if flip_vertically:
-        out, boxes = vertical_flip(rng, out, boxes)
-    return out, boxes, labels[inside]
+    return *random_flips(rng, out, boxes, vertically=flip_vertically), labels[inside]
 
 
 def random_crop(

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import Bool, Float, Float32, Int32
 
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
@@ -38,7 +37,7 @@ def nms_keep(
     # One row of IoUs a step: K small steps for all classes and images at once, whose cost does not
     # depend on the boxes. All K x K at first, settled by rounds, takes hundreds of rounds where a
     # network that is hardly trained gives long chains of "a removes b, which then spares c".
-    def step(i: Array, keep: Array) -> Array:
+    def step(i: jax.Array, keep: jax.Array) -> jax.Array:
         box = jax.lax.dynamic_slice_in_dim(boxes, i, 1)
         removed = (pairwise_iou(box, boxes)[0] > iou_threshold) & (rank > i)
         return keep & ~(removed & keep[i])
