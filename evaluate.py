@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_jax.cli import override, run_main
+from ssd_jax.cli import Parser, override, run_main
 from ssd_jax.config import Config, ConfigError
 
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
@@ -30,7 +30,7 @@ Below, every field of the config with its value; the ones of data and eval may b
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and evaluate."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     for name in ("--checkpoint", "--out", "--detections", "--annotations"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--save-detections", action="store_true")

@@ -15,11 +15,11 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ssd_jax.cli import run_main
+from ssd_jax.cli import Parser, run_main
 from ssd_jax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -95,11 +95,6 @@ class Results:
 
         self.failed.append(name)
         print(f"predict.py: {printable(why)}", file=sys.stderr)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -425,7 +420,7 @@ def _summarize(results: Results, out: Path, seconds: float, compiling: float) ->
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="predict.py",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_jax.cli import load_config, override, run_main
+from ssd_jax.cli import Parser, load_config, override, run_main
 from ssd_jax.config import Config, ConfigError, from_json
 
 _DESCRIPTION = """Train a detector.
@@ -21,7 +21,7 @@ Below, every field of the config with its value."""
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--resume", action="store_true")

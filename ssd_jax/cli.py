@@ -1,15 +1,25 @@
 """The command line of the mains: a config file, fields of it replaced, errors in one line."""
 
+import argparse
 import contextlib
 import importlib.util
 import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import tyro
 
 from ssd_jax.config import Config, ConfigError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ConfigErrors, and so one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message}; see --help")
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> int:

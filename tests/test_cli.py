@@ -63,6 +63,7 @@ def test_wrong_values(tiny, failing, tmp_path, arguments, message):
 def test_config_files_that_do_not_work(failing, tmp_path):
     assert "there is no file" in failing(train_main, "--config", tmp_path / "none.py")
     assert "--config is missing" in failing(train_main)
+    assert "--config: expected one argument" in failing(train_main, "--config")
     bad = tmp_path / "bad.py"
     bad.write_text("1 / 0")
     assert "fails: ZeroDivisionError" in failing(train_main, "--config", bad)

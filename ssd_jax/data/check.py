@@ -3,7 +3,6 @@
 python -m ssd_jax.data check --config FILE [--fix-report FILE] [--section.field VALUE ...]
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -20,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssd_jax.cli import resolve_config
+from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.errors import KINDS, DataError, printable
 from ssd_jax.data.sources import find_classes, open_source
@@ -59,13 +58,10 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises SystemExit(1) where training would stop.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--fix-report", type=Path)
-    try:
-        own, overrides = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+    own, overrides = parser.parse_known_args(arguments)
     config = resolve_config(own.config, overrides, description=_DESCRIPTION)
     if own.fix_report and not own.fix_report.absolute().parent.is_dir():
         raise ConfigError(f"--fix-report: {own.fix_report.parent} is not a folder; make it")

@@ -3,7 +3,6 @@
 python -m ssd_jax.data prepare NAME [--root DATA_DIR] [--from FOLDER]
 """
 
-import argparse
 import contextlib
 import errno
 import importlib.util
@@ -17,6 +16,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from ssd_jax.cli import Parser
 from ssd_jax.config import ConfigError, TfdsFields
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.examples import coco_examples, find_splits, voc_examples
@@ -41,14 +41,11 @@ NAME            the data set as TFDS calls it: voc/2007, voc/2012, coco/2017 ...
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?", default="")
     parser.add_argument("--root", default="")
     parser.add_argument("--from", dest="folder", type=Path)
-    try:
-        own, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+    own, unknown = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(unknown):
         print(_DESCRIPTION)
         return

@@ -3,7 +3,6 @@
 python -m ssd_jax.data show --config FILE [--out DIR] [--count N] [--section.field VALUE ...]
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssd_jax.cli import resolve_config
+from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.records import Example
 from ssd_jax.data.sources import find_classes, open_source
@@ -74,14 +73,11 @@ class Matches(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line, write the sheets and print the table."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--count", type=int, default=16)
-    try:
-        own, overrides = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+    own, overrides = parser.parse_known_args(arguments)
     if not 1 <= own.count <= _MAX_COUNT:
         raise ConfigError(f"--count is {own.count}; use a number from 1 to {_MAX_COUNT}")
     config = resolve_config(own.config, overrides, description=_DESCRIPTION)

@@ -11,9 +11,8 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from ssd_jax.cli import override, run_main
+from ssd_jax.cli import Parser, override, run_main
 from ssd_jax.config import ConfigError
 from ssd_jax.models.layouts import Layout
 
@@ -22,13 +21,8 @@ _IMPORT = """Import weights as a checkpoint, with their config.
 Below, every field of the config with its value; all may be changed, e.g. --priors.no-clip."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m ssd_jax.models.weights", allow_abbrev=False)
+    parser = Parser(prog="python -m ssd_jax.models.weights", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser(
         "import", help="a file of weights as a checkpoint with its config", allow_abbrev=False
