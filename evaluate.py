@@ -72,7 +72,7 @@ def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> N
     model, variables = restore_model(checkpoint, config)
     out_dir = own.out or checkpoint.parent.parent / "eval" / checkpoint.name
     console = Console(highlight=False, soft_wrap=True)
-    result = evaluate_source(
+    results = evaluate_source(
         make_detect(model, config),
         variables,
         source,
@@ -82,7 +82,9 @@ def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> N
         extra={"step": int(checkpoint.name)} if checkpoint.name.isdigit() else {},
         save_detections=own.save_detections,
     )
-    console.print(f"mAP {result.mean_ap:.4f}; metrics and pictures are in {out_dir}", markup=False)
+    console.print(
+        f"mAP {results[0].mean_ap:.4f}; metrics and pictures are in {out_dir}", markup=False
+    )
 
 
 def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:

@@ -1,31 +1,49 @@
 """Train a detector.
 
 python train.py --config FILE [--workdir DIR] [--resume] [--section.field VALUE ...]
+python train.py --replay FILE [--section.field VALUE ...]
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_jax.cli import Parser, load_config, override, run_main
+from ssd_jax.cli import Parser, add_process_flags, load_config, override, run_main
 from ssd_jax.config import Config, ConfigError, from_json
 
 _DESCRIPTION = """Train a detector.
 
 --config FILE   the experiment, e.g. configs/quickstart.py; with --resume it may be left out
 --workdir DIR   where the run goes; default: runs/ and the config's name
---resume        go on from the newest checkpoint in the workdir, or start where there is none
+--resume        go on from the newest whole checkpoint in the workdir, or start where there is none
+
+--distributed   one of several processes, found by JAX from SLURM, Kubernetes or a TPU pod; or:
+--coordinator HOST:PORT --processes P --process I
+                process 0 listens there, I is this one's number
+--peer-timeout SECONDS
+                without a sign of life after which a process counts as lost; default 60
+
+--replay FILE   a step that was not finite, from WORKDIR/nonfinite: its losses image by image;
+                status 0 if it is finite now, 1 if not
+
+Exit status: 0 done; 2 an error that the line above it explains; 75 stopped by SIGTERM or SIGINT and
+saved, go on with --resume; 76 another process was lost, go on with --resume. A second signal ends
+the run at once.
 
 Below, every field of the config with its value."""
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     """Parse the command line and train."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--replay", type=Path)
+    add_process_flags(parser)
     own, overrides = parser.parse_known_args(arguments)
+    if own.replay:
+        return _replay(own.replay, overrides)
     asks_help = bool({"-h", "--help"} & set(overrides))
     config = override(
         Config() if asks_help and not own.config else _base_config(own),
@@ -35,9 +53,12 @@ def main(arguments: Sequence[str]) -> None:
     workdir = own.workdir or Path("runs") / own.config.stem
 
     # JAX starts here, after everything that can be wrong with the command line.
+    from ssd_jax.runtime import processes
     from ssd_jax.training.loop import train
 
-    train(config, workdir, resume=own.resume)
+    with processes(own):
+        train(config, workdir, resume=own.resume)
+    return 0
 
 
 def _base_config(own: argparse.Namespace) -> Config:
@@ -49,6 +70,22 @@ def _base_config(own: argparse.Namespace) -> Config:
     if not saved.is_file():
         raise ConfigError(f"--resume: there is no run in {own.workdir}; name one, or a --config")
     return from_json(saved.read_text(encoding="utf-8"))
+
+
+def _replay(file: Path, overrides: Sequence[str]) -> int:
+    import dataclasses
+
+    from rich.console import Console
+
+    from ssd_jax.training.replay import describe, diagnose, read_bad_step, table
+
+    bad = read_bad_step(file)
+    bad = dataclasses.replace(bad, config=override(bad.config, overrides, description=_DESCRIPTION))
+    found = diagnose(bad)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table(bad, found))
+    console.print(describe(bad, found), markup=False)
+    return 0 if found.finite else 1
 
 
 if __name__ == "__main__":

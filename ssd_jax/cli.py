@@ -22,20 +22,33 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
-def run_main(main: Callable[[Sequence[str]], None]) -> int:
-    """The exit status of `main(arguments)`: 0, 2 and one line for an error of the user's.
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which process of a run this is; `ssd_jax.runtime.processes` takes them."""
+    parser.add_argument("--distributed", action="store_true")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--peer-timeout", type=int, default=60)
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> int:
+    """The exit status that `main(arguments)` gives, or one line and that of a UserError, mostly 2.
 
     130 for an interrupt from the keyboard, as shells have it.
     """
     try:
-        main(sys.argv[1:])
+        return main(sys.argv[1:]) or 0
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return error.status
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def print_error(error: UserError) -> None:
+    """The one line of an error, with the program's name."""
+    print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def load_config(path: Path) -> Config:

@@ -30,6 +30,9 @@ BASE_LAYERS = (
 class UserError(ValueError):
     """Something that the user can mend; the message is one line that says what to change."""
 
+    status = 2
+    """Exit status of a program that ends with it."""
+
 
 class ConfigError(UserError):
     """A value that cannot be used; the message names the field and what to change."""
@@ -287,6 +290,12 @@ class OptimConfig:
     """Biases at twice the rate and without decay, as in Caffe; False: as every other parameter."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0: no clipping."""
+    rate_batch_size: int = 0
+    """Batch that learning_rate is for: the rate is multiplied by train.batch_size over this (linear
+    scaling). 0: learning_rate as it is."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the weights, e.g. 0.9998; where there is one it is what is
+    evaluated and exported. 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "gamma"):
@@ -295,9 +304,13 @@ class OptimConfig:
                 value > 0 and math.isfinite(value),
                 f"optim.{name} is {value}; use a number above 0",
             )
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "rate_batch_size"):
             value = getattr(self, name)
             _check(value >= 0, f"optim.{name} is {value}; use 0 or more")
+        _check(
+            0 <= self.ema_decay < 1,
+            f"optim.ema_decay is {self.ema_decay}; use a number from 0 up to, not including, 1",
+        )
         _check(
             0 <= self.momentum < 1,
             f"optim.momentum is {self.momentum}; use a number from 0 up to, not including, 1",
@@ -316,6 +329,9 @@ class TrainConfig:
     """Length of the training (steps)."""
     batch_size: int = 32
     """Images a step, over all devices of all processes."""
+    accumulate: int = 1
+    """Parts of the batch that are worked on one after the other, for less memory; the loss is that
+    of the whole batch. Batch norm takes its statistics over a part."""
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
     matching: Literal["bipartite", "per_object"] = "bipartite"
@@ -333,13 +349,34 @@ class TrainConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep: int = 3
     """Checkpoints to keep, the latest ones."""
+    keep_best: int = 0
+    """Checkpoints to keep besides, the best ones by best_metric."""
+    best_metric: str = "mAP"
+    """What keep_best goes by, a name in the evaluations' lines of metrics.jsonl: mAP, AP/CLASS,
+    voc/mAP, coco/AP75, ..."""
+    keep_every: int = 0
+    """Keep the checkpoints of multiples of this step besides; 0: no."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does; the state is never touched by it. stop: end
+    the run; skip: leave the step out, and count it."""
+    profile_steps: int = 0
+    """Steps to trace with JAX's profiler, from the fifth after a start; 0: none."""
+    compile_cache: str = "~/.cache/ssd_jax"
+    """Folder where compiled programs are kept for the next start; empty: none. The environment's
+    JAX_COMPILATION_CACHE_DIR goes before."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             value = getattr(self, name)
             _check(value > 0, f"train.{name} is {value}; use 1 or more")
-        _check(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; use 0 or more")
-        _check(self.seed >= 0, f"train.seed is {self.seed}; use 0 or more")
+        for name in ("eval_every", "seed", "keep_best", "keep_every", "profile_steps"):
+            value = getattr(self, name)
+            _check(value >= 0, f"train.{name} is {value}; use 0 or more")
+        _check(
+            self.batch_size % self.accumulate == 0,
+            f"train.batch_size {self.batch_size} must divide by train.accumulate "
+            f"{self.accumulate}; change one of them",
+        )
         _check(
             0 < self.match_iou <= 1, f"train.match_iou is {self.match_iou}; use a number in (0, 1]"
         )

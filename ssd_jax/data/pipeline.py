@@ -8,6 +8,9 @@ worker process uses it, and no worker touches an accelerator.
 """
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -26,6 +29,8 @@ Batch = dict[str, np.ndarray]
 
 _AHEAD = 2
 """Finished batches that each worker process keeps ready."""
+_ATTEMPTS = 3
+"""Starts of worker processes for one batch."""
 
 
 class TrainBatches(Iterator[Batch]):
@@ -50,16 +55,27 @@ class TrainBatches(Iterator[Batch]):
         self._identity = identity
         self._position = 0
         self._batches: grain.DatasetIterator | None = None
+        self._restarts = 0
 
     def __next__(self) -> Batch:
-        if self._batches is None:
-            self._batches = self._start()
-        try:
-            batch = next(self._batches)
-        except BaseException:
-            # Grain would skip the rest of the worker that failed; a new start tries it again.
-            self.close()
-            raise
+        for attempt in range(_ATTEMPTS):
+            if self._batches is None:
+                self._batches = self._start()
+            try:
+                batch = next(self._batches)
+                break
+            except BaseException as error:
+                # Grain would skip the rest of the worker that failed; a new start tries it again.
+                self.close()
+                if not _worker_died(error):
+                    raise
+                if attempt + 1 == _ATTEMPTS:
+                    raise DataError(
+                        f"worker processes died {_ATTEMPTS} times before they had made a batch "
+                        f"({error})",
+                        "if memory ran out, set data.workers lower",
+                    ) from None
+                self._restarts += 1
         self._position += self._global_batch
         # A worker's arrays lie in memory that it shares with this process; a copy is the
         # caller's own.
@@ -86,6 +102,11 @@ class TrainBatches(Iterator[Batch]):
                 )
         self.close()
         self._position = int(state["position"])
+
+    def take_restarts(self) -> int:
+        """How often worker processes that had died were started again since it was asked last."""
+        restarts, self._restarts = self._restarts, 0
+        return restarts
 
     def close(self) -> None:
         """Ends worker processes and threads; the next batch would start them again."""
@@ -339,6 +360,22 @@ def _read_ahead(threads: int) -> Any:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
 
 
+def _worker_died(error: BaseException) -> bool:
+    """Whether Grain says that a worker process ended, as by the system's lack of memory."""
+    return isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error)
+
+
 def _start_worker(index: int, count: int) -> None:
     # Worker processes are the parallelism; OpenCV's threads would fight over the same cores.
     cv2.setNumThreads(1)
+    # Ctrl-C and schedulers signal the whole group; the training process decides, and ends workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has gone without a word, as by SIGKILL."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -18,6 +18,7 @@ from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections, multiclass_nms
+from ssd_jax.runtime import gather
 
 Variables = Mapping[str, Any]
 DetectFn = Callable[[Variables, np.ndarray], Detections]
@@ -89,35 +90,76 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
     return detect
 
 
+class StoppedError(Exception):
+    """A detection that was asked to stop before its end."""
+
+
+def never() -> bool:
+    """False: a detection that nothing stops."""
+    return False
+
+
 def detect_source(
-    detect: DetectFn, variables: Variables, source: Source, *, image_size: int, batch_size: int
+    detect: DetectFn,
+    variables: Variables,
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    stop: Callable[[], bool] = never,
 ) -> DetectionTable:
     """The detections of a whole source, boxes in VOC's pixels of the original images.
 
     VOC counts pixels from 1 and includes the last one; boxes are clipped to the image. The next
-    batch is given to the devices before the last one's result is read.
+    batch is given to the devices before the last one's result is read. Several processes share
+    the images, each with batches of its own, and all get the whole table, rows in the order of the
+    source.
+
+    Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.
     """
     variables = jax.device_put(variables)
-    columns: list[tuple[np.ndarray, ...]] = []
+    parts: list[tuple[np.ndarray, Detections]] = []
     waiting: list[tuple[np.ndarray, Detections]] = []
-    for batch in eval_batches(source, image_size=image_size, batch_size=batch_size):
+    stopped = False
+    for batch in eval_batches(
+        source,
+        image_size=image_size,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ):
         waiting.append((batch["index"], detect(variables, batch["image"])))
         if len(waiting) > 1:
-            columns += _rows(source, *waiting.pop(0))
-    for index, found in waiting:
-        columns += _rows(source, index, found)
+            parts.append(jax.device_get(waiting.pop(0)))
+        if stop():
+            stopped = True
+            break
+    if np.any(gather(np.int32(stopped))):
+        raise StoppedError
+    parts += jax.device_get(waiting)
+    # [images of this process, ...], equally many in all processes.
+    index = np.concatenate([index for index, _ in parts])
+    found = jax.tree.map(lambda *fields: np.concatenate(fields), *(found for _, found in parts))
+    index, found = jax.tree.map(_one_axis, gather((index, found)))
     # A source has at least one image, and each gives a row, if an empty one.
+    columns = _rows(source, index, found)
     image, label, score, boxes = (np.concatenate(column) for column in zip(*columns, strict=True))
     return DetectionTable(image=image, label=label, score=score, boxes=boxes)
+
+
+def _one_axis(x: np.ndarray) -> np.ndarray:
+    """[processes, n, ...] as [processes * n, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _rows(
     source: Source, index: np.ndarray, found: Detections
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(image, label, score, boxes) of each image of a batch."""
-    boxes, scores, labels, counts = (np.asarray(field) for field in jax.device_get(found))
+    """(image, label, score, boxes) of each image, in the order of the source."""
+    boxes, scores, labels, counts = (np.asarray(field) for field in found)
     rows = []
-    for b, record in enumerate(index):
+    for b in np.argsort(index, kind="stable"):
+        record = index[b]
         if record < 0:  # padding of the last batch
             continue
         n = int(counts[b])

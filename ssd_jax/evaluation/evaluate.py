@@ -1,6 +1,6 @@
 """The evaluation of a network on a source: detect, score, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ from rich.console import Console
 
 from ssd_jax.config import Config
 from ssd_jax.data.sources import Source
-from ssd_jax.evaluation.detect import DetectFn, Variables, detect_source
+from ssd_jax.evaluation.detect import DetectFn, Variables, detect_source, never
 from ssd_jax.evaluation.report import Picture, print_table, write_pictures, write_report
 from ssd_jax.evaluation.results import write_results
 from ssd_jax.evaluation.scores import Result, score_detections
 from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
+from ssd_jax.runtime import is_first_process
 
 
 def evaluate_source(
@@ -26,12 +27,14 @@ def evaluate_source(
     console: Console,
     extra: dict[str, Any],
     save_detections: bool = False,
-) -> Result:
-    """The metrics of the network on `source`, of which the first of eval.metrics is returned.
+    stop: Callable[[], bool] = never,
+) -> list[Result]:
+    """The results of the network on `source`, one for each of eval.metrics.
 
-    All are printed as a table and written to `out_dir`: metrics.json, with `extra` in it, and
+    They are printed as a table and written to `out_dir`: metrics.json, with `extra` in it, and
     pictures of detections beside ground truth; with `save_detections` the detections too, see
-    `write_results`.
+    `write_results`. Of several processes each detects its share, all get the results, and the
+    first one writes. Raises StoppedError if `stop` said so.
     """
     found = detect_source(
         detect,
@@ -39,6 +42,7 @@ def evaluate_source(
         source,
         image_size=config.model.image_size,
         batch_size=config.eval.batch_size,
+        stop=stop,
     )
     results = score_detections(
         found,
@@ -49,12 +53,14 @@ def evaluate_source(
         iou_threshold=config.eval.iou_threshold,
         pixels=config.eval.pixels,
     )
+    if not is_first_process():
+        return results
     write_report(results, out_dir, {"num_images": len(source), **extra})
     if save_detections:
         write_results(out_dir, found, source, config.data.eval_split)
     write_pictures(_pictures(source, found, config.eval.pictures), source.classes, out_dir)
     print_table(results, console)
-    return results[0]
+    return results
 
 
 def ground_truth(source: Source) -> GroundTruth:

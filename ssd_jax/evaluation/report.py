@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ssd_jax.evaluation.coco import CocoClass, CocoResult
+from ssd_jax.evaluation.coco import FIGURES, CocoClass, CocoResult
 from ssd_jax.evaluation.scores import Result
 from ssd_jax.evaluation.voc import ClassResult, VocResult
 from ssd_jax.visualize import (
@@ -58,6 +58,36 @@ class Picture:
     """int [m], from 1."""
 
 
+def _means(results: Sequence[Result]) -> dict[str, float]:
+    means: dict[str, float] = {}
+    for result in results:
+        if isinstance(result, CocoResult):
+            means |= {f"coco/{name}": value for name, value in result.figures.items()}
+        else:
+            means[f"{result.metric}/mAP"] = result.mean_ap
+    return means
+
+
+def figures(results: Sequence[Result]) -> dict[str, float]:
+    """The means of all results and the first one's classes, by the names of `metric_names`.
+
+    What is nan, as a class without objects, is left out.
+    """
+    classes = {f"AP/{c.name}": c.ap for c in results[0].classes}
+    named = {"mAP": results[0].mean_ap, **_means(results), **classes}
+    return {name: value for name, value in named.items() if not math.isnan(value)}
+
+
+def metric_names(metrics: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The names of the `figures` that these metrics give."""
+    means = [
+        name
+        for metric in metrics
+        for name in ([f"coco/{f}" for f in FIGURES] if metric == "coco" else [f"{metric}/mAP"])
+    ]
+    return ["mAP", *means, *(f"AP/{name}" for name in classes)]
+
+
 def write_report(results: Sequence[Result], out_dir: Path, extra: Mapping[str, Any]) -> None:
     """Write out_dir/metrics.json, making the folder.
 
@@ -67,12 +97,7 @@ def write_report(results: Sequence[Result], out_dir: Path, extra: Mapping[str, A
     Raises ValueError where `extra` names a field of the results, OSError where it cannot write.
     """
     classes: Sequence[ClassResult | CocoClass] = results[0].classes
-    head: dict[str, Any] = {}
-    for result in results:
-        if isinstance(result, CocoResult):
-            head |= {f"coco/{name}": value for name, value in result.figures.items()}
-        else:
-            head[f"{result.metric}/mAP"] = result.mean_ap
+    head: dict[str, Any] = _means(results)
     for result in results:
         if isinstance(result, VocResult):
             head |= {"iou_threshold": result.iou_threshold, "pixels": result.pixels}

@@ -9,8 +9,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssd_jax.config import Config, ConfigError, from_json, to_json
+from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
 from ssd_jax.models.ssd import SSD, make_model
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read; the message names it."""
 
 
 def find_checkpoint(path: Path, *, field: str = "--checkpoint") -> Path:
@@ -34,15 +38,20 @@ def find_checkpoint(path: Path, *, field: str = "--checkpoint") -> Path:
 def read_config(checkpoint: Path) -> Config:
     """The resolved config that lies in a checkpoint."""
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            tree = reader.restore((checkpoint / "config").absolute())
-        return from_json(tree["config"])
+        return from_json(read_json(checkpoint, "config")["config"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{checkpoint} holds no readable config: {error}") from None
 
 
+def read_json(checkpoint: Path, item: str) -> Any:
+    """An item of a checkpoint that is JSON. Raises OSError or ValueError where it cannot."""
+    return ocp.JsonCheckpointHandler().restore((checkpoint / item).absolute())
+
+
 def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
     """The parameters and batch statistics of a checkpoint, shaped as `like`.
+
+    They are the moving averages where the checkpoint has some.
 
     Raises ConfigError, naming the first array that differs, for a checkpoint of another shape.
     """
@@ -50,7 +59,7 @@ def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_saved_variables(checkpoint: Path) -> dict[str, Any]:
-    """The parameters and batch statistics of a checkpoint, whatever their shapes."""
+    """The parameters and batch statistics of a checkpoint, averaged or not, of any shape."""
     return _read(checkpoint, None)
 
 
@@ -59,15 +68,19 @@ def _read(checkpoint: Path, like: dict[str, Any] | None) -> dict[str, Any]:
     try:
         reader = ocp.PyTreeCheckpointHandler()
         tree = reader.metadata(path).tree
+        averages = tree.get("ema")
+        tree = averages or tree
         saved = {name: tree.get(name) or {} for name in ("params", "batch_stats")}
         if like is not None:
             check_shapes(checkpoint, saved, like)
+        item = {"ema": saved} if averages else saved
         # As NumPy arrays: where they lay when they were saved does not matter.
-        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        return reader.restore(
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        found = reader.restore(
             path,
-            args=ocp.args.PyTreeRestore(item=saved, restore_args=arrays, partial_restore=True),
+            args=ocp.args.PyTreeRestore(item=item, restore_args=arrays, partial_restore=True),
         )
+        return found["ema"] if averages else found
     except (OSError, KeyError) as error:
         raise ConfigError(f"{checkpoint} cannot be read: {error}") from None
 

@@ -1,6 +1,8 @@
 """What a run tells: metrics.jsonl, TensorBoard, and lines or a progress bar on the console."""
 
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +12,14 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from ssd_jax.visualize import replace_file
 
-_SHOWN = ("loss", "loss_loc", "loss_conf", "learning_rate", "images_per_s", "data_wait")
+_SHOWN = (
+    *("loss", "loss_loc", "loss_conf", "learning_rate", "skipped", "images_per_s"),
+    "data_wait",
+)
 
 
 class RunLog:
@@ -72,7 +78,9 @@ class RunLog:
         if not self._lines or not self._tensorboard or (step, kind) in self._written:
             return
         self._written.add((step, kind))
-        self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        # JSON has no nan: a mean over nothing is null.
+        line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._lines.write(json.dumps({"step": step, "kind": kind, **line}) + "\n")
         self._lines.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -81,6 +89,19 @@ class RunLog:
             self._progress.update(self._task, description=text)
         elif kind == "train":
             self.say(f"step {step}  {text}")
+
+    def sync(self) -> None:
+        """Have the system write metrics.jsonl to its disk: a checkpoint counts on its lines."""
+        if self._lines:
+            os.fsync(self._lines.fileno())
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """An image file for TensorBoard; nothing where there is no such file."""
+        if self._tensorboard and self._tensorboard.file_writer and file.is_file():
+            # As it is: add_image would want Pillow and encode it anew.
+            image = Summary.Image(encoded_image_string=file.read_bytes(), colorspace=3)
+            summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            self._tensorboard.file_writer.add_summary(summary, step)
 
     def say(self, text: str) -> None:
         """A line for the reader."""

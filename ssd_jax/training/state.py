@@ -26,6 +26,15 @@ class TrainState(struct.PyTreeNode):
     """Running means and variances; empty without batch norm."""
     opt_state: optax.OptState
     """Momentum of the parameters that are trained."""
+    ema: Params
+    """Moving averages {"params": ..., "batch_stats": ...}; empty without them."""
+    bad_steps: Array
+    """Steps whose loss or gradient was not finite: int32 scalar."""
+
+    @property
+    def variables(self) -> Params:
+        """What to evaluate: the moving averages where there are some."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
@@ -40,12 +49,16 @@ def join_frozen(trained: Params, frozen: Params) -> Params:
     return {**trained, "base": {**trained["base"], **frozen}}
 
 
-def make_schedule(config: OptimConfig, steps: int) -> Callable[[Array | int], Array]:
+def make_schedule(
+    config: OptimConfig, *, steps: int, batch_size: int
+) -> Callable[[Array | int], Array]:
     """The learning rate of a step, counted from 0.
 
     The warm-up rises linearly and ends at the full rate; multistep falls at the milestones as in
-    the paper, cosine falls to 0 at `steps`.
+    the paper, cosine falls to 0 at `steps`. With `rate_batch_size` the rate grows linearly with
+    the batch (Goyal et al., 2017, section 2.1).
     """
+    scale = batch_size / config.rate_batch_size if config.rate_batch_size else 1.0
 
     def schedule(step: Array | int) -> Array:
         step = jnp.asarray(step, jnp.float32)
@@ -56,7 +69,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Callable[[Array | int], Ar
         else:
             passed = jnp.sum(step >= jnp.asarray(config.milestones, jnp.float32))
             decay = config.gamma**passed
-        return config.learning_rate * warmup * decay
+        return config.learning_rate * scale * warmup * decay
 
     return schedule
 
@@ -70,18 +83,18 @@ def _is_no_bias(params: Params) -> Params:
     return jax.tree.map(lambda bias: not bias, _is_bias(params))
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """SGD with momentum; decay joins the gradient before the momentum, as in Caffe and PyTorch.
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """The direction of SGD with momentum; the step takes it times the rate.
 
-    With `caffe_biases` every bias moves at twice the rate and without decay.
+    Decay joins the gradient before the momentum, as in Caffe and PyTorch. With `caffe_biases` every
+    bias moves at twice the rate and without decay. The rate is left to the step, which counts also
+    the steps that it skips.
     """
-    schedule = make_schedule(config, steps)
     mask = _is_no_bias if config.caffe_biases else None
     parts = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask),
         optax.trace(config.momentum),
-        optax.scale_by_learning_rate(schedule),
     ]
     if config.caffe_biases:
         parts.append(optax.masked(optax.scale(2.0), _is_bias))
@@ -89,16 +102,26 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def create_train_state(
-    model: SSD, optimizer: optax.GradientTransformation, key: Array
+    model: SSD, optimizer: optax.GradientTransformation, key: Array, *, ema: bool = False
 ) -> TrainState:
     """Initial parameters from `key` and an optimizer state for those that are trained."""
     size = model.config.image_size
     image = jnp.zeros((1, size, size, 3), jnp.uint8)
     variables = jax.jit(model.init)(key, image)
     trained, _ = split_frozen(variables["params"], model.config.frozen_layers)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(trained),
+        ema={},
+        bad_steps=jnp.zeros((), jnp.int32),
     )
+    return start_from(state, state.variables, ema=ema)
+
+
+def start_from(state: TrainState, variables: Params, *, ema: bool) -> TrainState:
+    """The state with other parameters and batch statistics, its averages starting from them."""
+    # A copy: an array that is in the state twice could not be given to the step for good.
+    averages = jax.tree.map(jnp.array, variables) if ema else {}
+    return state.replace(**variables, ema=averages)

@@ -1,12 +1,13 @@
 """The training step: pure, aware of its axis, and the one place with `jax.pmap`.
 
-Each device holds the whole state and a share of the batch. The loss is normalised by the positives
-of the global batch and the gradients are added up, so that any number of devices takes the same
-step.
+Each device holds the whole state and a share of the batch. What the devices found is added up once:
+gradients and losses, not yet divided, with the number of positives that divides them. So any number
+of devices takes the same step, at the price of one all-reduce; batch norm has its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,71 +28,151 @@ Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Array]
 
 
+class Sums(NamedTuple):
+    """What a part of the batch adds to the step; all of it is divided by the positives later."""
+
+    grads: Params
+    loss_loc: Array
+    loss_conf: Array
+    positives: Array
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
     model: SSD,
     optimizer: optax.GradientTransformation,
+    schedule: Callable[[Array], Array],
     priors: np.ndarray,
     variances: tuple[float, float],
     config: TrainConfig,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """The state after one step, and the step's metrics over the global batch.
 
     To be run under an axis named AXIS. `batch` is this device's share: image [b, S, S, 3] of 0 to
-    255, boxes [b, M, 4] xyxy in [0, 1], labels [b, M], mask [b, M].
+    255, boxes [b, M, 4] xyxy in [0, 1], labels [b, M], mask [b, M], and stop, a scalar.
+
+    A step whose loss or gradient is not finite changes nothing but `bad_steps`, and `step` where
+    config.on_nonfinite is skip. Where it is stop no later step changes anything either, so that
+    the state is still the one before that step when the host comes to look.
+
+    The metric bad is 1 for such a step, and stop is above 0 where any process asked to stop.
     """
-    targets = jax.vmap(
-        partial(
-            make_targets,
-            threshold=config.match_iou,
-            rule=config.matching,
-            variances=variances,
-        ),
-        in_axes=(None, 0, 0, 0),
-    )(priors, batch["boxes"], batch["labels"], batch["mask"])
-    num_positives = lax.psum(jnp.sum(targets.label > 0), AXIS)
     # Frozen layers are no argument of the gradient, so none is computed for them.
     trained, frozen = split_frozen(state.params, model.config.frozen_layers)
 
-    def loss_fn(trained: Params) -> tuple[Array, tuple[Array, Array, Params]]:
-        variables = {"params": join_frozen(trained, frozen), "batch_stats": state.batch_stats}
-        (loc, conf), updates = model.apply(
-            variables, batch["image"], train=True, mutable=["batch_stats"]
-        )
-        loss = jax.vmap(
-            partial(multibox_loss, negative_ratio=config.negative_ratio),
-            in_axes=(0, 0, 0, None),
-        )(loc, conf, targets, num_positives)
-        loss_loc, loss_conf = jnp.sum(loss.loc), jnp.sum(loss.conf)
-        return loss_loc + loss_conf, (loss_loc, loss_conf, updates.get("batch_stats", {}))
+    def add_up(batch_stats: Params, part: Batch) -> tuple[Params, Sums]:
+        """The running statistics after a part of the batch, and what the part adds."""
 
-    grads, (loss_loc, loss_conf, batch_stats) = jax.grad(loss_fn, has_aux=True)(trained)
-    grads, loss_loc, loss_conf = lax.psum((grads, loss_loc, loss_conf), AXIS)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
-    state = TrainState(
+        def loss_fn(trained: Params) -> tuple[Array, tuple[Array, Array, Params]]:
+            (loc, conf), updates = model.apply(
+                {"params": join_frozen(trained, frozen), "batch_stats": batch_stats},
+                part["image"],
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = jax.vmap(
+                partial(multibox_loss, negative_ratio=config.negative_ratio),
+                in_axes=(0, 0, 0, None),
+            )(loc, conf, targets, 1.0)
+            loss_loc, loss_conf = jnp.sum(loss.loc), jnp.sum(loss.conf)
+            return loss_loc + loss_conf, (loss_loc, loss_conf, updates.get("batch_stats", {}))
+
+        targets = jax.vmap(
+            partial(
+                make_targets,
+                threshold=config.match_iou,
+                rule=config.matching,
+                variances=variances,
+            ),
+            in_axes=(None, 0, 0, 0),
+        )(priors, part["boxes"], part["labels"], part["mask"])
+        positives = jnp.sum(targets.label > 0).astype(jnp.float32)
+        grads, (loss_loc, loss_conf, stats) = jax.grad(loss_fn, has_aux=True)(trained)
+        return stats, Sums(grads, loss_loc, loss_conf, positives)
+
+    images = {key: batch[key] for key in ("image", "boxes", "labels", "mask")}
+    if config.accumulate == 1:
+        batch_stats, sums = add_up(state.batch_stats, images)
+    else:
+        batch_stats, sums = _accumulate(add_up, state.batch_stats, images, config.accumulate)
+    sums, stop = lax.psum((sums, batch["stop"]), AXIS)
+
+    norm = jnp.maximum(sums.positives, 1)
+    grads, loss_loc, loss_conf, _ = jax.tree.map(lambda total: total / norm, sums)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss_loc) & jnp.isfinite(loss_conf) & jnp.isfinite(grad_norm)
+    rate = schedule(state.step)
+
+    direction, opt_state = optimizer.update(grads, state.opt_state, trained)
+    trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+    after = state.replace(
         step=state.step + 1,
         params=join_frozen(trained, frozen),
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if ema_decay:
+        after = after.replace(ema=_average(after, ema_decay))
+    skip = config.on_nonfinite == "skip"
+    good = finite if skip else finite & (state.bad_steps == 0)
+    after = jax.tree.map(partial(jnp.where, good), after, state)
+    after = after.replace(
+        step=state.step + 1 if skip else after.step,
+        bad_steps=state.bad_steps + ~finite,
+    )
     metrics = {
         "loss": loss_loc + loss_conf,
         "loss_loc": loss_loc,
         "loss_conf": loss_conf,
-        "positives": num_positives,
-        "grad_norm": optax.tree.norm(grads),
+        "positives_per_image": sums.positives / (len(batch["image"]) * lax.axis_size(AXIS)),
+        "grad_norm": grad_norm,
+        "learning_rate": rate,
+        "bad": (~finite).astype(jnp.float32),
+        "stop": stop,
     }
-    return state, metrics
+    return after, metrics
+
+
+def _accumulate(
+    add_up: Callable[[Params, Batch], tuple[Params, Sums]],
+    batch_stats: Params,
+    batch: Batch,
+    parts: int,
+) -> tuple[Params, Sums]:
+    """`add_up` over equal parts of the batch, one after the other in the memory of one."""
+    split = {k: jnp.reshape(v, (parts, -1, *v.shape[1:])) for k, v in batch.items()}
+
+    def add(carry: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
+        stats, sums = add_up(carry[0], part)
+        return (stats, jax.tree.map(jnp.add, carry[1], sums)), None
+
+    first = {k: v[0] for k, v in split.items()}
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(add_up, batch_stats, first)[1]
+    )
+    return lax.scan(add, (batch_stats, zeros), split)[0]
+
+
+def _average(state: TrainState, decay: float) -> Params:
+    """The moving averages after a step; early ones follow faster, by the steps there are."""
+    step = state.step.astype(jnp.float32)
+    weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    now = {"params": state.params, "batch_stats": state.batch_stats}
+    # Written so that what does not change, as a frozen layer, stays to the bit.
+    return jax.tree.map(lambda mean, value: mean + weight * (value - mean), state.ema, now)
 
 
 def pmap_train_step(
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`step` over all devices: the state replicated and donated, the batch [devices, b, ...]."""
+    """`step` over `devices`, by default all devices of all processes.
+
+    The state is replicated and donated, the batch [local devices, b, ...].
+    """
     return jax.pmap(
         step,
         axis_name=AXIS,
@@ -108,7 +189,13 @@ def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
     return jax.device_put(state, sharding)
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
-    """The batch as [devices, b, ...], without the arrays that only the host reads."""
+def shard_batch(
+    batch: Mapping[str, np.ndarray], devices: int, *, stop: bool = False
+) -> dict[str, np.ndarray]:
+    """The batch as [devices, b, ...], without the arrays that only the host reads.
+
+    With `stop` the step tells all processes that this one wants to stop.
+    """
     keys = ("image", "boxes", "labels", "mask")
-    return {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in keys}
+    shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in keys}
+    return shares | {"stop": np.full(devices, stop, np.float32)}

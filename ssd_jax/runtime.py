@@ -1,0 +1,134 @@
+"""What a program asks of JAX as a whole: its processes, and a cache of what it compiles.
+
+Every function here does the right thing in a single process too.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ssd_jax.cli import print_error
+from ssd_jax.config import ConfigError, UserError
+
+
+class TogetherError(UserError):
+    """An error that all processes of a run have at the same step."""
+
+
+class LostPeerError(UserError):
+    """Another process of the run, or the way to it, is lost."""
+
+    status = 76
+    """Exit status: EX_PROTOCOL of sysexits.h."""
+
+
+@contextlib.contextmanager
+def processes(flags: argparse.Namespace) -> Iterator[None]:
+    """The process as one of those that `ssd_jax.cli.add_process_flags` names, or the only one.
+
+    To be entered before anything else is asked of JAX. What the flags leave open is found by JAX
+    from SLURM, Open MPI, Kubernetes or a TPU pod. An error that only this process has ends it at
+    once, with its line: leaving properly would wait for the others, which wait for this one.
+
+    Raises ConfigError where the others are not found or cannot be reached.
+    """
+    given = (flags.coordinator, flags.processes, flags.process)
+    if not flags.distributed and given == (None, None, None):
+        yield
+        return
+    _join(*given, peer_timeout=flags.peer_timeout)
+    try:
+        yield
+    except TogetherError:
+        raise
+    except UserError as error:
+        _leave(error)
+    except jax.errors.JaxRuntimeError as error:
+        line = str(error).splitlines()[0][:200]
+        _leave(
+            LostPeerError(
+                f"process {jax.process_index()}: another process is lost ({line}); go on with "
+                "--resume, with as many processes as there are"
+            )
+        )
+
+
+def _leave(error: UserError) -> NoReturn:
+    print_error(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.status)
+
+
+def _join(
+    coordinator: str | None, processes: int | None, process: int | None, *, peer_timeout: int
+) -> None:
+    # XLA's own collectives between CPU processes; other platforms do not look at it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator_address=coordinator,
+            num_processes=processes,
+            process_id=process,
+            heartbeat_timeout_seconds=peer_timeout,
+            initialization_timeout=max(peer_timeout, 300),
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"--distributed: the processes cannot be joined ({str(error).splitlines()[0]}); give "
+            "--coordinator HOST:PORT, --processes P and --process I"
+        ) from None
+
+
+def use_compile_cache(folder: str) -> None:
+    """Keep compiled programs in `folder` for the next start; empty: do not.
+
+    A folder that JAX has been told already, as by JAX_COMPILATION_CACHE_DIR, stays.
+    """
+    if folder and not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def broadcast_json(value: Any) -> Any:
+    """The first process's value of JSON, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    mine = data if is_first_process() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes())
+
+
+def broadcast_tree(tree: Any) -> Any:
+    """The first process's arrays, in all of them; the trees have the same shapes and types.
+
+    They travel as bytes, so that no number changes by a bit.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def share(leaf: np.ndarray) -> np.ndarray:
+        data = np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
+        got = np.asarray(multihost_utils.broadcast_one_to_all(data))
+        return np.frombuffer(got.tobytes(), leaf.dtype).reshape(leaf.shape)
+
+    return jax.tree.map(share, tree)
+
+
+def gather(tree: Any) -> Any:
+    """The arrays of all processes, stacked in their order: [processes, ...], the same in all."""
+    return multihost_utils.process_allgather(tree)
