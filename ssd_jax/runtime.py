@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 from ssd_jax.cli import print_error
 from ssd_jax.config import ConfigError, UserError
 
+_LONGEST_WAIT_MS = 3_600_000
+
 
 class TogetherError(UserError):
     """An error that all processes of a run have at the same step."""
@@ -103,10 +105,24 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def meet(what: str) -> None:
+    """Wait until all processes are here: before they exchange arrays, which bears no long wait.
+
+    On CPUs an exchange fails when a process is 30 s later than another, as after compiling.
+
+    Raises JaxRuntimeError where one is lost, or not here after an hour.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+        get_barrier_sync_fn()(key=what, timeout_ms=_LONGEST_WAIT_MS)
+
+
 def broadcast_json(value: Any) -> Any:
     """The first process's value of JSON, in all of them."""
     if jax.process_count() == 1:
         return value
+    meet("broadcast")
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
     mine = data if is_first_process() else np.zeros(size, np.uint8)
@@ -120,15 +136,19 @@ def broadcast_tree(tree: Any) -> Any:
     """
     if jax.process_count() == 1:
         return tree
-
-    def share(leaf: np.ndarray) -> np.ndarray:
-        data = np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
-        got = np.asarray(multihost_utils.broadcast_one_to_all(data))
-        return np.frombuffer(got.tobytes(), leaf.dtype).reshape(leaf.shape)
-
-    return jax.tree.map(share, tree)
+    meet("broadcast")
+    leaves, structure = jax.tree.flatten(tree)
+    data = b"".join(np.asarray(leaf).tobytes() for leaf in leaves)
+    got = multihost_utils.broadcast_one_to_all(np.frombuffer(data, np.uint8))
+    parts = np.split(np.asarray(got), np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
+    shared = [
+        np.frombuffer(part.tobytes(), leaf.dtype).reshape(leaf.shape)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, shared)
 
 
 def gather(tree: Any) -> Any:
     """The arrays of all processes, stacked in their order: [processes, ...], the same in all."""
+    meet("gather")
     return multihost_utils.process_allgather(tree)

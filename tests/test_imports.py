@@ -12,7 +12,7 @@ COMMANDS = {"export", "plan", "demo"}
 ROOMS = {
     "config",
     *("ops", "models", "data", "training", "evaluation"),
-    *("cli", "runtime", "detector", "visualize"),
+    *("cli", "runtime", "detector", "visualize", "hlo", "cards"),
     *COMMANDS,
 }
 # What a room may import from the project. A room that is not here fails: decide where it stands.
@@ -33,6 +33,9 @@ MAY_IMPORT = {
         *("data.augment", "data.pictures", "visualize"),
     },
     "visualize": {"config", "ops", "models", "evaluation.detect"},
+    # What the plan is made of: a program's text, and what accelerators can do.
+    "hlo": set(),
+    "cards": {"config"},
     **dict.fromkeys(COMMANDS, ROOMS - COMMANDS),
 }
 # Commands on data sets: what people run, and no worker process ever imports.

@@ -22,7 +22,7 @@ from ssd_jax.evaluation.report import figures, metric_names
 from ssd_jax.models.initial import init_from
 from ssd_jax.models.pretrained import load_pretrained
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
-from ssd_jax.runtime import TogetherError, is_first_process, use_compile_cache
+from ssd_jax.runtime import TogetherError, is_first_process, meet, use_compile_cache
 from ssd_jax.training.checkpoint import Checkpoints
 from ssd_jax.training.interrupts import Interrupted, Interrupts
 from ssd_jax.training.log import RunLog
@@ -188,6 +188,10 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
                 if window.idle:
                     waited += time.perf_counter() - asked
                 batch = shard_batch(host_batch, len(devices), stop=interrupts.requested)
+                if step == first:
+                    # Compiled ahead, so that no process is in its first step minutes before others.
+                    step_fn.lower(state, batch).compile()
+                    meet("compiled")
                 state, metrics = step_fn(state, batch)
                 step += 1
                 window.add(Queued(metrics, host_batch, position))

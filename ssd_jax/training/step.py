@@ -168,7 +168,7 @@ def _average(state: TrainState, decay: float) -> Params:
 def pmap_train_step(
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     devices: Sequence[jax.Device] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """`step` over `devices`, by default all devices of all processes.
 
     The state is replicated and donated, the batch [local devices, b, ...].
