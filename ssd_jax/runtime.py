@@ -84,6 +84,9 @@ def _join(
             heartbeat_timeout_seconds=peer_timeout,
             initialization_timeout=max(peer_timeout, 300),
         )
+    except jax.errors.JaxRuntimeError as error:
+        line = str(error).splitlines()[0][:200]
+        raise LostPeerError(f"--distributed: the other processes do not answer ({line})") from None
     except (ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(
             f"--distributed: the processes cannot be joined ({str(error).splitlines()[0]}); give "

@@ -146,6 +146,8 @@ def _winograd(x: Array, kernel: Array, *, padding: int) -> Array:
         ),
     )
     u = jnp.einsum("ai,bj,ijco->abco", _KERNEL_TRANSFORM, _KERNEL_TRANSFORM, kernel)
+    # The transforms are float32, and all paths give the type of what comes in.
+    u = u.astype(x.dtype)
 
     def cells(i: int, j: int) -> Array:
         return x[:, i : i + 2 * tall - 1 : 2, j : j + 2 * wide - 1 : 2]

@@ -72,6 +72,8 @@ class Checkpoints:
                         primary_host=0, active_processes={0}
                     ),
                     create=False,
+                    # Else a folder that cannot be made keeps threads waiting for it for minutes.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 ),
             )
         except OSError as error:

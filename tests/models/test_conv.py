@@ -113,3 +113,22 @@ def test_other_platforms_get_the_compilers_own():
     text = jax.jit(step).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
     assert "convolution" in text
     assert "dot_general" not in text
+
+
+@pytest.mark.parametrize("cpu_conv", ["direct", "winograd", "auto"])
+def test_bfloat16_stays_bfloat16(cpu_conv):
+    """Also for platforms that never take the CPU's path: all paths must agree on the type."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (1, 8, 8, 64), jnp.bfloat16)
+    kernel = jax.random.normal(keys[1], (3, 3, 64, 64), jnp.bfloat16)
+    window = Window(1, 1)
+
+    def loss(x, kernel):
+        return jnp.sum(jax.jit(conv2d, static_argnums=(2, 3))(x, kernel, window, cpu_conv))
+
+    value = conv2d(x, kernel, window, cpu_conv)
+    assert value.dtype == jnp.bfloat16
+    known = plain(x.astype(jnp.float32), kernel.astype(jnp.float32), window)
+    error = np.abs(np.asarray(value, np.float32) - known)
+    assert error.max() < 0.03 * np.abs(known).max()
+    assert {g.dtype for g in jax.grad(loss, (0, 1))(x, kernel)} == {jnp.dtype(jnp.bfloat16)}

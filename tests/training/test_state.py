@@ -68,3 +68,8 @@ def test_split_and_join_are_inverse():
     assert trained == {"base": {"conv1_2": 2}, "head": 3}
     assert frozen == {"conv1_1": 1}
     assert join_frozen(trained, frozen) == params
+
+
+def test_the_rate_grows_with_the_batch():
+    config = OptimConfig(learning_rate=1e-3, milestones=(), rate_batch_size=32)
+    np.testing.assert_allclose(make_schedule(config, steps=10, batch_size=256)(3), 8e-3, rtol=1e-6)
