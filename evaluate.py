@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_jax.cli import Parser, override, run_main
+from ssd_jax.cli import Parser, add_process_flags, override, run_main
 from ssd_jax.config import Config, ConfigError
 
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
@@ -18,6 +18,9 @@ _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
 --out DIR           where metrics.json and the pictures go; default: eval/STEP in the run's folder
 --save-detections   write the detections there too: detections.json as COCO's server takes it, or
                     detections/comp4_det_SPLIT_CLASS.txt as VOC's does
+
+--coordinator HOST:PORT --processes P --process I, or --distributed
+                    one of several processes that share the images, as for train.py
 
 --detections PATH   COCO's results file, or a folder of VOC's comp4_det_test_CLASS.txt; no
                     checkpoint then, and none of the fields below
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--save-detections", action="store_true")
     parser.add_argument("--split")
     parser.add_argument("--metrics")
+    add_process_flags(parser)
     own, overrides = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(overrides) and own.checkpoint is None:
         override(Config(), ["--help"], description=_DESCRIPTION)
@@ -55,7 +59,10 @@ def main(arguments: Sequence[str]) -> None:
             "--checkpoint is missing; name a run's folder, e.g. runs/quickstart, or give "
             "--detections"
         )
-    _evaluate_checkpoint(own, overrides)
+    from ssd_jax.runtime import processes
+
+    with processes(own):
+        _evaluate_checkpoint(own, overrides)
 
 
 def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -65,13 +72,15 @@ def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> N
     from ssd_jax.evaluation.detect import make_detect
     from ssd_jax.evaluation.evaluate import evaluate_source
     from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
+    from ssd_jax.runtime import is_first_process, use_compile_cache
 
     checkpoint = find_checkpoint(own.checkpoint)
     config = override(read_config(checkpoint), overrides, description=_DESCRIPTION)
+    use_compile_cache(config.train.compile_cache)
     source = open_source(config.data, config.data.eval_split, config.model.classes)
     model, variables = restore_model(checkpoint, config)
     out_dir = own.out or checkpoint.parent.parent / "eval" / checkpoint.name
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
     results = evaluate_source(
         make_detect(model, config),
         variables,

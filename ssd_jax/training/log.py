@@ -1,19 +1,20 @@
 """What a run tells: metrics.jsonl, TensorBoard, and lines or a progress bar on the console."""
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
+from ssd_jax.config import UserError
+from ssd_jax.training.tensorboard import EventFile
 from ssd_jax.visualize import replace_file
 
 _SHOWN = (
@@ -22,23 +23,42 @@ _SHOWN = (
 )
 
 
+class LogError(UserError):
+    """A log that cannot be written; the message says where and why."""
+
+
+@contextlib.contextmanager
+def _told(workdir: Path) -> Iterator[None]:
+    """Errors of the system as a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise LogError(
+            f"the log in {workdir} cannot be written ({error.strerror or error}); make room or "
+            "mend the permissions, and go on with --resume"
+        ) from None
+
+
 class RunLog:
     """The log of one run in WORKDIR; only the first process writes.
 
     Lines after step `start` are dropped from metrics.jsonl, and one that is there already is not
-    written again, so that a run that goes on from a checkpoint has every step once.
+    written again, so that a run that goes on from a checkpoint has every step once. What cannot be
+    written raises LogError.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, write: bool = True) -> None:
         self.console = Console(quiet=not write, stderr=False, highlight=False, soft_wrap=True)
+        self._workdir = workdir
         self._lines = None
         self._tensorboard = None
         self._written: set[tuple[int, str]] = set()
         if write:
             path = workdir / "metrics.jsonl"
-            self._written = _drop_after(path, start)
-            self._lines = path.open("a", encoding="utf-8")
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            with _told(workdir):
+                self._written = _drop_after(path, start)
+                self._lines = path.open("a", encoding="utf-8")
+                self._tensorboard = EventFile(workdir / "tensorboard", start=start)
         self._progress: Progress | None = None
         if write and sys.stdout.isatty():
             self._progress = Progress(
@@ -63,10 +83,11 @@ class RunLog:
     ) -> None:
         if self._progress:
             self._progress.stop()
-        if self._lines:
-            self._lines.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        for file in (self._lines, self._tensorboard):
+            # What cannot be written was told when it was tried.
+            with contextlib.suppress(OSError):
+                if file:
+                    file.close()
 
     def advance(self, step: int) -> None:
         """Move the progress bar; touches no device."""
@@ -80,10 +101,10 @@ class RunLog:
         self._written.add((step, kind))
         # JSON has no nan: a mean over nothing is null.
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._lines.write(json.dumps({"step": step, "kind": kind, **line}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        with _told(self._workdir):
+            self._lines.write(json.dumps({"step": step, "kind": kind, **line}) + "\n")
+            self._lines.flush()
+            self._tensorboard.scalars(step, {f"{kind}/{k}": v for k, v in values.items()})
         text = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
         if self._progress:
             self._progress.update(self._task, description=text)
@@ -93,15 +114,14 @@ class RunLog:
     def sync(self) -> None:
         """Have the system write metrics.jsonl to its disk: a checkpoint counts on its lines."""
         if self._lines:
-            os.fsync(self._lines.fileno())
+            with _told(self._workdir):
+                os.fsync(self._lines.fileno())
 
     def picture(self, step: int, name: str, file: Path) -> None:
         """An image file for TensorBoard; nothing where there is no such file."""
-        if self._tensorboard and self._tensorboard.file_writer and file.is_file():
-            # As it is: add_image would want Pillow and encode it anew.
-            image = Summary.Image(encoded_image_string=file.read_bytes(), colorspace=3)
-            summary = Summary(value=[Summary.Value(tag=name, image=image)])
-            self._tensorboard.file_writer.add_summary(summary, step)
+        if self._tensorboard and file.is_file():
+            with _told(self._workdir):
+                self._tensorboard.picture(step, name, file.read_bytes())
 
     def say(self, text: str) -> None:
         """A line for the reader."""

@@ -1,7 +1,6 @@
 """Checkpoints that are kept, damaged, and on disks that are full."""
 
 import contextlib
-import os
 import shutil
 import subprocess
 
@@ -171,22 +170,6 @@ def test_what_a_kill_left_is_named_and_removed(two, tmp_path):
     assert note == "6.orbax-checkpoint-tmp was not finished when the run ended; removed"
     assert not part.exists()
     assert_is(restore(workdir), 5)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two megabytes, and how to mount it read-only."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if (
-        os.getuid()
-        or not shutil.which("mount")
-        or subprocess.run(command, capture_output=True, check=False).returncode
-    ):
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk):

@@ -1,5 +1,6 @@
 """Several processes and devices take the steps of one, and lose nobody quietly."""
 
+import json
 import signal
 import time
 
@@ -48,6 +49,16 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "two", 6, 1e-5)
     assert "step 2 " in said(tmp_path / "two", 0)
     assert "step 2 " not in said(tmp_path / "two", 1)
+
+    # The checkpoint's evaluation by one process and by two: no image twice, none lost.
+    written = []
+    for processes in (1, 2):
+        out = tmp_path / f"by-{processes}"
+        how = ("--checkpoint", tmp_path / "two", "--out", out)
+        run(SHORT, tmp_path / "evaluate", *how, processes=processes, main="evaluate.py")
+        written.append((out / "metrics.json").read_bytes())
+    assert written[0] == written[1]
+    assert json.loads(written[0])["num_images"] == 5
 
 
 @pytest.mark.slow
