@@ -1,6 +1,7 @@
 """A whole run: train, save, resume to the bit, evaluate the checkpoint in the same words."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,9 +9,19 @@ import pytest
 
 import evaluate as evaluate_main
 from ssd_jax.config import ConfigError, from_json
-from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
+from ssd_jax.models.restore import (
+    find_checkpoint,
+    read_config,
+    restore_model,
+    write_checkpoint,
+)
+from ssd_jax.models.ssd import make_model
+from ssd_jax.training import window
 from ssd_jax.training.loop import train
 from tests.tiny import TINY, change
+from tests.training.launch import saved
+
+RESOLVED = change(TINY, model={"classes": ("circle", "square", "triangle", "star")})
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +132,63 @@ def test_a_checkpoint_of_another_shape_is_named(run):
         ConfigError, match=r"does not fit the config: batch_stats/base/conv1_1/bn/mean is"
     ):
         restore_model(checkpoint, other)
+
+
+def test_the_loop_waits_for_the_devices_only_where_a_line_is_due(tmp_path, monkeypatch):
+    waits = []
+
+    def counted(name):
+        true = getattr(jax, name)
+
+        def wait(value):
+            waits.append(name)
+            return true(value)
+
+        return wait
+
+    monkeypatch.setattr(window, "jax", SimpleNamespace(device_get=counted("device_get")))
+    monkeypatch.setattr(jax, "block_until_ready", counted("block_until_ready"))
+    config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
+    train(config, tmp_path / "run")
+    # The first step, whose time is told, and the two lines.
+    assert waits == ["block_until_ready", "device_get", "device_get"]
+
+
+def test_a_trace_of_some_steps(tmp_path):
+    config = change(TINY, train={"steps": 8, "profile_steps": 2}, eval={"pictures": 0})
+    train(config, tmp_path / "run")
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+
+
+def test_the_best_metric_must_be_one(tmp_path):
+    config = change(TINY, train={"keep_best": 1, "best_metric": "AP/dog"})
+    with pytest.raises(ConfigError, match=r"best_metric is 'AP/dog'; use one of mAP, voc/mAP, AP/"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_averages_are_what_is_evaluated(tmp_path):
+    config = change(TINY, optim={"ema_decay": 0.5})
+    mean_ap = train(config, tmp_path / "run")
+    evaluate_main.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["voc/mAP"] == mean_ap
+    checkpoint = find_checkpoint(tmp_path / "run")
+    _, ours = restore_model(checkpoint, read_config(checkpoint))
+    state = saved(tmp_path / "run", 4)
+    jax.tree.map(np.testing.assert_array_equal, ours, state["ema"])
+    kernels = [v["params"]["head_conv7"]["loc"]["kernel"] for v in (ours, state)]
+    assert not np.array_equal(*kernels)
+
+
+def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
+    """With the weights that it is to start from, not with random ones."""
+    init = jax.jit(make_model(RESOLVED.model, RESOLVED.priors).init)
+    old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
+    write_checkpoint(tmp_path / "old", RESOLVED, old)
+    config = change(TINY, model={"init_from": str(tmp_path / "old")}, optim={"ema_decay": 0.9})
+    train(config, tmp_path / "one")
+    train(config, tmp_path / "two", resume=True)
+    jax.tree.map(
+        np.testing.assert_array_equal, saved(tmp_path / "one", 4), saved(tmp_path / "two", 4)
+    )
