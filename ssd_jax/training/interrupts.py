@@ -22,7 +22,7 @@ class Interrupted(TogetherError):
 
 
 class Interrupts:
-    """Watches for signals within a `with`; only the main thread can.
+    """Watches for signals within a `with`; in another thread than the main one it hears none.
 
     Python runs signal handlers between two of its own instructions, and the main thread may be
     waiting for a device or a compiler for minutes. So a thread counts the signals, and ends the
@@ -33,6 +33,9 @@ class Interrupts:
         self.requested = False
 
     def __enter__(self) -> Self:
+        self._listens = threading.current_thread() is threading.main_thread()
+        if not self._listens:
+            return self
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -48,6 +51,8 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._listens:
+            return
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
