@@ -18,10 +18,10 @@ SHORT = change(
     train={"steps": 6, "batch_size": 8, "log_every": 2, "checkpoint_every": 3},
 )
 # At 1e-4 rounding has grown after a dozen steps until another negative is chosen, and everything
-# after that differs. At this rate a sum that is wrong still shows: weights move by 5e-4.
+# after that differs. At this rate a sum that is wrong still shows: weights move by 1e-4.
 LONG = change(
     SHORT,
-    optim={"learning_rate": 1e-6},
+    optim={"learning_rate": 2e-7},
     train={"steps": 50, "log_every": 1, "checkpoint_every": 25},
 )
 
