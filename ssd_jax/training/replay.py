@@ -1,6 +1,7 @@
 """A step that was not finite: which term, whose image, and a file to look at it again."""
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -170,7 +171,7 @@ def write_bad_step(path: Path, bad: BadStep) -> None:
 def read_bad_step(path: Path) -> BadStep:
     """What `write_bad_step` wrote. Raises ConfigError where it is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             flat = {
                 tuple(name.split("/")[1:]): file[name]
                 for name in file.files
@@ -183,9 +184,14 @@ def read_bad_step(path: Path) -> BadStep:
                 variables=traverse_util.unflatten_dict(flat),
                 config=from_json(str(file["config"])),
             )
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"--replay: {path} is no file of a step ({reason})") from None
+    except OSError as error:
+        raise ConfigError(f"--replay: {path} cannot be read ({error.strerror or error})") from None
+    except ConfigError as error:
+        raise ConfigError(f"--replay: {path}: {error}") from None
+    except (KeyError, ValueError, AttributeError, EOFError, zipfile.BadZipFile):
+        raise ConfigError(
+            f"--replay: {path} is no file of a step; name one of WORKDIR/nonfinite"
+        ) from None
 
 
 def _some(names: Sequence[Any], most: int = 8) -> str:

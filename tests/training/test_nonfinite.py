@@ -170,10 +170,22 @@ def test_a_gradient_alone_can_be_bad():
     assert "the gradient of " in describe(bad, found)
 
 
-def test_a_file_that_is_none_is_named(tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"PK nothing")
-    for name in ("x.npz", "missing.npz"):
-        with pytest.raises(ConfigError, match=rf"--replay: .*{name} is no file of a step"):
-            read_bad_step(tmp_path / name)
-    write_bad_step(tmp_path / "y.npz", bad_step())
-    assert read_bad_step(tmp_path / "y.npz").image_ids == ("first", "second")
+@pytest.mark.parametrize("content", [b"PK\x03\x04 nothing", b"# a page", b""])
+def test_a_file_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"--replay: .*x.npz is no file of a step; name one of"):
+        read_bad_step(tmp_path / "x.npz")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"y.npz cannot be read \(No such file or directory\)"):
+        read_bad_step(tmp_path / "y.npz")
+
+
+def test_a_step_is_read_as_it_was_written(tmp_path):
+    bad = bad_step()
+    write_bad_step(tmp_path / "z.npz", bad)
+    again = read_bad_step(tmp_path / "z.npz")
+    assert (again.step, again.image_ids, again.config) == (bad.step, bad.image_ids, bad.config)
+    jax.tree.map(np.testing.assert_array_equal, again.batch, bad.batch)
+    jax.tree.map(np.testing.assert_array_equal, again.variables["params"], bad.variables["params"])
