@@ -57,7 +57,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert "step 2 " in said(tmp_path / "two", 0)
     assert "step 2 " not in said(tmp_path / "two", 1)
 
-    # The checkpoint's evaluation by one process and by two: no image twice, none lost.
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_processes_is_that_of_one(tmp_path):
+    """No image twice, none lost: five images in batches of four."""
+    run(SHORT, tmp_path / "two", processes=2)
     written = []
     for processes in (1, 2):
         out = tmp_path / f"by-{processes}"
