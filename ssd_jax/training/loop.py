@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         Interrupts() as interrupts,
         checkpoints,
         RunLog(workdir, start=step, steps=config.train.steps, write=is_first_process()) as log,
-        Profile(workdir / "profile", config.train.profile_steps) as profile,
+        closing(Profile(workdir / "profile", config.train.profile_steps)) as profile,
         batches,
     ):
         for note in notes:

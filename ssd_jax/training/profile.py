@@ -1,8 +1,6 @@
 """A trace of some steps by JAX's profiler."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import jax
 
@@ -24,21 +22,10 @@ class Profile:
             jax.profiler.start_trace(self._folder)
             self._running = True
         if self._running and step == _FROM + self._steps:
-            self.stop()
+            self.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the trace and write it."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()

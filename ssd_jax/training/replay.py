@@ -23,9 +23,8 @@ from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import make_targets
 from ssd_jax.training.state import Params, join_frozen, split_frozen
+from ssd_jax.training.step import ARRAYS
 from ssd_jax.visualize import replace_file
-
-_ARRAYS = ("image", "boxes", "labels", "mask")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def diagnose(bad: BadStep) -> Diagnosis:
     model = make_model(config.model, config.priors)
     priors = model_priors(config.model, config.priors)
     trained, frozen = split_frozen(bad.variables["params"], config.model.frozen_layers)
-    batch = {name: bad.batch[name] for name in _ARRAYS}
+    batch = {name: bad.batch[name] for name in ARRAYS}
 
     def losses(trained: Params, *, train: bool) -> tuple[Array, Array]:
         variables = {**bad.variables, "params": join_frozen(trained, frozen)}
@@ -159,7 +158,7 @@ def write_bad_step(path: Path, bad: BadStep) -> None:
         "step": bad.step,
         "image_ids": np.array(bad.image_ids),
         "config": to_json(bad.config),
-        **{f"batch/{name}": bad.batch[name] for name in _ARRAYS},
+        **{f"batch/{name}": bad.batch[name] for name in ARRAYS},
         **{f"variables/{name}": np.asarray(value) for name, value in flat.items()},
     }
     buffer = io.BytesIO()
@@ -180,7 +179,7 @@ def read_bad_step(path: Path) -> BadStep:
             return BadStep(
                 step=int(file["step"]),
                 image_ids=tuple(map(str, file["image_ids"])),
-                batch={name: file[f"batch/{name}"] for name in _ARRAYS},
+                batch={name: file[f"batch/{name}"] for name in ARRAYS},
                 variables=traverse_util.unflatten_dict(flat),
                 config=from_json(str(file["config"])),
             )

@@ -23,6 +23,8 @@ from ssd_jax.ops.matching import make_targets
 from ssd_jax.training.state import Params, TrainState, join_frozen, split_frozen
 
 AXIS = "batch"
+ARRAYS = ("image", "boxes", "labels", "mask")
+"""What a step takes of each image."""
 
 Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Array]
@@ -93,7 +95,7 @@ def train_step(
         grads, (loss_loc, loss_conf, stats) = jax.grad(loss_fn, has_aux=True)(trained)
         return stats, Sums(grads, loss_loc, loss_conf, positives)
 
-    images = {key: batch[key] for key in ("image", "boxes", "labels", "mask")}
+    images = {key: batch[key] for key in ARRAYS}
     if config.accumulate == 1:
         batch_stats, sums = add_up(state.batch_stats, images)
     else:
@@ -196,6 +198,5 @@ def shard_batch(
 
     With `stop` the step tells all processes that this one wants to stop.
     """
-    keys = ("image", "boxes", "labels", "mask")
-    shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in keys}
+    shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in ARRAYS}
     return shares | {"stop": np.full(devices, stop, np.float32)}

@@ -3,12 +3,10 @@
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-
-from ssd_jax.training.step import Metrics
 
 _STOP_LAG = 2
 """How far back a step must be for its answer to be waited for: the devices have later ones to work
@@ -18,7 +16,8 @@ on meanwhile."""
 class Queued(NamedTuple):
     """A step that was given to the devices."""
 
-    metrics: Metrics
+    metrics: Mapping[str, Any]
+    """Of `train_step`, on the devices."""
     batch: Mapping[str, np.ndarray]
     """This process's share, as the pipeline gave it."""
     position: int
@@ -49,7 +48,7 @@ class Window:
     @property
     def idle(self) -> bool:
         """Whether the devices have nothing left to do."""
-        return not self._queued or self._queued[-1].metrics["loss"].is_ready()  # type: ignore[attr-defined]
+        return not self._queued or self._queued[-1].metrics["loss"].is_ready()
 
     @property
     def asked_to_stop(self) -> bool:

@@ -1,9 +1,7 @@
 """The step against the reference's trajectory, and one device against several."""
 
 import dataclasses
-import math
 import os
-import re
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +13,7 @@ import pytest
 from flax import traverse_util
 
 from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
+from ssd_jax.hlo import Program
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import create_train_state, make_optimizer, make_schedule
 from ssd_jax.training.step import AXIS, pmap_train_step, replicate, shard_batch, train_step
@@ -286,7 +285,7 @@ def test_the_fewest_all_reduces(batch_norm):
     model = dataclasses.replace(TINY, batch_norm=batch_norm)
     step, state = make_step(model, TINY_PRIORS, TrainConfig(batch_size=8), OPTIM, devices)
     compiled = step.lower(state, shard_batch(tiny_batch(), 2)).compile()
-    found = all_reduces(compiled.as_text())
+    found = Program.parse(compiled.as_text()).all_reduces()
     layers = len(state.batch_stats.get("base", {}))
     assert len(found) == 1 + 2 * layers
     assert layers == (15 if batch_norm else 0)
@@ -294,18 +293,7 @@ def test_the_fewest_all_reduces(batch_norm):
     # Mean and mean of squares forward; their gradients are two more, a sum and a weighted one.
     statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     sums = 4  # two losses, positives, stop
-    assert sum(found) == 4 * (values + sums + 2 * statistics)
-
-
-def all_reduces(hlo):
-    """Bytes of each all-reduce of a compiled program, all of float32."""
-    found = []
-    for line in hlo.splitlines():
-        if match := re.search(r"= (.*) all-reduce(?:-start)?\(", line):
-            shapes = re.findall(r"f32\[([\d,]*)\]", match[1])
-            assert len(shapes) == len(re.findall(r"\w+\[[\d,]*\]", match[1]))
-            found.append(4 * sum(math.prod(map(int, filter(None, s.split(",")))) for s in shapes))
-    return found
+    assert sum(one.times * one.size for one in found) == 4 * (values + sums + 2 * statistics)
 
 
 def test_all_buffers_of_the_state_are_donated():
