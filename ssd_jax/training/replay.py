@@ -20,10 +20,8 @@ from rich.table import Table
 
 from ssd_jax.config import Config, ConfigError, from_json, to_json
 from ssd_jax.models.ssd import make_model, model_priors
-from ssd_jax.ops.losses import multibox_loss
-from ssd_jax.ops.matching import make_targets
 from ssd_jax.training.state import Params, join_frozen, split_frozen
-from ssd_jax.training.step import ARRAYS
+from ssd_jax.training.step import ARRAYS, image_losses, image_targets
 from ssd_jax.visualize import replace_file
 
 
@@ -88,19 +86,8 @@ def diagnose(bad: BadStep) -> Diagnosis:
         variables = {**bad.variables, "params": join_frozen(trained, frozen)}
         outputs = model.apply(variables, batch["image"], train=train, mutable=["batch_stats"])
         (loc, conf), _ = outputs
-        targets = jax.vmap(
-            partial(
-                make_targets,
-                threshold=config.train.match_iou,
-                rule=config.train.matching,
-                variances=config.priors.variances,
-            ),
-            in_axes=(None, 0, 0, 0),
-        )(priors, batch["boxes"], batch["labels"], batch["mask"])
-        loss = jax.vmap(
-            partial(multibox_loss, negative_ratio=config.train.negative_ratio),
-            in_axes=(0, 0, 0, None),
-        )(loc, conf, targets, 1.0)
+        targets = image_targets(batch, priors, config.priors.variances, config.train)
+        loss = image_losses(loc, conf, targets, config.train)
         return loss.loc, loss.conf
 
     def total(trained: Params) -> tuple[Array, tuple[Array, Array]]:

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssd_jax.config import TrainConfig
 from ssd_jax.models.ssd import SSD
-from ssd_jax.ops.losses import multibox_loss
-from ssd_jax.ops.matching import make_targets
+from ssd_jax.ops.losses import MultiboxLoss, multibox_loss
+from ssd_jax.ops.matching import Targets, make_targets
 from ssd_jax.training.state import Params, TrainState, join_frozen, split_frozen
 
 AXIS = "batch"
@@ -37,6 +37,31 @@ class Sums(NamedTuple):
     loss_loc: Array
     loss_conf: Array
     positives: Array
+
+
+def image_targets(
+    batch: Batch, priors: np.ndarray, variances: tuple[float, float], config: TrainConfig
+) -> Targets:
+    """What the priors have to learn from each image: fields [b, P, ...], see `make_targets`."""
+    return jax.vmap(
+        partial(
+            make_targets,
+            threshold=config.match_iou,
+            rule=config.matching,
+            variances=variances,
+        ),
+        in_axes=(None, 0, 0, 0),
+    )(priors, batch["boxes"], batch["labels"], batch["mask"])
+
+
+def image_losses(loc: Array, conf: Array, targets: Targets, config: TrainConfig) -> MultiboxLoss:
+    """Each image's sums [b], not yet divided by the positives.
+
+    loc [b, P, 4] and conf [b, P, C] are the network's outputs.
+    """
+    return jax.vmap(
+        partial(multibox_loss, negative_ratio=config.negative_ratio), in_axes=(0, 0, 0, None)
+    )(loc, conf, targets, 1.0)
 
 
 def train_step(
@@ -75,22 +100,11 @@ def train_step(
                 train=True,
                 mutable=["batch_stats"],
             )
-            loss = jax.vmap(
-                partial(multibox_loss, negative_ratio=config.negative_ratio),
-                in_axes=(0, 0, 0, None),
-            )(loc, conf, targets, 1.0)
+            loss = image_losses(loc, conf, targets, config)
             loss_loc, loss_conf = jnp.sum(loss.loc), jnp.sum(loss.conf)
             return loss_loc + loss_conf, (loss_loc, loss_conf, updates.get("batch_stats", {}))
 
-        targets = jax.vmap(
-            partial(
-                make_targets,
-                threshold=config.match_iou,
-                rule=config.matching,
-                variances=variances,
-            ),
-            in_axes=(None, 0, 0, 0),
-        )(priors, part["boxes"], part["labels"], part["mask"])
+        targets = image_targets(part, priors, variances, config)
         positives = jnp.sum(targets.label > 0).astype(jnp.float32)
         grads, (loss_loc, loss_conf, stats) = jax.grad(loss_fn, has_aux=True)(trained)
         return stats, Sums(grads, loss_loc, loss_conf, positives)
