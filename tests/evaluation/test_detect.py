@@ -5,14 +5,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ssd_jax.data.records import Annotation
-from ssd_jax.evaluation.detect import detect_source, make_detect
+from ssd_jax.evaluation.detect import StoppedError, detect_source, make_detect
 from ssd_jax.evaluation.evaluate import ground_truth
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import decode_boxes
+from ssd_jax.ops.nms import Detections
 from tests.tiny import TINY, change
 
+EMPTY = Detections(
+    boxes=np.zeros((2, 4), np.float32),
+    scores=np.zeros(2, np.float32),
+    labels=np.zeros(2, np.int32),
+    count=np.int32(0),
+)
 CONFIG = change(TINY, model={"classes": ("a", "b")}, eval={"score_threshold": 0.3})
 
 
@@ -87,3 +95,18 @@ def test_ground_truth_counts_pixels_from_one():
     np.testing.assert_array_equal(truth.image, [0, 0, 2, 2])
     np.testing.assert_array_equal(truth.boxes[0], [1, 1, 10, 10])
     np.testing.assert_array_equal(truth.boxes[1], [6, 6, 40, 20])
+
+
+def test_it_stops_between_two_batches_when_asked():
+    asked = []
+
+    def detect(variables, images):
+        return jax.tree.map(lambda x: np.zeros((len(images), *x.shape), x.dtype), EMPTY)
+
+    def stop():
+        asked.append(True)
+        return len(asked) == 2
+
+    with pytest.raises(StoppedError):
+        detect_source(detect, {}, Wide(), image_size=64, batch_size=1, stop=stop)
+    assert len(asked) == 2  # of three batches

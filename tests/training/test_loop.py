@@ -9,6 +9,7 @@ import pytest
 
 import evaluate as evaluate_main
 from ssd_jax.config import ConfigError, from_json
+from ssd_jax.evaluation.detect import StoppedError
 from ssd_jax.models.restore import (
     find_checkpoint,
     read_config,
@@ -16,10 +17,11 @@ from ssd_jax.models.restore import (
     write_checkpoint,
 )
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training import window
+from ssd_jax.training import loop, window
+from ssd_jax.training.interrupts import Interrupted
 from ssd_jax.training.loop import train
 from tests.tiny import TINY, change
-from tests.training.launch import saved
+from tests.training.launch import lines, saved
 
 RESOLVED = change(TINY, model={"classes": ("circle", "square", "triangle", "star")})
 
@@ -192,3 +194,21 @@ def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, saved(tmp_path / "one", 4), saved(tmp_path / "two", 4)
     )
+
+
+def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch):
+    config = change(TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"pictures": 0})
+    true = loop.evaluate_source
+
+    def stopped(*arguments, **more):
+        raise StoppedError
+
+    monkeypatch.setattr(loop, "evaluate_source", stopped)
+    with pytest.raises(Interrupted, match="after step 2 and saved; go on with") as raised:
+        train(config, tmp_path / "run")
+    assert raised.value.status == 75
+    monkeypatch.setattr(loop, "evaluate_source", true)
+    train(config, tmp_path / "run", resume=True)
+    train(config, tmp_path / "straight")
+    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert [x["step"] for x in lines(tmp_path / "run") if x["kind"] == "eval"] == [2, 4]
