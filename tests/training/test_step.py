@@ -166,8 +166,8 @@ def test_state_is_donated():
 def test_five_steps_follow_the_reference(golden, cpu_conv):
     """By either of the paths that auto chooses from for each layer.
 
-    auto's own rounding has another hard negative in the first step (norm of the gradient 2e-4 off,
-    6e-5 by either path), and so other losses from the fourth on, by 3e-3.
+    auto as a whole rounds otherwise: the norm of its first gradient is 2e-4 off, 6e-5 by either
+    path, and its losses leave the reference's from the fourth step on, by 3e-3.
     """
     known = np.load(golden / "trajectory.npz")
     loss = np.load(golden / "multibox_loss.npz")
