@@ -1,21 +1,31 @@
 """Evaluate a checkpoint, whose config lies in it, or detections that are in files.
 
-python evaluate.py --checkpoint DIR [--out DIR] [--save-detections] [--section.field VALUE ...]
-python evaluate.py --detections PATH --annotations PATH --out DIR [--split NAME] [--metrics LIST]
+python evaluate.py --checkpoint DIR [--compare DIR] [--out DIR] [--section.field VALUE ...]
+python evaluate.py --detections PATH --annotations PATH --out DIR [--compare PATH] [--metrics LIST]
 """
 
 import argparse
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ssd_jax.cli import Parser, add_process_flags, override, run_main
 from ssd_jax.config import Config, ConfigError
 
+if typing.TYPE_CHECKING:
+    from rich.console import Console
+
+    from ssd_jax.evaluation.dataset import DataSet
+    from ssd_jax.evaluation.scores import Evaluation
+
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
 
 --checkpoint DIR    a run's folder (its newest checkpoint) or one of its checkpoints/STEP
---out DIR           where metrics.json and the pictures go; default: eval/STEP in the run's folder
+--compare DIR       another run or checkpoint, evaluated on the same data; both go side by side to
+                    comparison.html and comparison.json, each one's own to a/ and b/
+--out DIR           where metrics.json, report.html and the pictures go; default: eval/STEP in the
+                    run's folder, with --compare eval/STEP/comparison
 --save-detections   write the detections there too: detections.json as COCO's server takes it, or
                     detections/comp4_det_SPLIT_CLASS.txt as VOC's does
 
@@ -26,6 +36,8 @@ _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
                     checkpoint then, and none of the fields below
 --annotations PATH  COCO's annotations file, or a folder with VOC's Annotations/
 --split NAME        images to count, a list in that folder's ImageSets/Main; default: all
+--images DIR        the images, for the report to show; default: that folder's JPEGImages, if any
+--compare PATH      other detections of the same images, side by side as above
 --metrics LIST      default: voc07,voc,coco
 
 Below, every field of the config with its value; the ones of data and eval may be changed."""
@@ -34,7 +46,8 @@ Below, every field of the config with its value; the ones of data and eval may b
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and evaluate."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    for name in ("--checkpoint", "--out", "--detections", "--annotations"):
+    for name in ("checkpoint", "compare", "out", "detections", "annotations", "images"):
+        name = f"--{name}"
         parser.add_argument(name, type=Path)
     parser.add_argument("--save-detections", action="store_true")
     parser.add_argument("--split")
@@ -50,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
             )
         _evaluate_files(own, overrides)
         return
-    for name in ("annotations", "split", "metrics"):
+    for name in ("annotations", "images", "split", "metrics"):
         if getattr(own, name) is not None:
             advice = "use --eval.metrics" if name == "metrics" else "use --data.root and its splits"
             raise ConfigError(f"--{name} goes with --detections; for a checkpoint {advice}")
@@ -69,6 +82,7 @@ def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> N
     from rich.console import Console
 
     from ssd_jax.data.sources import open_source
+    from ssd_jax.evaluation.dataset import data_set
     from ssd_jax.evaluation.detect import make_detect
     from ssd_jax.evaluation.evaluate import evaluate_source
     from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
@@ -76,24 +90,76 @@ def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> N
 
     checkpoint = find_checkpoint(own.checkpoint)
     config = override(read_config(checkpoint), overrides, description=_DESCRIPTION)
+    checkpoints = [(checkpoint, config)]
+    out_dir = own.out or checkpoint.parent.parent / "eval" / checkpoint.name
+    out_dirs = [out_dir]
+    if own.compare is not None:
+        other = find_checkpoint(own.compare, field="--compare")
+        its = read_config(other)
+        if its.model.classes != config.model.classes:
+            raise ConfigError(
+                f"--compare: {other} has other classes than {checkpoint}; name a checkpoint of "
+                "the same classes in the same order"
+            )
+        # The other's network, on the same data and by the same rules.
+        checkpoints.append((other, replace(config, model=its.model, priors=its.priors)))
+        out_dir = own.out or out_dir / "comparison"
+        out_dirs = [out_dir / "a", out_dir / "b"]
     use_compile_cache(config.train.compile_cache)
     source = open_source(config.data, config.data.eval_split, config.model.classes)
-    model, variables = restore_model(checkpoint, config)
-    out_dir = own.out or checkpoint.parent.parent / "eval" / checkpoint.name
+    # What does not fit is found before anything is detected.
+    models = [restore_model(*each) for each in checkpoints]
     console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
-    results = evaluate_source(
-        make_detect(model, config),
-        variables,
-        source,
-        config,
-        out_dir=out_dir,
-        console=console,
-        extra={"step": int(checkpoint.name)} if checkpoint.name.isdigit() else {},
-        save_detections=own.save_detections,
-    )
-    console.print(
-        f"mAP {results[0].mean_ap:.4f}; metrics and pictures are in {out_dir}", markup=False
-    )
+    evaluations = []
+    for (path, its_config), (model, variables), its_dir in zip(
+        checkpoints, models, out_dirs, strict=True
+    ):
+        evaluation = evaluate_source(
+            make_detect(model, its_config),
+            variables,
+            source,
+            its_config,
+            out_dir=its_dir,
+            console=console,
+            name=_name(path),
+            extra={"step": int(path.name)} if path.name.isdigit() else {},
+            save_detections=own.save_detections,
+        )
+        console.print(
+            f"mAP {evaluation.results[0].mean_ap:.4f}; metrics and pictures are in {its_dir}",
+            markup=False,
+        )
+        evaluations.append(evaluation)
+    if own.compare is not None and is_first_process():
+        images = config.eval.report_images
+        _compare(out_dir, evaluations, data_set(source), console, images=images)
+
+
+def _name(checkpoint: Path) -> str:
+    """How a report calls a checkpoint: by its run and step, or by its folder."""
+    path = checkpoint.absolute()
+    if path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}, step {path.name}"
+    return path.name
+
+
+def _compare(
+    out_dir: Path,
+    evaluations: Sequence["Evaluation"],
+    data: "DataSet",
+    console: "Console",
+    *,
+    images: int,
+) -> None:
+    """Print two evaluations side by side and write them to the folder."""
+    from ssd_jax.evaluation.outputs import write_comparison
+    from ssd_jax.evaluation.report import print_comparison
+
+    a, b = evaluations
+    write_comparison(out_dir, a, b, data, images=images)
+    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    print_comparison(a.results, b.results, console)
+    console.print(f"comparison.html is in {out_dir}", markup=False)
 
 
 def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
@@ -106,27 +172,34 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
     # JAX, which takes seconds to import, is not needed here.
     from rich.console import Console
 
-    from ssd_jax.evaluation.report import print_table, write_report
+    from ssd_jax.evaluation.outputs import write_evaluation
+    from ssd_jax.evaluation.report import print_errors, print_table
     from ssd_jax.evaluation.results import read_detections, read_known
-    from ssd_jax.evaluation.scores import MetricName, score_detections
+    from ssd_jax.evaluation.scores import MetricName, evaluate_detections
 
     metrics = tuple((own.metrics or "voc07,voc,coco").split(","))
     names = typing.get_args(MetricName)
     if len(set(metrics)) < len(metrics) or not set(metrics) <= set(names):
         raise ConfigError(f"--metrics is {own.metrics}; name {', '.join(names)}, each once")
     known = read_known(own.annotations, own.split or "")
-    found = read_detections(own.detections, known)
-    results = score_detections(
-        found,
-        known.objects,
-        known.classes,
-        metrics=typing.cast(tuple[MetricName, ...], metrics),
-        area=known.area,
-    )
-    write_report(results, own.out, {"num_images": len(known.image_ids)})
+    pictures = own.annotations.expanduser() / "JPEGImages"
+    data = known.data_set(own.images or (pictures if pictures.is_dir() else None))
+    files = [own.detections] if own.compare is None else [own.detections, own.compare]
+    tables = [read_detections(path, known) for path in files]
+    out_dirs = [own.out] if own.compare is None else [own.out / "a", own.out / "b"]
     console = Console(highlight=False, soft_wrap=True)
-    print_table(results, console)
-    console.print(f"metrics.json is in {own.out}", markup=False)
+    evaluations = []
+    for path, found, out_dir in zip(files, tables, out_dirs, strict=True):
+        evaluation = evaluate_detections(
+            path.name, found, data, metrics=typing.cast(tuple[MetricName, ...], metrics)
+        )
+        write_evaluation(out_dir, evaluation, data, extra={"num_images": len(known.image_ids)})
+        print_table(evaluation.results, console)
+        print_errors(evaluation.analysis, console)
+        console.print(f"metrics.json and report.html are in {out_dir}", markup=False)
+        evaluations.append(evaluation)
+    if own.compare is not None:
+        _compare(own.out, evaluations, data, console, images=8)
 
 
 if __name__ == "__main__":

@@ -414,12 +414,18 @@ class EvalConfig:
     and voc07 only."""
     pictures: int = 16
     """Images to draw with their detections and their ground truth."""
+    report: bool = True
+    """Write report.html: curves, errors, confusions, the best and the worst images."""
+    report_score: float = 0.3
+    """Score from which a detection is drawn, and counted as an error or a confusion."""
+    report_images: int = 8
+    """Best and worst images in the report, so many of each."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "candidates", "max_detections"):
             value = getattr(self, name)
             _check(value > 0, f"eval.{name} is {value}; use 1 or more")
-        for name in ("score_threshold", "nms_iou", "iou_threshold"):
+        for name in ("score_threshold", "nms_iou", "iou_threshold", "report_score"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"eval.{name} is {value}; use a number from 0 to 1")
         _check(
@@ -430,7 +436,9 @@ class EvalConfig:
             0 < len(self.metrics) == len(set(self.metrics)),
             f"eval.metrics is {self.metrics}; name voc, voc07 or coco, each once",
         )
-        _check(self.pictures >= 0, f"eval.pictures is {self.pictures}; use 0 or more")
+        for name in ("pictures", "report_images"):
+            value = getattr(self, name)
+            _check(value >= 0, f"eval.{name} is {value}; use 0 or more")
 
 
 @dataclass(frozen=True)

@@ -178,12 +178,25 @@ def save_image(path: Path, image: Image) -> None:
     cannot be written.
     """
     try:
-        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        data = encode_image(image, path.suffix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    replace_file(path, data)
+
+
+def encode_image(image: Image, suffix: str, *, quality: int = 95) -> bytes:
+    """An image as a file of the format that a suffix means; `quality`, 0 to 100, is JPEG's.
+
+    Raises ValueError for a suffix that OpenCV does not know.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    try:
+        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     except cv2.error:
         done = False
     if not done:
-        raise ValueError(f"{path}: cannot write images as {path.suffix!r}; use .png or .jpg")
-    replace_file(path, data.tobytes())
+        raise ValueError(f"cannot write images as {suffix!r}; use .png or .jpg")
+    return data.tobytes()
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -55,6 +55,8 @@ class CocoClass:
     """Objects that are no crowds."""
     num_detections: int
     """Detections, with those that COCO leaves out after the 100th of a class in an image."""
+    ap_by_size: tuple[float, float, float]
+    """AP of the small, medium and large objects alone; nan where there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class CocoResult:
     def mean_ap(self) -> float:
         """COCO's AP, 0 to 1; nan where no class has objects."""
         return self.figures["AP"]
+
+    @property
+    def mean_by_size(self) -> tuple[float, float, float]:
+        """COCO's APs, APm and APl."""
+        return self.figures["APs"], self.figures["APm"], self.figures["APl"]
 
 
 def evaluate_coco(
@@ -124,6 +131,11 @@ def evaluate_coco(
                 ap=_mean(precision[:, :, k, 0, 2]),
                 num_objects=int(np.sum((ground_truth.label == k + 1) & ~ground_truth.difficult)),
                 num_detections=int(np.sum(detections.label == k + 1)),
+                ap_by_size=(
+                    _mean(precision[:, :, k, 1, 2]),
+                    _mean(precision[:, :, k, 2, 2]),
+                    _mean(precision[:, :, k, 3, 2]),
+                ),
             )
             for k, name in enumerate(classes)
         ),

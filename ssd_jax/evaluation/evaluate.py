@@ -9,11 +9,13 @@ from rich.console import Console
 
 from ssd_jax.config import Config
 from ssd_jax.data.sources import Source
+from ssd_jax.evaluation.dataset import data_set
 from ssd_jax.evaluation.detect import DetectFn, Variables, detect_source, never
-from ssd_jax.evaluation.report import Picture, print_table, write_pictures, write_report
+from ssd_jax.evaluation.outputs import write_evaluation
+from ssd_jax.evaluation.report import Picture, print_errors, print_table, write_pictures
 from ssd_jax.evaluation.results import write_results
-from ssd_jax.evaluation.scores import Result, score_detections
-from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
+from ssd_jax.evaluation.scores import Evaluation, evaluate_detections
+from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
 from ssd_jax.runtime import is_first_process
 
 
@@ -25,16 +27,18 @@ def evaluate_source(
     *,
     out_dir: Path,
     console: Console,
+    name: str,
     extra: dict[str, Any],
     save_detections: bool = False,
     stop: Callable[[], bool] = never,
-) -> list[Result]:
-    """The results of the network on `source`, one for each of eval.metrics.
+) -> Evaluation:
+    """The evaluation of the network on `source` by eval.metrics.
 
-    They are printed as a table and written to `out_dir`: metrics.json, with `extra` in it, and
-    pictures of detections beside ground truth; with `save_detections` the detections too, see
-    `write_results`. Of several processes each detects its share, all get the results, and the
-    first one writes. Raises StoppedError if `stop` said so.
+    A table is printed, and to `out_dir` are written metrics.json, with `extra` in it, pictures of
+    detections beside ground truth, with eval.report what `write_evaluation` writes, where `name`
+    says what was evaluated, and with `save_detections` the detections, see `write_results`. Of
+    several processes each detects its share, all get the evaluation, and the first one writes.
+    Raises StoppedError if `stop` said so.
     """
     found = detect_source(
         detect,
@@ -44,46 +48,38 @@ def evaluate_source(
         batch_size=config.eval.batch_size,
         stop=stop,
     )
-    results = score_detections(
+    data = data_set(source)
+    evaluation = evaluate_detections(
+        name,
         found,
-        ground_truth(source),
-        source.classes,
+        data,
         metrics=config.eval.metrics,
-        area=object_areas(source),
         iou_threshold=config.eval.iou_threshold,
         pixels=config.eval.pixels,
+        report_score=config.eval.report_score,
     )
     if not is_first_process():
-        return results
-    write_report(results, out_dir, {"num_images": len(source), **extra})
+        return evaluation
+    write_evaluation(
+        out_dir,
+        evaluation,
+        data,
+        extra={"num_images": len(source), **extra},
+        facts=[f"{key} {value}" for key, value in extra.items()],
+        page=config.eval.report,
+        images=config.eval.report_images,
+    )
     if save_detections:
         write_results(out_dir, found, source, config.data.eval_split)
-    write_pictures(_pictures(source, found, config.eval.pictures), source.classes, out_dir)
-    print_table(results, console)
-    return results
-
-
-def ground_truth(source: Source) -> GroundTruth:
-    """The objects of a source, boxes in VOC's pixels."""
-    known = [source.annotation(i) for i in range(len(source))]
-    return GroundTruth(
-        image=np.repeat(np.arange(len(known)), [len(a.labels) for a in known]),
-        label=np.concatenate([a.labels for a in known]),
-        boxes=np.concatenate([a.boxes_px for a in known]) + VOC_PIXELS,
-        difficult=np.concatenate([a.difficult for a in known]),
+    write_pictures(
+        _pictures(source, found, config.eval.pictures),
+        source.classes,
+        out_dir,
+        min_score=config.eval.report_score,
     )
-
-
-def object_areas(source: Source) -> np.ndarray:
-    """The square pixels of each object in `ground_truth`, float64 [N].
-
-    Those of its segmentation where the source knows them, else those of its box.
-    """
-    areas = []
-    for known in (source.annotation(i) for i in range(len(source))):
-        sides = np.asarray(known.boxes_px[:, 2:] - known.boxes_px[:, :2], np.float64)
-        areas.append(sides.prod(axis=1) if known.area is None else known.area)
-    return np.concatenate(areas)
+    print_table(evaluation.results, console)
+    print_errors(evaluation.analysis, console)
+    return evaluation
 
 
 def _pictures(source: Source, found: DetectionTable, count: int) -> Sequence[Picture]:

@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,10 +19,12 @@ import numpy as np
 
 from ssd_jax.config import UserError
 from ssd_jax.data.coco import CocoJson, read_instances
-from ssd_jax.data.errors import reason, shorten
+from ssd_jax.data.errors import DataError, reason, shorten
 from ssd_jax.data.files import is_file, read_bytes
+from ssd_jax.data.pictures import read_picture
 from ssd_jax.data.records import Source
-from ssd_jax.data.voc import annotated_ids, annotated_objects
+from ssd_jax.data.voc import IMAGE_SUFFIXES, annotated_ids, annotated_objects
+from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
 from ssd_jax.visualize import replace_file
 
@@ -49,9 +52,41 @@ class KnownObjects:
     has no area, as VOC's have not."""
     image_ids: tuple[int | str, ...]
     image_files: tuple[str, ...]
-    """Names of the images without suffix, "" where there is none."""
+    """Names of the images' files, VOC's without suffix; "" where there is none."""
     category_ids: tuple[int, ...]
     """COCO's id of each class; empty for VOC."""
+
+    def data_set(self, images: Path | None) -> DataSet:
+        """The data set, its images read from a folder where there is one.
+
+        Raises ResultsError if the folder is missing.
+        """
+        if images is not None and not images.is_dir():
+            raise ResultsError(f"--images: there is no folder {images}")
+        names = [str(key) for key in self.image_ids]
+        if len(set(names)) < len(names):  # 1 and "1"
+            names = [f"{k}-{name}" for k, name in enumerate(names)]
+        return DataSet(
+            classes=self.classes,
+            objects=self.objects,
+            area=self.area,
+            image_names=names,
+            read_image=partial(_read_image, images, self.image_files),
+        )
+
+
+def _read_image(folder: Path | None, names: Sequence[str], k: int) -> np.ndarray | None:
+    """Image k of a folder by its name, with any known suffix where that has none."""
+    if folder is None or not names[k]:
+        return None
+    for suffix in ("", *IMAGE_SUFFIXES):
+        path = folder / f"{names[k]}{suffix}"
+        if path.is_file():
+            try:
+                return read_picture(path)[1]
+            except DataError:
+                return None
+    return None
 
 
 def read_known(path: Path, split: str = "") -> KnownObjects:
@@ -213,7 +248,7 @@ def _read_known_coco(path: Path) -> KnownObjects:
         ),
         area=np.array([area for *_, area, _ in rows], np.float64),
         image_ids=tuple(ids),
-        image_files=tuple(PurePath(instances.images[key]).stem for key in ids),
+        image_files=tuple(instances.images[key] for key in ids),
         category_ids=tuple(categories),
     )
 
@@ -306,6 +341,8 @@ def _read_voc_results(folder: Path, known: KnownObjects) -> DetectionTable:
     if not files:
         raise ResultsError(f"{folder} has no comp4_det_test_CLASS.txt; write one for each class")
     images = {name: k for k, name in enumerate(known.image_files) if name}
+    if known.category_ids:  # VOC's names have no suffix, and may have dots
+        images |= {PurePath(name).stem: k for name, k in images.items()}
     images |= {str(key): k for k, key in enumerate(known.image_ids)}
     image, label, numbers = [], [], []
     for name, path in files.items():

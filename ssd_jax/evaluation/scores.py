@@ -1,15 +1,69 @@
-"""Detections scored by the metrics that are asked for."""
+"""Detections scored by the metrics that are asked for, and analysed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from ssd_jax.evaluation.analysis import REPORT_SCORE, Analysis, analyse
 from ssd_jax.evaluation.coco import CocoResult, evaluate_coco
+from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.voc import DetectionTable, GroundTruth, Pixels, VocResult, evaluate_voc
 
 MetricName = Literal["voc", "voc07", "coco"]
 Result = VocResult | CocoResult
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The detections of a data set and all that is said of them."""
+
+    name: str
+    """What was evaluated."""
+    found: DetectionTable
+    """Boxes in VOC's pixels."""
+    results: list[Result]
+    analysis: Analysis
+
+
+def evaluate_detections(
+    name: str,
+    found: DetectionTable,
+    data: DataSet,
+    *,
+    metrics: Sequence[MetricName],
+    iou_threshold: float = 0.5,
+    pixels: Pixels = "inclusive",
+    report_score: float = REPORT_SCORE,
+) -> Evaluation:
+    """The evaluation of the detections of a data set, in VOC's pixels, by each of `metrics`.
+
+    `report_score`: score from which the analysis counts a detection.
+    """
+    return Evaluation(
+        name,
+        found,
+        score_detections(
+            found,
+            data.objects,
+            data.classes,
+            metrics=metrics,
+            area=data.area,
+            iou_threshold=iou_threshold,
+            pixels=pixels,
+        ),
+        analyse(
+            found,
+            data.objects,
+            data.classes,
+            len(data.image_names),
+            area=data.area,
+            score=report_score,
+            iou_threshold=iou_threshold,
+            pixels=pixels,
+        ),
+    )
 
 
 def score_detections(
@@ -24,9 +78,8 @@ def score_detections(
 ) -> list[Result]:
     """The result of each of `metrics`, in their order; boxes in VOC's pixels.
 
-    `area` (float [N], square pixels of each object; None: of its box) is COCO's alone,
-    `iou_threshold` and `pixels` are VOC's: COCO has ten thresholds, and boxes that end where they
-    say.
+    `area` is float [N], square pixels of each object; None: of its box. `iou_threshold` and
+    `pixels` are VOC's: COCO has ten thresholds, and boxes that end where they say.
     """
     return [
         evaluate_coco(detections, ground_truth, classes, area=area)
@@ -35,6 +88,7 @@ def score_detections(
             detections,
             ground_truth,
             classes,
+            area=area,
             metric=metric,
             iou_threshold=iou_threshold,
             pixels=pixels,

@@ -27,6 +27,10 @@ VOC_PIXELS = np.array([1, 1, 0, 0])
 # has 0.30000000000000004 there.
 ELEVEN_POINTS = np.arange(11) / 10
 
+SIZES = {"s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, np.inf)}
+"""COCO's sizes of objects, small, medium and large: the least and the largest square pixels, both
+of them included."""
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -67,13 +71,26 @@ class DetectionTable:
     def __post_init__(self) -> None:
         _set_columns(self, "detections", image=np.int64, label=np.int64, score=np.float64)
 
+    def select(self, kept: Array) -> "DetectionTable":
+        """The rows that `kept`, bool [N] or indices, chooses."""
+        return DetectionTable(
+            self.image[kept], self.label[kept], self.score[kept], self.boxes[kept]
+        )
+
 
 class Matches(NamedTuple):
-    """What became of each detection of a class: bool [N] each, exactly one of them true."""
+    """What became of each detection of a class, and the object that it looked at.
+
+    The first three are bool [N], exactly one of them true.
+    """
 
     true_positive: Array
     false_positive: Array
     ignored: Array
+    iou: Array
+    """float64 [N], the highest IoU with an object of the image; 0 where none overlaps."""
+    object: Array
+    """int64 [N], that object's row; any where the IoU is 0."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,9 @@ class ClassResult:
     """float64 [n]."""
     scores: Array
     """float64 [n], falling."""
+    ap_by_size: tuple[float, float, float] = (float("nan"),) * 3
+    """Average precision of the small, medium and large objects alone, see `SIZES`; nan where there
+    is none."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +130,22 @@ class VocResult:
     @property
     def mean_ap(self) -> float:
         """Mean over the classes that have objects, 0 to 1; nan where none has."""
-        values = [c.ap for c in self.classes if c.num_objects]
-        return float(np.mean(values)) if values else float("nan")
+        return mean_of_known([c.ap for c in self.classes])
+
+    @property
+    def mean_by_size(self) -> tuple[float, float, float]:
+        """The same of small, medium and large objects alone, over the classes that have some."""
+        small, medium, large = (
+            mean_of_known([c.ap_by_size[k] for c in self.classes]) for k in range(3)
+        )
+        return small, medium, large
+
+
+def mean_of_known(values: Sequence[float] | Array) -> float:
+    """The mean of the values that are not nan; nan where all are."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def average_precision(recall: Array, precision: Array, *, metric: Metric) -> float:
@@ -150,13 +184,18 @@ def match_detections(
     if pixels not in ("inclusive", "exclusive"):
         raise ValueError(f"pixels is {pixels!r}; use inclusive or exclusive")
     best_iou, best_gt = _best_objects(image, boxes, gt_image, gt_boxes, pixels)
+    return _match(best_iou, best_gt, gt_difficult, iou_threshold)
+
+
+def _match(best_iou: Array, best_gt: Array, gt_difficult: Array, iou_threshold: float) -> Matches:
+    """What becomes of detections by falling score, each of which looks at one object."""
     hit = (best_iou >= iou_threshold) & (best_iou > 0)
-    ignored = np.zeros(len(image), bool)
+    ignored = np.zeros(len(hit), bool)
     ignored[hit] = gt_difficult[best_gt[hit]]
     rows = np.flatnonzero(hit & ~ignored)
-    true_positive = np.zeros(len(image), bool)
+    true_positive = np.zeros(len(hit), bool)
     true_positive[rows[np.unique(best_gt[rows], return_index=True)[1]]] = True
-    return Matches(true_positive, ~(true_positive | ignored), ignored)
+    return Matches(true_positive, ~(true_positive | ignored), ignored, best_iou, best_gt)
 
 
 def evaluate_voc(
@@ -164,6 +203,7 @@ def evaluate_voc(
     ground_truth: GroundTruth,
     classes: Sequence[str],
     *,
+    area: Array | None = None,
     metric: Metric = "voc",
     iou_threshold: float = 0.5,
     pixels: Pixels = "inclusive",
@@ -171,9 +211,21 @@ def evaluate_voc(
     """The average precision of each of `classes`, where label k is classes[k - 1].
 
     An image counts if it is in either table. A class without objects that are not difficult has
-    ap nan and does not enter the mean; ssd.pytorch's -1 did. Raises ValueError for a label
-    outside 1..len(classes) and an unknown metric or pixels.
+    ap nan and does not enter the mean; ssd.pytorch's -1 did.
+
+    `area` is float [N], square pixels of each object; None: of its box. By it the precision of
+    small, medium and large objects is taken, as COCO does and VOC does not: objects of other sizes
+    are set aside like difficult ones, and so are false positives whose box has another size.
+
+    Raises ValueError for a label outside 1..len(classes) and an unknown metric or pixels.
     """
+    areas = box_areas(ground_truth.boxes, pixels) if area is None else np.asarray(area, np.float64)
+    if areas.shape != ground_truth.label.shape:
+        raise ValueError(
+            f"area has shape {areas.shape} and there are {len(ground_truth.label)} objects; "
+            "give one value an object"
+        )
+    det_areas = box_areas(detections.boxes, pixels)
     det_rows = _rows_of_classes(detections.label, len(classes), "detections")
     gt_rows = _rows_of_classes(ground_truth.label, len(classes), "ground truth")
     results = []
@@ -189,25 +241,51 @@ def evaluate_voc(
             iou_threshold=iou_threshold,
             pixels=pixels,
         )
-        counted = ~matches.ignored
-        true_positives = np.cumsum(matches.true_positive[counted])
         num_objects = int(np.sum(~difficult))
-        recall = true_positives / (num_objects or np.nan)
-        precision = true_positives / np.arange(1, len(true_positives) + 1)
-        ap = average_precision(recall, precision, metric=metric)
-        scores = detections.score[det][counted]
+        recall, precision = curve(matches.true_positive[~matches.ignored], num_objects)
+        by_size = []
+        for least, most in SIZES.values():
+            others = difficult | (areas[gt] < least) | (areas[gt] > most)
+            sized = _match(matches.iou, matches.object, others, iou_threshold)
+            outside = (det_areas[det] < least) | (det_areas[det] > most)
+            counted = sized.true_positive | (sized.false_positive & ~outside)
+            count = int(np.sum(~others))
+            points = curve(sized.true_positive[counted], count)
+            by_size.append(_ap_of(points, count, metric))
         results.append(
             ClassResult(
                 name=name,
-                ap=ap if num_objects else float("nan"),
+                ap=_ap_of((recall, precision), num_objects, metric),
                 num_objects=num_objects,
                 num_detections=len(det),
                 recall=recall,
                 precision=precision,
-                scores=scores,
+                scores=detections.score[det][~matches.ignored],
+                ap_by_size=(by_size[0], by_size[1], by_size[2]),
             )
         )
     return VocResult(metric, iou_threshold, pixels, tuple(results))
+
+
+def curve(true_positive: Array, num_objects: int) -> tuple[Array, Array]:
+    """(recall, precision), float64 [n] each, after each of the detections [n] by falling score.
+
+    The recall is nan where there is no object.
+    """
+    found = np.cumsum(true_positive)
+    return found / (num_objects or np.nan), found / np.arange(1, len(found) + 1)
+
+
+def _ap_of(points: tuple[Array, Array], num_objects: int, metric: Metric) -> float:
+    """The average precision of a curve; nan without objects."""
+    ap = average_precision(*points, metric=metric)
+    return ap if num_objects else float("nan")
+
+
+def box_areas(boxes: Array, pixels: Pixels) -> Array:
+    """The square pixels [N] of boxes [N, 4]."""
+    last = 1.0 if pixels == "inclusive" else 0.0
+    return (boxes[:, 2] - boxes[:, 0] + last) * (boxes[:, 3] - boxes[:, 1] + last)
 
 
 def _best_objects(
@@ -217,36 +295,42 @@ def _best_objects(
 
     0 and 0 for a detection in an image without objects.
     """
-    order = np.argsort(gt_image, kind="stable")
-    gt_image = gt_image[order]
-    first = np.searchsorted(gt_image, image, side="left")
-    count = np.searchsorted(gt_image, image, side="right") - first
     best_iou, best_gt = np.zeros(len(image)), np.zeros(len(image), np.int64)
-    some = np.flatnonzero(count)
-    if len(some) == 0:
+    row, pair_gt = pairs(image, gt_image)
+    if len(row) == 0:
         return best_iou, best_gt
-    # Every pair of a detection and an object of its image, one detection's pairs in a row.
-    first, count = first[some], count[some]
-    start = np.cumsum(count) - count
-    pair_gt = np.arange(count.sum()) + np.repeat(first - start, count)
-    iou = _iou(boxes[np.repeat(some, count)], gt_boxes[order[pair_gt]], pixels)
+    iou = pair_iou(boxes[row], gt_boxes[pair_gt], pixels)
+    start = np.flatnonzero(np.diff(row, prepend=-1))
+    some = row[start]
     highest = np.maximum.reduceat(iou, start)
-    is_best = iou == np.repeat(highest, count)
+    is_best = iou == np.repeat(highest, np.diff(start, append=len(row)))
     best_iou[some] = highest
-    best_gt[some] = order[np.minimum.reduceat(np.where(is_best, pair_gt, len(order)), start)]
+    best_gt[some] = np.minimum.reduceat(np.where(is_best, pair_gt, len(gt_image)), start)
     return best_iou, best_gt
 
 
-def _iou(a: Array, b: Array, pixels: Pixels) -> Array:
+def pairs(image: Array, gt_image: Array) -> tuple[Array, Array]:
+    """Every pair of a detection [N] and an object [G] of its image: the rows of both, int64 [n].
+
+    One detection's pairs follow each other, its objects by their rows.
+    """
+    order = np.argsort(gt_image, kind="stable")
+    first = np.searchsorted(gt_image[order], image, side="left")
+    count = np.searchsorted(gt_image[order], image, side="right") - first
+    start = np.cumsum(count) - count
+    place = np.arange(count.sum()) + np.repeat(first - start, count)
+    return np.repeat(np.arange(len(image)), count), order[place]
+
+
+def pair_iou(a: Array, b: Array, pixels: Pixels) -> Array:
     """The IoU of each pair of rows of a and b, [n, 4] each; 0 where they do not overlap."""
     last = 1.0 if pixels == "inclusive" else 0.0
+    area_a, area_b = box_areas(a, pixels), box_areas(b, pixels)
     a, b = a.T, b.T
     width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]) + last
     height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]) + last
     overlap = (width > 0) & (height > 0)
     inter = width * height
-    area_a = (a[2] - a[0] + last) * (a[3] - a[1] + last)
-    area_b = (b[2] - b[0] + last) * (b[3] - b[1] + last)
     # Boxes that overlap have areas above 0, so the union is safe to divide by.
     union = np.where(overlap, area_a + area_b - inter, 1.0)
     return np.where(overlap, inter / union, 0.0)

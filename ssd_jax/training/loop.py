@@ -157,18 +157,19 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         def evaluate() -> dict[str, float]:
             """The figures of the state, logged; StoppedError if a signal comes meanwhile."""
             nonlocal mean_ap, evaluated
-            results = evaluate_source(
+            evaluation = evaluate_source(
                 detect,
                 state.variables,
                 eval_source,
                 config,
                 out_dir=(out_dir := workdir / "eval" / str(step)),
                 console=log.console,
+                name=f"{workdir.absolute().name}, step {step}",
                 extra={"step": step},
                 stop=lambda: interrupts.requested,
             )
-            mean_ap, evaluated = results[0].mean_ap, True
-            values = figures(results)
+            mean_ap, evaluated = evaluation.results[0].mean_ap, True
+            values = figures(evaluation.results)
             log.write(step, values, kind="eval")
             log.picture(step, "detections", out_dir / "pictures.jpg")
             return values

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.records import Annotation
+from ssd_jax.evaluation.dataset import data_set
 from ssd_jax.evaluation.detect import StoppedError, detect_source, make_detect
-from ssd_jax.evaluation.evaluate import ground_truth
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections
@@ -91,7 +91,7 @@ def test_boxes_are_vocs_pixels_of_the_original():
 
 
 def test_ground_truth_counts_pixels_from_one():
-    truth = ground_truth(Wide())
+    truth = data_set(Wide()).objects
     np.testing.assert_array_equal(truth.image, [0, 0, 2, 2])
     np.testing.assert_array_equal(truth.boxes[0], [1, 1, 10, 10])
     np.testing.assert_array_equal(truth.boxes[1], [6, 6, 40, 20])

@@ -19,7 +19,7 @@ def result():
         0.5,
         "inclusive",
         (
-            ClassResult("cat", 2 / 3, 12, 3456, none, none, none),
+            ClassResult("cat", 2 / 3, 12, 3456, none, none, none, (0.25, math.nan, 0.75)),
             ClassResult("[b]dog[/b]", math.nan, 0, 7, none, none, none),
         ),
     )
@@ -32,13 +32,30 @@ def test_metrics_json_keeps_every_digit_and_has_null_for_nan(result, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert metrics == {
         "voc07/mAP": 2 / 3,
+        "voc07/APs": 0.25,
+        "voc07/APm": None,
+        "voc07/APl": 0.75,
         "iou_threshold": 0.5,
         "pixels": "inclusive",
         "num_images": 4,
         "loss": None,
         "per_class": {
-            "cat": {"voc07/AP": 2 / 3, "objects": 12, "detections": 3456},
-            "[b]dog[/b]": {"voc07/AP": None, "objects": 0, "detections": 7},
+            "cat": {
+                "voc07/AP": 2 / 3,
+                "voc07/APs": 0.25,
+                "voc07/APm": None,
+                "voc07/APl": 0.75,
+                "objects": 12,
+                "detections": 3456,
+            },
+            "[b]dog[/b]": {
+                "voc07/AP": None,
+                "voc07/APs": None,
+                "voc07/APm": None,
+                "voc07/APl": None,
+                "objects": 0,
+                "detections": 7,
+            },
         },
     }
 
@@ -64,7 +81,8 @@ def test_table_states_rules_figures_and_mean(result):
     assert "inclusive pixels" in title
     assert ["cat", "0.6667", "12", "3,456"] in lines
     assert ["[b]dog[/b]", "-", "0", "7"] in lines
-    assert " ".join(lines[-1]) == "mean of 1 with objects, of 2 0.6667 12 3,463"
+    assert " ".join(lines[-2]) == "mean of 1 with objects, of 2 0.6667 12 3,463"
+    assert " ".join(lines[-1]) == "voc07 by size of objects: small 0.2500, medium -, large 0.7500"
 
 
 def picture(name, size, *, objects):

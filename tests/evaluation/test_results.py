@@ -15,7 +15,7 @@ import evaluate as evaluate_main
 from ssd_jax.cli import run_main
 from ssd_jax.data.coco import CocoJson
 from ssd_jax.data.voc import VocFolder
-from ssd_jax.evaluation.evaluate import ground_truth, object_areas
+from ssd_jax.evaluation.dataset import data_set
 from ssd_jax.evaluation.results import (
     ResultsError,
     read_detections,
@@ -70,7 +70,8 @@ def test_published_figures_of_the_cats(cats, fixtures, tmp_path, capsys):
     assert round(100 * metrics["voc/mAP"], 2) == want["IoU 0.5"]["all-point"]
     assert metrics["per_class"]["cat"]["voc/AP"] == metrics["voc/mAP"]
     assert 0.3 < metrics["coco/AP75"] < metrics["coco/AP"] < metrics["coco/AP50"] < 1
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["metrics.json"]
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["analysis.json", "metrics.json", "plots", "report.html"]
     out = capsys.readouterr().out
     assert "voc07" in out
     assert "cat" in out
@@ -88,6 +89,51 @@ def test_published_figures_of_coco(fixtures, tmp_path):
         assert metrics[f"coco/{ours}"] == pytest.approx(want[theirs], abs=1e-6), ours
     assert len(metrics["per_class"]) == 80
     assert "voc/mAP" not in metrics
+
+
+def test_two_results_files_side_by_side(cats, tmp_path, capsys):
+    known, found = cats
+    worse = tmp_path / "worse"
+    worse.mkdir()
+    lines = (found / "comp4_det_test_cat.txt").read_text().splitlines(keepends=True)
+    (worse / "comp4_det_test_cat.txt").write_text("".join(lines[:5]))
+    out = tmp_path / "out"
+    arguments = ["--detections", found, "--compare", worse, "--annotations", known, "--out", out]
+    evaluate_main.main(list(map(str, arguments)))
+    figures = json.loads((out / "comparison.json").read_text())["figures"]
+    alone = evaluate(worse, known, tmp_path / "alone")
+    assert figures["voc/mAP"]["b"] == alone["voc/mAP"] < figures["voc/mAP"]["a"]
+    assert "A: results\nB: worse\n" in capsys.readouterr().out
+
+
+def test_the_report_shows_images_where_there_are_some(cats, tmp_path, monkeypatch, capfd):
+    known, found = cats
+    evaluate(found, known, tmp_path / "without")
+    assert "image/jpeg" not in (tmp_path / "without/report.html").read_text()
+    pictures = known / "JPEGImages"
+    pictures.mkdir()
+    for path in (known / "Annotations").iterdir():
+        cv2.imwrite(str(pictures / f"{path.stem}.png"), np.zeros((500, 500, 3), np.uint8))
+    evaluate(found, known, tmp_path / "with")
+    report = (tmp_path / "with/report.html").read_text()
+    assert report.count("image/jpeg") > 5
+    pictures.rename(tmp_path / "elsewhere")
+    # One that cannot be read is named without its picture.
+    broken = min((tmp_path / "elsewhere").iterdir())
+    broken.write_bytes(broken.read_bytes()[:50])
+    evaluate(found, known, tmp_path / "given", "--images", tmp_path / "elsewhere")
+    again = (tmp_path / "given/report.html").read_text()
+    assert again.count("image/jpeg") in (
+        report.count("image/jpeg") - 1,
+        report.count("image/jpeg") - 2,
+    )
+    arguments = ["--detections", found, "--annotations", known, "--out", tmp_path / "no"]
+    arguments += ["--images", tmp_path / "none"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    assert run_main(evaluate_main.main) == 2
+    err = capfd.readouterr().err
+    assert err.endswith(f"evaluate.py: --images: there is no folder {tmp_path}/none\n")
+    assert not (tmp_path / "no").exists()
 
 
 def test_scoring_files_does_not_import_jax(cats, tmp_path):
@@ -147,7 +193,8 @@ def test_cocos_form_and_back(fixtures, tmp_path):
     np.testing.assert_allclose(found.boxes, again.boxes, atol=1e-6)
     assert score(again, known) == score(found, known)
     # VOC's files know an image by its name or its number.
-    for names in (known.image_ids, known.image_files):
+    stems = [Path(name).stem for name in known.image_files]
+    for names in (known.image_ids, known.image_files, stems):
         folder = tmp_path / str(names[0])
         write_voc_results(folder, found, names, known.classes)
         again = read_detections(folder, known)
@@ -172,7 +219,7 @@ def test_nothing_to_find_is_null(fixtures, tmp_path):
     )
     (tmp_path / "d.json").write_text("[]")
     metrics = evaluate(tmp_path / "d.json", annotations, tmp_path / "out")
-    assert [v for k, v in metrics.items() if "/" in k] == [None] * 14
+    assert [v for k, v in metrics.items() if "/" in k] == [None] * 20
     assert metrics["num_images"] == 1
 
 
@@ -272,7 +319,7 @@ def test_wrong_command_lines(arguments, message):
 
 def some_detections(source):
     """The objects themselves, moved a little."""
-    truth = ground_truth(source)
+    truth = data_set(source).objects
     boxes = truth.boxes + np.array([0.25, 0, 1, 0.5])
     scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
     return DetectionTable(truth.image, truth.label, scores, boxes)
@@ -301,7 +348,8 @@ def test_detections_of_a_coco_source_have_its_own_ids(tmp_path):
     annotations = root / "annotations" / "instances_val.json"
     annotations.write_text(json.dumps(content))
     source = CocoJson(root, "val", ("cat", "dog"))
-    np.testing.assert_array_equal(object_areas(source), [123.5, 100, 1600])
+    data = data_set(source)
+    np.testing.assert_array_equal(data.area, [123.5, 100, 1600])
     found = some_detections(source)
     assert write_results(tmp_path, found, source, "val") == tmp_path / "detections.json"
     rows = json.loads((tmp_path / "detections.json").read_text())
@@ -309,9 +357,7 @@ def test_detections_of_a_coco_source_have_its_own_ids(tmp_path):
     assert rows[0]["bbox"] == [1.75, 2, 30.75, 20.5]
     assert np.float32(rows[1]["score"]) == np.float32(found.score[1])
     # Scored from the files as it is from the source.
-    ours = score_detections(
-        found, ground_truth(source), source.classes, metrics=("coco",), area=object_areas(source)
-    )
+    ours = score_detections(found, data.objects, source.classes, metrics=("coco",), area=data.area)
     metrics = evaluate(tmp_path / "detections.json", annotations, tmp_path / "out")
     assert metrics["coco/AP"] == pytest.approx(ours[0].mean_ap, abs=1e-12)
     assert metrics["per_class"]["dog"]["objects"] == 1

@@ -26,10 +26,19 @@ def truth(rows):
     return GroundTruth(rows[:, 0], rows[:, 1], rows[:, 2:6], rows[:, 6])
 
 
-def devkit(detections, ground_truth, label, metric, iou_threshold, pixels):
-    """VOCevaldet as a loop over single boxes: AP, and an outcome (tp, fp) for each detection."""
+def devkit(detections, ground_truth, label, metric, iou_threshold, pixels, sizes=None):
+    """VOCevaldet as a loop over single boxes: AP, and an outcome (tp, fp) for each detection.
+
+    `sizes`: least and most square pixels; other objects are set aside, and false positives whose
+    box is of another size.
+    """
     last = 1.0 if pixels == "inclusive" else 0.0
     objects = np.flatnonzero(ground_truth.label == label)
+
+    def fits(box):
+        area = (box[2] - box[0] + last) * (box[3] - box[1] + last)
+        return sizes is None or sizes[0] <= area <= sizes[1]
+
     taken = set()
     rows = [i for i in range(len(detections.label)) if detections.label[i] == label]
     rows.sort(key=lambda i: -detections.score[i])
@@ -50,17 +59,17 @@ def devkit(detections, ground_truth, label, metric, iou_threshold, pixels):
             if iou > best:
                 best, best_object = iou, k
         if best >= iou_threshold:
-            if ground_truth.difficult[best_object]:
+            if ground_truth.difficult[best_object] or not fits(ground_truth.boxes[best_object]):
                 outcomes.append((0, 0))
             elif best_object in taken:
-                outcomes.append((0, 1))
+                outcomes.append((0, int(fits(detections.boxes[i]))))
             else:
                 outcomes.append((1, 0))
                 taken.add(best_object)
         else:
-            outcomes.append((0, 1))
+            outcomes.append((0, int(fits(detections.boxes[i]))))
 
-    positives = sum(not ground_truth.difficult[k] for k in objects)
+    positives = sum(not ground_truth.difficult[k] and fits(ground_truth.boxes[k]) for k in objects)
     if positives == 0:
         return math.nan, outcomes
     recall, precision, tp, fp = [], [], 0, 0
@@ -132,6 +141,34 @@ def test_equals_the_devkit_loop(seed):
         assert result.mean_ap == pytest.approx(sum(aps) / len(aps), abs=1e-12)
     else:
         assert math.isnan(result.mean_ap)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
+    # The boxes of the random cases are small; the sizes go with them, one of them often met.
+    sizes = {"s": (0, 49.0), "m": (49.0, 144.0), "l": (144.0, math.inf)}
+    monkeypatch.setattr("ssd_jax.evaluation.voc.SIZES", sizes)
+    det, gt = random_case(seed)
+    pixels = ("inclusive", "exclusive")[seed % 2]
+    result = evaluate_voc(det, gt, ["a", "b", "c", "d"], metric="voc07", pixels=pixels)
+    want = [
+        [devkit(det, gt, label, "voc07", 0.5, pixels, size)[0] for size in sizes.values()]
+        for label in range(1, 5)
+    ]
+    np.testing.assert_allclose([c.ap_by_size for c in result.classes], want, rtol=0, atol=1e-12)
+    means = [np.nanmean(c) if not np.isnan(c).all() else math.nan for c in np.transpose(want)]
+    np.testing.assert_allclose(result.mean_by_size, means, rtol=0, atol=1e-12)
+
+
+def test_sizes_go_by_the_area_that_is_given():
+    gt = truth([[0, 1, 1, 1, 10, 10, 0]])
+    det = table([[0, 1, 0.9, 1, 1, 10, 10]])
+    (small,) = evaluate_voc(det, gt, ["a"]).classes
+    (large,) = evaluate_voc(det, gt, ["a"], area=np.array([1e5])).classes
+    np.testing.assert_array_equal(small.ap_by_size, [1, math.nan, math.nan])
+    np.testing.assert_array_equal(large.ap_by_size, [math.nan, math.nan, 1])
+    with pytest.raises(ValueError, match=r"area has shape \(2,\) and there are 1 objects"):
+        evaluate_voc(det, gt, ["a"], area=np.zeros(2))
 
 
 def test_the_random_cases_reach_every_outcome():

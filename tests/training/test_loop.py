@@ -29,7 +29,7 @@ RESOLVED = change(TINY, model={"classes": ("circle", "square", "triangle", "star
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "straight"
-    return workdir, train(TINY, workdir)
+    return workdir, train(change(TINY, eval={"report": True}), workdir)
 
 
 def read_lines(workdir):
@@ -43,6 +43,7 @@ def test_a_run_leaves_what_the_docs_say(run):
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4"]
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "eval/4/pictures.jpg").stat().st_size > 0
+    assert "Evaluation of straight, step 4" in (workdir / "eval/4/report.html").read_text()
     lines = read_lines(workdir)
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("train", 2),
@@ -62,6 +63,37 @@ def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
     ours = json.loads((tmp_path / "metrics.json").read_text())
     assert ours == json.loads((workdir / "eval/4/metrics.json").read_text())
     assert ours["voc/mAP"] == mean_ap
+    report = (tmp_path / "report.html").read_bytes()
+    assert report == (workdir / "eval/4/report.html").read_bytes()
+
+
+def test_two_checkpoints_side_by_side(run, tmp_path, capsys):
+    workdir, mean_ap = run
+    arguments = ["--checkpoint", workdir, "--compare", workdir / "checkpoints/2"]
+    evaluate_main.main([*map(str, arguments), "--out", str(tmp_path)])
+    assert "A: straight, step 4\nB: straight, step 2\n" in capsys.readouterr().out
+    both = json.loads((tmp_path / "comparison.json").read_text())
+    for name in ("a", "b"):
+        alone = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert alone["voc/mAP"] == both["figures"]["voc/mAP"][name]
+        assert alone["step"] == {"a": 4, "b": 2}[name]
+    assert both["figures"]["voc/mAP"]["a"] == mean_ap
+    assert both["figures"]["voc/APm"]["difference"] != 0
+    assert (tmp_path / "comparison.html").is_file()
+
+
+def test_networks_of_other_classes_are_not_compared(run, tmp_path):
+    workdir, _ = run
+    other = change(RESOLVED, model={"classes": ("star", "square", "triangle", "circle")})
+    model = make_model(other.model, other.priors)
+    weights = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
+    write_checkpoint(tmp_path / "other", other, dict(weights))
+    arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out"), "--compare"]
+    with pytest.raises(ConfigError, match=r"--compare: .*other.* has other classes than"):
+        evaluate_main.main([*arguments, str(tmp_path / "other")])
+    with pytest.raises(ConfigError, match=r"--compare: there is no checkpoint in"):
+        evaluate_main.main([*arguments, str(tmp_path / "none")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
@@ -165,7 +197,9 @@ def test_a_trace_of_some_steps(tmp_path):
 
 def test_the_best_metric_must_be_one(tmp_path):
     config = change(TINY, train={"keep_best": 1, "best_metric": "AP/dog"})
-    with pytest.raises(ConfigError, match=r"best_metric is 'AP/dog'; use one of mAP, voc/mAP, AP/"):
+    with pytest.raises(
+        ConfigError, match=r"best_metric is 'AP/dog'; use one of mAP, voc/mAP, voc/APs"
+    ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

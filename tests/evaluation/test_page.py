@@ -1,0 +1,207 @@
+import base64
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from ssd_jax.evaluation import plots
+from ssd_jax.evaluation.dataset import DataSet
+from ssd_jax.evaluation.outputs import write_comparison, write_evaluation
+from ssd_jax.evaluation.scores import evaluate_detections
+from ssd_jax.evaluation.voc import box_areas
+from tests.evaluation.test_errors import errors_case
+
+NAMES = ("<script>alert(1)</script>", "$a_b$", "猫", "dog")
+
+
+def data_set(gt, *, classes=NAMES, read_image=None):
+    def image(i):
+        return np.full((40, 60, 3), 10 * i, np.uint8)
+
+    return DataSet(
+        classes,
+        gt,
+        box_areas(gt.boxes, "inclusive"),
+        [f"image <{i}>" for i in range(12)],
+        read_image or image,
+    )
+
+
+def case(seed, **kwargs):
+    det, gt = errors_case(seed)
+    data = data_set(gt, **kwargs)
+    return evaluate_detections(f"run <{seed}>", det, data, metrics=("voc", "coco")), data
+
+
+class Reader(HTMLParser):
+    """The addresses of a page, its text and its headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.text, self.open = [], "", []
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def decode(address, kind):
+    head, content = address.split(",", 1)
+    assert head == f"data:{kind};base64"
+    return base64.b64decode(content)
+
+
+def test_the_page_holds_all_that_it_shows(tmp_path):
+    evaluation, data = case(1)
+    write_evaluation(tmp_path, evaluation, data, extra={"num_images": 12}, facts=["step 7"])
+    page = Reader((tmp_path / "report.html").read_text())
+    assert {a[:5] for a in page.addresses if not a.startswith("#")} == {"data:"}
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "@import" not in (tmp_path / "report.html").read_text()
+    for shown in (*NAMES, "run <1>", "step 7", "12 images", f"{evaluation.results[0].mean_ap:.4f}"):
+        assert shown in page.text, shown
+    svgs = [a for a in page.addresses if a.startswith("data:image/svg")]
+    written = {p.stem: p.read_bytes() for p in (tmp_path / "plots").iterdir()}
+    assert sorted(written) == ["confusion", "curves", "errors"]
+    assert {decode(a, "image/svg+xml") for a in svgs} == set(written.values())
+    jpegs = [decode(a, "image/jpeg") for a in page.addresses if a.startswith("data:image/jpeg")]
+    images = evaluation.analysis.images
+    assert len(jpegs) == len(images.worst(8)) + len(images.best(8)) > 4
+    # What was found and what there is, 480 pixels each.
+    shapes = {cv2.imdecode(np.frombuffer(j, np.uint8), cv2.IMREAD_COLOR).shape for j in jpegs}
+    assert shapes == {(320 + 2 * 8, 2 * 480 + 3 * 8, 3)}
+    first = images.worst(1)[0]
+    counts = (images.right[first], images.wrong[first], images.missing[first])
+    told = "image <{}>: {} right, {} wrong, {} missing".format(first, *counts)
+    worst, best = page.text.split("Those with errors, ")[1].split("Those with something right, ")
+    assert told in worst
+    last = images.best(8)[-1]
+    assert f"image <{last}>: {images.right[last]} right" in best
+    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
+
+
+def test_the_same_evaluation_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_evaluation(tmp_path / name, *case(2), extra={})
+    for path in ("report.html", "analysis.json", "metrics.json", "plots/curves.svg"):
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+
+
+def test_analysis_for_programs(tmp_path):
+    evaluation, data = case(1)
+    write_evaluation(tmp_path, evaluation, data, extra={})
+    tree = json.loads((tmp_path / "analysis.json").read_text())
+    analysis = evaluation.analysis
+    assert tree["score"] == 0.3
+    assert {k: v["count"] for k, v in tree["errors"].items()} == analysis.counts
+    assert {k: v["gain"] for k, v in tree["errors"].items()} == analysis.gains
+    assert tree["confusion"] == {"names": [None, *NAMES], "counts": analysis.confusion.tolist()}
+    assert tree["images"]["image <3>"] == {
+        "right": int(analysis.images.right[3]),
+        "wrong": int(analysis.images.wrong[3]),
+        "missing": int(analysis.images.missing[3]),
+    }
+
+
+def test_without_images_and_without_a_page(tmp_path):
+    evaluation, data = case(1, read_image=lambda i: None)
+    write_evaluation(tmp_path / "none", evaluation, data, extra={})
+    page = Reader((tmp_path / "none/report.html").read_text())
+    assert not [a for a in page.addresses if a.startswith("data:image/jpeg")]
+    assert "image <" in page.text
+    write_evaluation(tmp_path / "off", evaluation, data, extra={}, page=False)
+    assert [p.name for p in (tmp_path / "off").iterdir()] == ["metrics.json"]
+
+
+def test_nothing_at_all(tmp_path):
+    det, gt = errors_case(1)
+    none = np.zeros(0, int)
+    data = data_set(type(gt)(none, none, none, none), classes=("cat",))
+    evaluation = evaluate_detections("x", det.select(none), data, metrics=("voc07",))
+    write_evaluation(tmp_path, evaluation, data, extra={})
+    write_comparison(tmp_path, evaluation, evaluation, data)
+    for name in ("report.html", "comparison.html"):
+        assert "None." in Reader((tmp_path / name).read_text()).text
+
+
+def texts(svg):
+    return ["".join(e.itertext()) for e in ET.fromstring(svg).iter() if e.tag.endswith("}text")]
+
+
+def test_names_in_plots_are_text_as_they_are():
+    evaluation, _ = case(1)
+    curves = texts(plots.to_svg(plots.curves({"x": evaluation.analysis.curves})))
+    for name, ap in zip(NAMES, [c.ap for c in evaluation.results[0].classes], strict=True):
+        if not np.isnan(ap):
+            shown = name if len(name) < 19 else f"{name[:17]}…"
+            assert f"{shown}  {ap:.3f}" in [re.sub(r"\xa0", " ", t) for t in curves]
+    confusion = texts(plots.to_svg(plots.confusion(evaluation.analysis.confusion, NAMES)))
+    assert {"(nothing)", "$a_b$", "猫"} <= set(confusion)
+    assert str(evaluation.analysis.confusion.max()) in confusion
+
+
+def test_many_classes_give_the_curves_of_those_with_most_objects():
+    det, gt = errors_case(4)
+    gt.label[:] = np.random.default_rng(0).integers(1, 8, len(gt.label))
+    names = tuple(f"c{k}" for k in range(1, 8))
+    most = np.bincount(gt.label[~gt.difficult], minlength=8).argmax()
+    result = evaluate_detections("x", det, data_set(gt, classes=names), metrics=("voc",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "MAX_CURVES", 1)
+        shown = texts(plots.to_svg(plots.curves({"x": result.analysis.curves})))
+    titles = [t for t in shown if t.startswith("c")]
+    assert [t.split()[0] for t in titles] == [f"c{most}"]
+
+
+def test_a_long_curve_is_drawn_by_some_of_its_points():
+    recall = np.linspace(0, 0.9, 50_000)
+    x, y = plots._thinned(recall, 1 - recall / 2)
+    assert len(x) == len(y) < 500
+    assert (x[0], x[1], x[-1]) == (0, 0, 0.9)
+    assert y[-1] == 0.55
+    np.testing.assert_array_equal(plots._thinned(np.zeros(0), np.zeros(0)), [[0], [0]])
+
+
+def test_two_evaluations_side_by_side(tmp_path):
+    det, gt = errors_case(1)
+    data = data_set(gt)
+    a = evaluate_detections("run <a>", det, data, metrics=("voc", "coco"))
+    # B has not found what A has in image 3.
+    lost = np.flatnonzero(det.image == int(np.argmax(a.analysis.images.right)))
+    kept = np.setdiff1d(np.arange(len(det.label)), lost)
+    b = evaluate_detections("run <b>", det.select(kept), data, metrics=("voc", "coco"))
+    write_comparison(tmp_path, a, b, data)
+    tree = json.loads((tmp_path / "comparison.json").read_text())
+    assert (tree["a"], tree["b"]) == ("run <a>", "run <b>")
+    means = [run.results[0].mean_ap for run in (a, b)]
+    assert tree["figures"]["voc/mAP"] == {
+        "a": means[0],
+        "b": means[1],
+        "difference": means[1] - means[0],
+    }
+    assert means[1] < means[0]
+    dog = tree["per_class"]["dog"]
+    assert dog["coco/AP"]["a"] is None or dog["coco/AP"]["a"] >= 0
+    page = Reader((tmp_path / "comparison.html").read_text())
+    assert {x[:5] for x in page.addresses} == {"data:"}
+    assert f"{means[1] - means[0]:+.4f}" in page.text
+    ahead = page.text.split("Images on which A is ahead")[1].split("Images on which B is ahead")
+    assert f"image <{int(np.argmax(a.analysis.images.right))}>: A" in ahead[0]
+    # A, B and the truth.
+    jpeg = decode(next(x for x in page.addresses if "jpeg" in x), "image/jpeg")
+    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1).shape[1] == 3 * 480 + 4 * 8
