@@ -220,3 +220,17 @@ def test_tables_without_rows():
     outcomes = find_outcomes(table([]), gt, 0)
     assert set(count_errors(outcomes).values()) == {0}
     assert confusion_matrix(table([]), gt, 0, outcomes).tolist() == [[0]]
+
+
+def test_the_threshold_itself_is_enough():
+    gt = truth([[0, 1, 1, 1, 10, 10, 0], [1, 2, 1, 1, 10, 10, 0]])
+    half = [1, 1, 10, 20]
+    det = table([[0, 1, 0.9, *half], [0, 1, 0.8, *half], [1, 1, 0.7, *half]])
+    outcomes = find_outcomes(det, gt, 2)
+    assert [OUTCOMES[k] for k in outcomes.kind] == ["right", "duplicate", "wrong class"]
+
+
+def test_of_equal_objects_the_first_is_the_one_of_a_wrong_class():
+    gt = truth([[0, 3, 1, 1, 10, 10, 0], [0, 2, 1, 1, 10, 10, 0]])
+    det = table([[0, 1, 0.9, 1, 1, 10, 10]])
+    assert find_outcomes(det, gt, 3).object.tolist() == [0]

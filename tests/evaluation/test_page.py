@@ -205,3 +205,16 @@ def test_two_evaluations_side_by_side(tmp_path):
     # A, B and the truth.
     jpeg = decode(next(x for x in page.addresses if "jpeg" in x), "image/jpeg")
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1).shape[1] == 3 * 480 + 4 * 8
+
+
+def test_detections_below_the_reports_score_are_not_drawn(tmp_path):
+    det, gt = errors_case(1)
+    data = data_set(gt)
+    pages = []
+    for name, found in (("all", det), ("high", det.select(det.score >= 0.3))):
+        evaluation = evaluate_detections(name, found, data, metrics=("voc",))
+        write_evaluation(tmp_path / name, evaluation, data, extra={})
+        page = Reader((tmp_path / name / "report.html").read_text())
+        pages.append([a for a in page.addresses if a.startswith("data:image/jpeg")])
+    assert pages[0] == pages[1]
+    assert (det.score < 0.3).any()
