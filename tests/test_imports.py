@@ -36,7 +36,7 @@ MAY_IMPORT = {
     # What the plan is made of: a program's text, and what accelerators can do.
     "hlo": set(),
     "cards": {"config"},
-    **dict.fromkeys(COMMANDS, ROOMS - COMMANDS),
+    **{command: (ROOMS - COMMANDS) | {command} for command in COMMANDS},
 }
 # Commands on data sets: what people run, and no worker process ever imports.
 DATA_COMMANDS = {"__main__", "check", "show", "prepare"}

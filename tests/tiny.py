@@ -46,3 +46,14 @@ def write_config_file(path, config):
         f"def get_config():\n    return from_json({to_json(config)!r})\n"
     )
     return path
+
+
+def lively(variables, factor=25.0):
+    """The variables with class heads that give scores from 0 to 1, as trained ones do."""
+    params = {
+        name: {**layer, "conf": {**layer["conf"], "kernel": factor * layer["conf"]["kernel"]}}
+        if name.startswith("head_")
+        else layer
+        for name, layer in variables["params"].items()
+    }
+    return {**variables, "params": params}

@@ -1,0 +1,52 @@
+"""What the programs are given: the network of the paper, images, objects, predictions."""
+
+import numpy as np
+
+from ssd_jax.config import Config, ModelConfig, TrainConfig
+
+CLASSES = 20
+SIZE = 300
+
+
+def voc_config(cpu_conv: str = "auto", batch_size: int = 4) -> Config:
+    """SSD300 for VOC's twenty classes, every layer trained."""
+    names = tuple(f"class{k}" for k in range(CLASSES))
+    return Config(
+        model=ModelConfig(classes=names, cpu_conv=cpu_conv),
+        train=TrainConfig(batch_size=batch_size),
+    )
+
+
+def images(batch: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
+    """uint8 [B, S, S, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), np.uint8)
+
+
+def objects(
+    batch: int, most: int, *, each: int = 6, classes: int = CLASSES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [B, M, 4] xyxy in [0, 1], labels [B, M] and mask [B, M]; `each` image has so many."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.7, (batch, most, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (batch, most, 2))], axis=2)
+    mask = np.broadcast_to(np.arange(most) < each, (batch, most))
+    boxes = np.where(mask[..., None], boxes, 0).astype(np.float32)
+    labels = np.where(mask, rng.integers(1, classes + 1, (batch, most)), 0).astype(np.int32)
+    return boxes, labels, np.array(mask)
+
+
+def predictions(
+    batch: int, priors: int, classes: int = CLASSES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets [B, P, 4] and logits [B, P, C] such as a trained network gives.
+
+    Background is sure for most priors; of the others some tell a class, in groups of neighbours.
+    """
+    rng = np.random.default_rng(seed)
+    loc = rng.normal(0, 0.7, (batch, priors, 4)).astype(np.float32)
+    conf = rng.normal(0, 1, (batch, priors, classes + 1)).astype(np.float32)
+    conf[..., 0] += 5
+    for b in range(batch):
+        for start in rng.integers(0, priors - 40, 12):
+            conf[b, start : start + 40, rng.integers(1, classes + 1)] += rng.uniform(4, 9, 40)
+    return loc, conf

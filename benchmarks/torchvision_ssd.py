@@ -1,0 +1,88 @@
+"""torchvision's ssd300_vgg16, set up to be timed: the peer that people would use today."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.case import CLASSES, images, objects
+
+Program = Callable[[], Any]
+
+
+def _model() -> Any:
+    import os
+
+    import torch
+    from torchvision.models.detection import ssd300_vgg16
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    return ssd300_vgg16(
+        weights=None, weights_backbone=None, num_classes=CLASSES + 1, trainable_backbone_layers=5
+    )
+
+
+def _as_torch(batch: int) -> list[Any]:
+    import torch
+
+    return [torch.from_numpy(i).permute(2, 0, 1).float() / 255 for i in images(batch)]
+
+
+def train(batch: int) -> Program:
+    """A training step: forward, loss, backward, SGD with momentum and decay."""
+    import torch
+
+    model = _model().train()
+    # The network's initial weights are made for VGG16's; without them the loss leaves the range.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
+    inputs = _as_torch(batch)
+    boxes, labels, mask = objects(batch, 64)
+    targets = [
+        {
+            "boxes": torch.from_numpy(boxes[b][mask[b]] * 300),
+            "labels": torch.from_numpy(labels[b][mask[b]].astype(np.int64)),
+        }
+        for b in range(batch)
+    ]
+
+    def program() -> None:
+        optimizer.zero_grad()
+        loss = sum(model(inputs, targets).values())
+        loss.backward()
+        optimizer.step()
+
+    return program
+
+
+def detect(batch: int) -> Program:
+    """Network, decoding and suppression of a batch."""
+    import torch
+
+    model, inputs = _model().eval(), _as_torch(batch)
+
+    def program() -> Any:
+        with torch.inference_mode():
+            return model(inputs)
+
+    return program
+
+
+def post_process(loc: np.ndarray, conf: np.ndarray) -> Program:
+    """Softmax, decoding and suppression alone, by the rules of our default config."""
+    import torch
+    from torchvision.models.detection.image_list import ImageList
+
+    model = _model().eval()
+    model.score_thresh, model.nms_thresh = 0.01, 0.45
+    outputs = {"bbox_regression": torch.from_numpy(loc), "cls_logits": torch.from_numpy(conf)}
+    sizes = [(300, 300)] * len(loc)
+    maps = [torch.zeros(1, 1, side, side) for side in (38, 19, 10, 5, 3, 1)]
+    batch = ImageList(torch.zeros(len(loc), 3, 300, 300), sizes)
+
+    def program() -> Any:
+        with torch.inference_mode():
+            anchors = model.anchor_generator(batch, maps)
+            return model.postprocess_detections(outputs, anchors, sizes)
+
+    return program

@@ -1,0 +1,155 @@
+"""TensorFlow's forms: a SavedModel with decoding and suppression, and LiteRT's file without.
+
+JAX's own way there, jax2tf, writes a program that TensorFlow 2.21 cannot read from JAX 0.10 (its
+StableHLO is newer), so the layers are built by TensorFlow's operators. LiteRT's own operators have
+no suppression of several classes of any number of images; its file gives the boxes and scores of
+all priors, and the module beside it suppresses in NumPy.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssd_jax.export.layers import walk
+from ssd_jax.export.network import Network
+from ssd_jax.models.conv import Window
+from ssd_jax.models.vgg import L2Norm
+
+
+def write_saved_model(network: Network, path: Path, batch: int | None) -> None:
+    """Write the detection of `batch` images (None: of any number) as a folder."""
+    import tensorflow as tf
+
+    def detect(images: Any) -> dict[str, Any]:
+        return _suppress(network, *_decoded(network, images))
+
+    module = tf.Module()
+    module.detect = tf.function(detect, input_signature=[_input(network, batch)], autograph=False)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.detect})
+
+
+def write_litert(network: Network, path: Path, batch: int) -> None:
+    """Write the boxes [B, P, 4] and scores [B, P, C] of all priors of `batch` images."""
+    import tensorflow as tf
+
+    def predict(images: Any) -> dict[str, Any]:
+        boxes, scores = _decoded(network, images)
+        return {"boxes": boxes, "scores": scores}
+
+    module = tf.Module()
+    module.predict = tf.function(predict, input_signature=[_input(network, batch)], autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.predict.get_concrete_function()], module
+    )
+    path.write_bytes(converter.convert())
+
+
+def _input(network: Network, batch: int | None) -> Any:
+    import tensorflow as tf
+
+    size = network.size
+    return tf.TensorSpec([batch, size, size, 3], tf.uint8, name="images")
+
+
+class _Layers:
+    """The layers by TensorFlow; maps are [B, H, W, C]."""
+
+    def __init__(self, images: Any) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        self._images = images
+
+    def images(self, mean: Sequence[float]) -> Any:
+        """The input as floats, without its mean."""
+        return self._tf.cast(self._images, self._tf.float32) - self._tf.constant(mean)
+
+    def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray, window: Window) -> Any:
+        """A convolution and its bias."""
+        reach = (kernel.shape[0] - 1) * window.dilation
+        if window.stride == 1 and 2 * window.padding == reach:
+            padding: Any = "SAME"
+        else:
+            padding = [[0, 0], *[[window.padding] * 2] * 2, [0, 0]]
+        y = self._tf.nn.conv2d(
+            x, kernel, strides=window.stride, padding=padding, dilations=window.dilation
+        )
+        return y + bias
+
+    def relu(self, x: Any) -> Any:
+        """What is above 0."""
+        return self._tf.nn.relu(x)
+
+    def pool(self, x: Any, size: int, *, ceil: bool) -> Any:
+        """The maximum of 2x2 blocks, or of each cell's 3x3 neighbourhood."""
+        if size == 3:
+            return self._tf.nn.max_pool2d(x, 3, 1, "SAME")
+        return self._tf.nn.max_pool2d(x, 2, 2, "SAME" if ceil else "VALID")
+
+    def l2_norm(self, x: Any, scale: np.ndarray) -> Any:
+        """Channels at each cell to length 1, then times their factors."""
+        squares = self._tf.reduce_sum(x * x, axis=-1, keepdims=True)
+        return x / self._tf.sqrt(squares + L2Norm.epsilon) * scale
+
+    def rows(self, x: Any, values: int) -> Any:
+        """A head's output as [B, p, values]."""
+        _, height, width, channels = x.shape
+        rows = height * width * channels // values
+        # A batch of one stays a number: LiteRT's file is smaller and faster for it.
+        batch = -1 if x.shape[0] is None else x.shape[0]
+        return self._tf.reshape(x, [batch, rows, values])
+
+    def concat(self, parts: Sequence[Any]) -> Any:
+        """Rows of all heads."""
+        return self._tf.concat(parts, axis=1)
+
+
+def _decoded(network: Network, images: Any) -> tuple[Any, Any]:
+    """Boxes [B, P, 4], xyxy as fractions, and scores [B, P, C] of all priors."""
+    import tensorflow as tf
+
+    config = network.config
+    loc, conf = walk(_Layers(images), network)
+    centre, size = network.priors[:, :2], network.priors[:, 2:]
+    by_centre, by_size = config.priors.variances
+    growth = loc[..., 2:] * by_size
+    if config.eval.max_growth:
+        growth = tf.minimum(growth, np.float32(np.log(config.eval.max_growth)))
+    middle = loc[..., :2] * (size * by_centre) + centre
+    half = tf.exp(growth) * (size / 2)
+    boxes = tf.concat([middle - half, middle + half], axis=-1)
+    if config.eval.clip_boxes:
+        boxes = tf.clip_by_value(boxes, 0.0, 1.0)
+    return boxes, tf.nn.softmax(conf, axis=-1)
+
+
+def _suppress(network: Network, boxes: Any, scores: Any) -> dict[str, Any]:
+    """The detections, by the rules of ops/nms.py."""
+    import tensorflow as tf
+
+    config = network.config.eval
+    scores = scores[..., 1:]
+    candidates = min(config.candidates, len(network.priors))
+    by_class = tf.transpose(scores, [0, 2, 1])
+    last = tf.math.top_k(by_class, candidates).values[..., -1]
+    scores = tf.where(scores >= last[:, None, :], scores, 0.0)
+    found = tf.image.combined_non_max_suppression(
+        boxes[:, :, None],
+        scores,
+        max_output_size_per_class=candidates,
+        max_total_size=config.max_detections,
+        iou_threshold=config.nms_iou,
+        score_threshold=config.score_threshold,
+        clip_boxes=False,
+    )
+    count = found.valid_detections
+    there = tf.sequence_mask(count, config.max_detections)
+    labels = tf.cast(found.nmsed_classes, tf.int32) + 1
+    return {
+        "boxes": found.nmsed_boxes,
+        "scores": found.nmsed_scores,
+        "labels": tf.where(there, labels, 0),
+        "count": count,
+    }

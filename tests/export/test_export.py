@@ -1,0 +1,222 @@
+"""Exported files against the network that they were made of, each in its own runtime."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssd_jax.cli import run_main
+from ssd_jax.detector import Detector
+from ssd_jax.export import __main__ as export
+from ssd_jax.export import layers
+from ssd_jax.export.network import Network
+from ssd_jax.models.restore import write_checkpoint
+from ssd_jax.models.ssd import make_model
+from tests.data.folders import write_image
+from tests.tiny import TINY, change, lively
+
+CONFIG = change(
+    TINY, model={"classes": ("a", "b", "ü")}, eval={"candidates": 50, "max_detections": 80}
+)
+FORMS = {
+    "stablehlo": ("flatbuffers",),
+    "onnx": ("onnx", "onnxruntime"),
+    "savedmodel": ("tensorflow",),
+    "tflite": ("tensorflow", "ai_edge_litert"),
+}
+
+
+def checkpoint_of(path, config, seed=0, factor=1.0):
+    model = make_model(config.model, config.priors)
+    size = config.model.image_size
+    image = jnp.zeros((1, size, size, 3), jnp.uint8)
+    variables = jax.jit(model.init)(jax.random.key(seed), image)
+    stats = variables.get("batch_stats", {})
+    # Batch norm that does something.
+    rng = np.random.default_rng(seed)
+    stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32), stats)
+    variables = {**variables, "batch_stats": stats} if stats else variables
+    write_checkpoint(path, config, lively(variables, factor))
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return checkpoint_of(tmp_path_factory.mktemp("export") / "run", CONFIG)
+
+
+@pytest.fixture(params=list(FORMS))
+def form(request):
+    for name in FORMS[request.param]:
+        pytest.importorskip(name)
+    return request.param
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the command; its status and its lines on stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        status = run_main(export.main)
+        out, err = capfd.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+    return call
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def photograph(path, seed=3):
+    """Something of another shape than the network's input, with edges."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (9, 13, 3), np.uint8)
+    write_image(path, cv2.resize(small, (130, 90), interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+@pytest.mark.parametrize("batch", ["free", "2"])
+def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint, run, tmp_path):
+    out = tmp_path / "out" / f"my.{form}"
+    picture = photograph(tmp_path / "p.png")
+    pictures = [picture, photograph(tmp_path / "q.png", 4), picture]
+    arguments = ["--checkpoint", checkpoint, "--to", form, "--out", out, "--batch", batch]
+    status, lines, _ = run(*arguments, "--check", *pictures)
+    assert status == 0
+    assert lines[-2].startswith("checked in its own runtime on 3 images: ")
+    assert int(lines[-2].split(": ")[1].split()[0]) > 20
+    stem = f"my_{form}"
+    assert names(out.parent) == sorted([out.name, f"{stem}.json", f"{stem}.py"])
+    about = json.loads((out.parent / f"{stem}.json").read_text())
+    assert about["classes"] == ["a", "b", "ü"]
+    assert about["input"]["shape"] == [None if batch == "free" else 2, 64, 64, 3]
+    assert about["suppressed"] == (form != "tflite")
+
+    # The module beside it, in a process that can import neither this project nor, but for
+    # StableHLO, JAX.
+    blocked = ["ssd_jax", "flax"] + (["jax"] if form != "stablehlo" else [])
+    code = (
+        f"import sys, json; sys.modules.update(dict.fromkeys({blocked}))\n"
+        f"from {stem} import Model, read_image\n"
+        f"print('found', json.dumps(Model()(read_image({str(picture)!r}), threshold=0.2)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("found "))
+    found = json.loads(line.removeprefix("found "))
+    (ours,) = Detector.from_checkpoint(checkpoint, threshold=0.2)(picture)
+    assert [name for name, _, _ in found] == [ours.names[k] for k in ours.labels]
+    assert len(found) > 5
+    np.testing.assert_allclose([score for _, score, _ in found], ours.scores, atol=1e-3)
+    np.testing.assert_allclose([box for _, _, box in found], ours.boxes, atol=0.5)
+
+
+# StableHLO's is the network's own program.
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "stablehlo"], indirect=True)
+@pytest.mark.parametrize(
+    "change_",
+    [
+        {"model": {"batch_norm": False, "sources": ("conv4_3", "conv7", "conv8_2")}},
+        {"eval": {"clip_boxes": True, "max_growth": 1.5, "nms_iou": 0.2}},
+        {"eval": {"candidates": 100_000, "max_detections": 300}},
+        {"model": {"image_size": 75, "mean": (1.0, 50.0, 200.0)}, "priors": {"clip": True}},
+    ],
+    ids=["extras", "limits", "all candidates", "odd size"],
+)
+def test_every_kind_of_network(form, change_, run, tmp_path):
+    changes = {"eval": {}, "model": {}, "priors": {}} | change_
+    if "sources" in changes["model"]:
+        changes["model"] |= {"extras": ((64, 64, 3, 2, 1), (64, 64, 3, 2, 1))}
+        changes["priors"] = {"sizes": (16, 24, 32, 64), "aspect_ratios": ((2,), (2, 3), (2,))}
+    config = change(CONFIG, **changes)
+    path = checkpoint_of(tmp_path / "run", config, 1, 1.0 if config.model.batch_norm else 8.0)
+    status, lines, err = run("--checkpoint", path, "--to", form, "--out", tmp_path / "f.x")
+    assert status == 0, err
+    assert int(lines[-2].split(": ")[1].split()[0]) > 40
+
+
+def test_a_difference_leaves_nothing(form, checkpoint, run, tmp_path, monkeypatch):
+    if form == "stablehlo":
+        # It is the network's own program; let its weights be others.
+        true = Network.detect
+
+        def detect(self, variables, images):
+            return true(self, jax.tree.map(lambda x: 1.01 * x, variables), images)
+
+        monkeypatch.setattr(Network, "detect", detect)
+    else:
+        monkeypatch.setattr(layers, "_BN_EPSILON", 0.2)
+    out = tmp_path / "f.x"
+    status, lines, err = run("--checkpoint", checkpoint, "--to", form, "--out", out)
+    assert status == 2
+    assert "generated scene 0: the file's detections are not the network's" in err[-1]
+    assert names(tmp_path) == []
+    assert not any("checked" in line for line in lines)
+
+
+def test_wrong_commands(checkpoint, run, tmp_path):
+    pytest.importorskip("flatbuffers")
+    good = {"--checkpoint": checkpoint, "--to": "stablehlo", "--out": tmp_path / "f.x"}
+    (tmp_path / "there").write_text("")
+    (tmp_path / "text.jpg").write_text("no image")
+
+    def says(text, **changes):
+        line = good | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        arguments = [part for name, value in line.items() if value is not None
+                     for part in (name, value)]  # fmt: skip
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert len(err) == 1
+        assert text in err[0]
+
+    says("--checkpoint is missing; e.g. --checkpoint runs/quickstart", checkpoint=None)
+    says("--to is missing", to=None)
+    says("--out is missing", out=None)
+    says("invalid choice: 'coreml'", to="coreml")
+    says("--checkpoint: there is no checkpoint in", checkpoint=tmp_path / "none")
+    says("there exists; name a new file", out=tmp_path / "there")
+    says("--batch is 0; use free or a number from 1 on", batch="0")
+    says("--batch is two; use", batch="two")
+    says("--score-threshold is 1.0; use 0 to 1", score_threshold="1")
+    says("text.jpg is not an image that can be decoded", check=tmp_path / "text.jpg")
+    says("there/f cannot be written: ", out=tmp_path / "there" / "f")
+    assert names(tmp_path) == ["text.jpg", "there"]
+
+
+def test_a_missing_extra_is_named(checkpoint, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    status, _, err = run("--checkpoint", checkpoint, "--to", "onnx", "--out", tmp_path / "f.onnx")
+    assert status == 2
+    assert err == ["export: --to onnx needs onnx; pip install 'ssd_jax[export]'"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [300, 512])
+def test_the_networks_of_the_paper(form, size, run, tmp_path):
+    sys.path.insert(0, "configs")
+    try:
+        module = __import__(f"ssd{size}_voc0712")
+    finally:
+        sys.path.pop(0)
+    config = change(module.get_config(), model={"pretrained": ""})
+    path = tmp_path / "run"
+    model = make_model(config.model, config.priors)
+    image = jnp.zeros((1, size, size, 3), jnp.uint8)
+    write_checkpoint(path, config, lively(jax.jit(model.init)(jax.random.key(0), image), 3.0))
+    status, lines, err = run("--checkpoint", path, "--to", form, "--out", tmp_path / "f.x")
+    assert status == 0, err
+    print(lines[-2])
