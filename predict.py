@@ -42,7 +42,10 @@ _DESCRIPTION = """Detect objects in images and videos.
 
 OUT gets NAME.jpg or NAME.mp4 with the boxes drawn, and detections.json: a list in the form of
 COCO's results, with names of files and classes. The exit status is 1 if an input could not be
-read."""
+read.
+
+With --benchmark nothing is drawn: the detector is timed on the images given, or on generated ones,
+at each of --batch-sizes, and OUT gets benchmark.json."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def main(arguments: Sequence[str]) -> None:
     Raises SystemExit(1) at the end where an input could not be read.
     """
     own = _parse(arguments)
+    if own.benchmark:
+        _benchmark(own)
+        return
     inputs = find_inputs(own.inputs)
     _check_outputs(inputs, own.out)
 
@@ -149,6 +155,39 @@ def main(arguments: Sequence[str]) -> None:
         of = f"{len(results.failed)} of {len(inputs)} inputs could not be read"
         print(f"predict.py: {of}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _benchmark(own: argparse.Namespace) -> None:
+    """Time the detector of the checkpoint, print a table and write benchmark.json."""
+    for name, unset in (("classes", None), ("xml", False)):
+        if getattr(own, name) != unset:
+            raise ConfigError(f"--{name} does not go with --benchmark; leave it out")
+    sizes = own.batch_sizes.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ConfigError(f"--batch-sizes is {own.batch_sizes}; write numbers from 1 on: 1,8,32")
+    inputs = find_inputs(own.inputs)
+    for given in inputs:
+        if given.kind != "image":
+            raise ConfigError(f"{given.name} is no image; --benchmark takes images alone")
+
+    from rich.console import Console
+
+    from ssd_jax.benchmark import benchmark, print_benchmark
+    from ssd_jax.models.restore import find_checkpoint
+    from ssd_jax.visualize import replace_file
+
+    console = Console(highlight=False, soft_wrap=True)
+    figures = benchmark(
+        find_checkpoint(own.checkpoint), [int(size) for size in sizes], [i.name for i in inputs]
+    )
+    print_benchmark(figures, console)
+    try:
+        own.out.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(figures, indent=2) + "\n"
+        replace_file(own.out / "benchmark.json", content.encode())
+    except OSError as error:
+        raise ConfigError(f"--out: {error}") from None
+    console.print(f"benchmark.json is in {own.out}", markup=False)
 
 
 def find_inputs(given: Sequence[str]) -> list[Input]:
@@ -434,10 +473,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--classes", metavar="A,B", help="the only classes to tell; default: all")
     add("--batch-size", type=int, default=8, metavar="N", help="images at once; default: 8")
     add("--xml", action="store_true", help="also write VOC's xml/NAME.xml for each image")
+    add("--benchmark", action="store_true", help="time the detector instead; inputs are images")
+    add("--batch-sizes", default="1,8,32", metavar="N,N", help="to time; default: %(default)s")
     own = parser.parse_args(list(arguments))
     if own.checkpoint is None:
         raise ConfigError("--checkpoint is missing; name a run's folder, e.g. runs/quickstart")
-    if not own.inputs:
+    if not own.inputs and not own.benchmark:
         raise ConfigError("an input is missing; name images, videos or folders")
     if not 0 <= own.score_threshold <= 1:
         raise ConfigError(f"--score-threshold is {own.score_threshold}; use a number from 0 to 1")

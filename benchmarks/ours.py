@@ -72,26 +72,17 @@ def detect(batch: int) -> Program:
     return lambda: jax.device_get(run(variables, inputs))
 
 
-def post_process(loc: np.ndarray, conf: np.ndarray) -> Program:
+def suppress(loc: np.ndarray, conf: np.ndarray) -> Program:
     """Softmax, decoding and suppression alone, of the network's outputs in memory."""
     import jax
 
-    from ssd_jax.evaluation.detect import detect_step
+    from ssd_jax.evaluation.detect import post_process
     from ssd_jax.models.ssd import model_priors
 
     config = voc_config()
-
-    class Outputs:
-        """A network that gives what it is given."""
-
-        def apply(self, variables: Any, given: Any) -> Any:
-            return given
-
     run = jax.jit(
-        lambda loc, conf: detect_step(
-            {},
-            (loc, conf),
-            model=Outputs(),
+        partial(
+            post_process,
             priors=model_priors(config.model, config.priors),
             variances=config.priors.variances,
             config=config.eval,

@@ -12,7 +12,7 @@ COMMANDS = {"export", "plan", "demo"}
 ROOMS = {
     "config",
     *("ops", "models", "data", "training", "evaluation"),
-    *("cli", "runtime", "detector", "visualize", "hlo", "cards"),
+    *("cli", "runtime", "detector", "visualize", "benchmark", "hlo", "cards"),
     *COMMANDS,
 }
 # What a room may import from the project. A room that is not here fails: decide where it stands.
@@ -31,6 +31,10 @@ MAY_IMPORT = {
     "detector": {
         *("config", "ops", "models", "evaluation.detect"),
         *("data.augment", "data.pictures", "visualize"),
+    },
+    "benchmark": {
+        *("config", "ops", "models", "evaluation.detect", "detector", "visualize"),
+        *("data.augment", "data.sources"),
     },
     "visualize": {"config", "ops", "models", "evaluation.detect"},
     # What the plan is made of: a program's text, and what accelerators can do.

@@ -37,7 +37,19 @@ def detect_step(
 
     Every field of the result has the batch in front.
     """
-    loc, conf = cast(tuple[Array, Array], model.apply(variables, images))
+    outputs = cast(tuple[Array, Array], model.apply(variables, images))
+    return post_process(*outputs, priors=priors, variances=variances, config=config)
+
+
+def post_process(
+    loc: Float[Array, "B P 4"],
+    conf: Float[Array, "B P C"],
+    *,
+    priors: Float[np.ndarray, "P 4"],
+    variances: tuple[float, float],
+    config: EvalConfig,
+) -> Detections:
+    """The detections in a network's outputs, box offsets and class logits; see `detect_step`."""
     scores = jax.nn.softmax(conf, axis=-1)
     decode = partial(
         decode_boxes, priors_cxcywh=priors, variances=variances, max_growth=config.max_growth
