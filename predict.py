@@ -142,10 +142,17 @@ def main(arguments: Sequence[str]) -> None:
             disable=not sys.stdout.isatty(),
         ) as progress:
             images = [i for i in inputs if i.kind == "image"]
-            detect_images(detector, images, own.out, wanted, results, progress, xml=own.xml)
-            for video in inputs:
-                if video.kind != "image":
-                    detect_video(detector, video, own.out, wanted, results, progress)
+            try:
+                detect_images(detector, images, own.out, wanted, results, progress, xml=own.xml)
+                for video in inputs:
+                    if video.kind != "image":
+                        detect_video(detector, video, own.out, wanted, results, progress)
+            except KeyboardInterrupt:
+                # Hours of images may be done.
+                replace_file(own.out / "detections.json", _json_lines(results.rows))
+                done = f"detections.json has the {results.images} images and frames done"
+                print(f"predict.py: stopped; {done}", file=sys.stderr)
+                raise
         seconds = time.perf_counter() - compiled
         replace_file(own.out / "detections.json", _json_lines(results.rows))
     except OSError as error:

@@ -227,3 +227,110 @@ def test_xml_counts_whole_pixels_from_one():
     assert [node.findtext("name") for node in root.findall("object")] == ["a", "<b>", "<b>"]
     boxes = [[int(side.text) for side in node] for node in root.iter("bndbox")]
     assert boxes == [[1, 1, 10, 20], [30, 6, 30, 6], [5, 3, 7, 9]]
+
+
+def test_a_file_is_done_once_by_whatever_path(predict, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.png", image(1))
+    (tmp_path / "link.png").symlink_to("a.png")
+    write_image(tmp_path / ".hidden.png", image(2))
+    status, _ = predict("a.png", tmp_path / "a.png", "./a.png", "link.png", tmp_path, "--out", "o")
+    assert status == 0
+    assert files_in(tmp_path / "o") == ["a.jpg", "detections.json"]
+
+
+def first_frame(path):
+    there, frame = cv2.VideoCapture(str(path)).read()
+    assert there
+    return frame.reshape(-1, 3).mean(0)
+
+
+def test_colours_of_a_video(predict, checkpoint, tmp_path, monkeypatch):
+    """The network sees RGB, and the copy has the colours of the film."""
+    red = np.zeros((48, 64, 3), np.uint8)
+    red[..., 2] = 220  # OpenCV's order
+    writer = cv2.VideoWriter(
+        str(tmp_path / "red.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12, (64, 48)
+    )
+    writer.write(red)
+    writer.release()
+    seen = []
+    true = Detector.__call__
+
+    def call(self, images, **kwargs):
+        seen.append(images[0])
+        return true(self, images, **kwargs)
+
+    monkeypatch.setattr(Detector, "__call__", call)
+    status, _ = predict(
+        tmp_path / "red.avi", "--out", tmp_path / "out", "--score-threshold", "0.999"
+    )
+    assert status == 0
+    r, g, b = seen[0].reshape(-1, 3).mean(0)
+    assert r > 200 > 50 > max(g, b)
+    b, g, r = first_frame(tmp_path / "out/red.mp4")
+    assert r > 150 > 60 > max(g, b)
+
+
+def test_what_goes_wrong_in_a_video_leaves_no_part_of_it(predict, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.avi", frames=5)
+    true, calls = Detector.__call__, []
+
+    def call(self, images, **kwargs):
+        calls.append(images)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return true(self, images, **kwargs)
+
+    monkeypatch.setattr(Detector, "__call__", call)
+    status, errors = predict(tmp_path / "clip.avi", "--out", tmp_path / "out", "--batch-size", "2")
+    assert status == 130
+    assert errors == [
+        "predict.py: stopped; detections.json has the 2 images and frames done",
+        "predict.py: interrupted",
+    ]
+    assert files_in(tmp_path / "out") == ["detections.json"]
+    rows = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {row["frame"] for row in rows} == {0, 1}
+
+
+def test_a_video_without_a_frame_is_named(predict, tmp_path, monkeypatch):
+    class Empty:
+        def __init__(self, name):
+            pass
+
+        def isOpened(self):
+            return True
+
+        def get(self, _):
+            return 0
+
+        def read(self):
+            return False, None
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Empty)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    status, errors = predict(tmp_path / "a.mp4", "--out", tmp_path / "out")
+    assert status == 1
+    assert "a.mp4 has no frame that can be decoded" in errors[0]
+    assert files_in(tmp_path / "out") == ["detections.json"]
+
+
+def test_frames_of_another_size_fit_the_first(tmp_path):
+    with predict_main._VideoFile(tmp_path / "v.mp4", 0) as video:
+        video.write(image(1, 64, 48))
+        video.write(image(2, 80, 80))
+    capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    assert [capture.read()[1].shape for _ in range(2)] == [(48, 64, 3)] * 2
+
+
+def test_boxes_in_xml_have_at_least_a_pixel():
+    boxes = np.array([[0, 0, 10.4, 5.6], [10.2, 3, 10.4, 9], [63.8, 47.9, 64, 48]], np.float32)
+    found = Detections(boxes, np.full(3, 0.5, np.float32), np.zeros(3, np.int32), ("a",))
+    root = ElementTree.fromstring(predict_main.voc_xml(found, "x/p.jpg", image(1, 64, 48)))
+    sides = [[int(side.text) for side in box] for box in root.iter("bndbox")]
+    # xmin, ymin, xmax, ymax from 1 on, the last one included.
+    assert sides == [[1, 1, 10, 6], [11, 4, 11, 9], [64, 48, 64, 48]]
