@@ -227,3 +227,16 @@ def test_other_errors(detector, run, tmp_path):
 def test_a_detection_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FOUND.names = ()
+
+
+def test_supervision_takes_and_draws_them():
+    sv = pytest.importorskip("supervision")
+    canvas = np.zeros((120, 160, 3), np.uint8)
+    for found in (FOUND, FOUND.select(np.zeros(2, bool))):
+        given = sv.Detections(**found.to_supervision())
+        assert len(given) == len(found)
+        np.testing.assert_array_equal(given.xyxy, found.boxes)
+        assert list(given.data["class_name"]) == [found.names[k] for k in found.labels]
+        drawn = sv.BoxAnnotator().annotate(canvas.copy(), given)
+        drawn = sv.LabelAnnotator().annotate(drawn, given)
+        assert drawn.any() == (len(found) > 0)

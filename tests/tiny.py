@@ -48,7 +48,7 @@ def write_config_file(path, config):
     return path
 
 
-def lively(variables, factor=25.0):
+def lively(variables, factor):
     """The variables with class heads that give scores from 0 to 1, as trained ones do."""
     params = {
         name: {**layer, "conf": {**layer["conf"], "kernel": factor * layer["conf"]["kernel"]}}

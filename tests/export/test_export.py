@@ -133,7 +133,7 @@ def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint
         {"model": {"batch_norm": False, "sources": ("conv4_3", "conv7", "conv8_2")}},
         {"eval": {"clip_boxes": True, "max_growth": 1.5, "nms_iou": 0.2}},
         {"eval": {"candidates": 100_000, "max_detections": 300}},
-        {"model": {"image_size": 75, "mean": (1.0, 50.0, 200.0)}, "priors": {"clip": True}},
+        {"model": {"image_size": 87, "mean": (1.0, 50.0, 200.0)}, "priors": {"clip": True}},
     ],
     ids=["extras", "limits", "all candidates", "odd size"],
 )

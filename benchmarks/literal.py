@@ -1,0 +1,167 @@
+"""The algorithms of the reference, written plainly: loss in PyTorch, evaluation in NumPy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Program = Callable[[], Any]
+
+
+def match_and_loss(
+    loc: np.ndarray,
+    conf: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    priors: np.ndarray,
+) -> Program:
+    """Matching, hard negatives, loss and gradient of a batch, by ssd.pytorch's steps."""
+    import os
+
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    prior = torch.from_numpy(np.asarray(priors))
+    corners = torch.cat([prior[:, :2] - prior[:, 2:] / 2, prior[:, :2] + prior[:, 2:] / 2], 1)
+    truths = [torch.from_numpy(boxes[b][mask[b]]) for b in range(len(boxes))]
+    classes = [torch.from_numpy(labels[b][mask[b]].astype(np.int64)) for b in range(len(boxes))]
+    loc_data = torch.from_numpy(loc).requires_grad_()
+    conf_data = torch.from_numpy(conf).requires_grad_()
+
+    def overlaps(truth: Any) -> Any:
+        low = torch.max(truth[:, None, :2], corners[None, :, :2])
+        high = torch.min(truth[:, None, 2:], corners[None, :, 2:])
+        inter = (high - low).clamp(min=0).prod(2)
+        area = (truth[:, 2:] - truth[:, :2]).prod(1)[:, None]
+        return inter / (area + (corners[:, 2:] - corners[:, :2]).prod(1)[None] - inter)
+
+    def match(truth: Any, label: Any) -> tuple[Any, Any]:
+        iou = overlaps(truth)
+        best_prior = iou.argmax(1)
+        best_overlap, best_truth = iou.max(0)
+        best_overlap.index_fill_(0, best_prior, 2)
+        for j in range(len(best_prior)):
+            best_truth[best_prior[j]] = j
+        target = label[best_truth]
+        target[best_overlap < 0.5] = 0
+        matched = truth[best_truth]
+        move = ((matched[:, :2] + matched[:, 2:]) / 2 - prior[:, :2]) / (0.1 * prior[:, 2:])
+        growth = torch.log((matched[:, 2:] - matched[:, :2]) / prior[:, 2:]) / 0.2
+        return torch.cat([move, growth], 1), target
+
+    def program() -> None:
+        loc_data.grad = conf_data.grad = None
+        with torch.no_grad():
+            pairs = [match(*each) for each in zip(truths, classes, strict=True)]
+        loc_t = torch.stack([pair[0] for pair in pairs])
+        conf_t = torch.stack([pair[1] for pair in pairs])
+        pos = conf_t > 0
+        loss_l = functional.smooth_l1_loss(loc_data[pos], loc_t[pos], reduction="sum")
+        flat = conf_data.view(-1, conf_data.shape[-1])
+        loss_c = flat.detach().logsumexp(1) - flat.detach().gather(1, conf_t.view(-1, 1))[:, 0]
+        loss_c = loss_c.view(len(loc), -1)
+        loss_c[pos] = 0
+        rank = loss_c.sort(1, descending=True)[1].sort(1)[1]
+        neg = rank < torch.clamp(3 * pos.sum(1, keepdim=True), max=pos.shape[1] - 1)
+        chosen = pos | neg
+        loss = loss_l + functional.cross_entropy(conf_data[chosen], conf_t[chosen], reduction="sum")
+        (loss / pos.sum()).backward()
+
+    return program
+
+
+def match_and_loss_by_loops(
+    loc: np.ndarray,
+    conf: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    priors: np.ndarray,
+) -> Program:
+    """The same loss, without its gradient, an object and a prior at a time."""
+    corners = np.concatenate(
+        [priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1
+    )
+    corner_rows = corners.tolist()
+
+    def image(b: int) -> float:
+        rows = boxes[b][mask[b]].tolist()
+        owner, best = [-1] * len(priors), [0.0] * len(priors)
+        forced = {}
+        for j, (x0, y0, x1, y1) in enumerate(rows):
+            area, top = (x1 - x0) * (y1 - y0), (0.0, 0)
+            for p, (a, c, d, e) in enumerate(corner_rows):
+                width, height = min(x1, d) - max(x0, a), min(y1, e) - max(y0, c)
+                if width <= 0 or height <= 0:
+                    continue
+                inter = width * height
+                iou = inter / (area + (d - a) * (e - c) - inter)
+                if iou > best[p]:
+                    best[p], owner[p] = iou, j
+                top = max(top, (iou, -p))
+            forced[-top[1]] = j
+        total, negatives, positives = 0.0, [], 0
+        for p in range(len(priors)):
+            j = forced.get(p, owner[p] if best[p] >= 0.5 else -1)
+            row = conf[b, p]
+            log_sum = float(np.log(np.sum(np.exp(row - row.max()))) + row.max())
+            if j < 0:
+                negatives.append(log_sum - float(row[0]))
+                continue
+            positives += 1
+            total += log_sum - float(row[labels[b, j]])
+            x0, y0, x1, y1 = rows[j]
+            cx, cy, w, h = priors[p]
+            wanted = (
+                ((x0 + x1) / 2 - cx) / (0.1 * w),
+                ((y0 + y1) / 2 - cy) / (0.1 * h),
+                np.log((x1 - x0) / w) / 0.2,
+                np.log((y1 - y0) / h) / 0.2,
+            )
+            for got, want in zip(loc[b, p], wanted, strict=True):
+                size = abs(float(got) - want)
+                total += 0.5 * size * size if size < 1 else size - 0.5
+        return total + sum(sorted(negatives, reverse=True)[: 3 * positives])
+
+    return lambda: [image(b) for b in range(len(boxes))]
+
+
+def voc_ap(detections: Any, ground_truth: Any, classes: int) -> list[float]:
+    """VOC's area AP of each class as the reference's eval.py finds it: a detection at a time."""
+    aps = []
+    for label in range(1, classes + 1):
+        objects: dict[int, tuple[np.ndarray, np.ndarray, list[bool]]] = {}
+        rows = np.flatnonzero(ground_truth.label == label)
+        for image in np.unique(ground_truth.image[rows]):
+            here = rows[ground_truth.image[rows] == image]
+            known = ground_truth.boxes[here], ground_truth.difficult[here]
+            objects[int(image)] = (*known, [False] * len(here))
+        asked = int(np.sum(~ground_truth.difficult[rows]))
+        det = np.flatnonzero(detections.label == label)
+        det = det[np.argsort(-detections.score[det], kind="stable")]
+        tp, fp = np.zeros(len(det)), np.zeros(len(det))
+        for d, i in enumerate(det):
+            box, best = detections.boxes[i], -np.inf
+            known = objects.get(int(detections.image[i]))
+            if known is not None:
+                boxes, difficult, taken = known
+                low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+                sides = np.maximum(high - low + 1, 0)
+                inter = sides[:, 0] * sides[:, 1]
+                area = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
+                iou = inter / (np.prod(box[2:] - box[:2] + 1) + area - inter)
+                best, j = iou.max(), int(iou.argmax())
+            if best < 0.5:
+                fp[d] = 1
+            elif not difficult[j]:
+                tp[d], fp[d] = not taken[j], taken[j]
+                taken[j] = True
+        tp, fp = tp.cumsum(), fp.cumsum()
+        recall, precision = tp / max(asked, 1), tp / np.maximum(tp + fp, 1e-12)
+        recall = np.concatenate([[0], recall, [1]])
+        precision = np.maximum.accumulate(np.concatenate([[0], precision, [0]])[::-1])[::-1]
+        steps = np.flatnonzero(np.diff(recall))
+        aps.append(float(np.sum((recall[steps + 1] - recall[steps]) * precision[steps + 1])))
+    return aps
