@@ -140,15 +140,15 @@ def print_benchmark(figures: dict[str, Any], console: "Console") -> None:
         f"({figures['platform']}), jax {figures['jax']}; {figures['images']}",
         markup=False,
     )
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     names = ("batch", "ms", "5 to 95 %", "images/s", "pre", "network", "post", "compile s")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for size, of in figures["batches"].items():
         table.add_row(
             size,
-            f"{of['latency_ms']:.1f}",
-            f"{of['latency_ms_p5']:.1f} to {of['latency_ms_p95']:.1f}",
+            _ms(of["latency_ms"]),
+            f"{_ms(of['latency_ms_p5'])} to {_ms(of['latency_ms_p95'])}",
             f"{of['images_per_s']:.1f}",
             *(f"{of['shares'][name]:.0%}" for name in PARTS),
             f"{of['compile_s']:.1f}",
@@ -159,6 +159,10 @@ def print_benchmark(figures: dict[str, Any], console: "Console") -> None:
         f"timed alone. Most memory: {figures['peak_memory_mb']:,.0f} MB",
         markup=False,
     )
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
 
 
 def _prepare(batch: Sequence[Image | str], size: int) -> np.ndarray:

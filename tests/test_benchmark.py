@@ -82,6 +82,8 @@ def test_figures_and_their_table(run, tmp_path):
         assert min(of["parts_ms"].values()) > 0
         assert of["shares"]["network"] > 0.2
         assert of["compile_s"] > 0.05
+    for key in ("latency_ms", "latency_ms_p5", "latency_ms_p95", "compile_s"):
+        figures["batches"]["1"][key] = 12345.6
     console = Console(record=True, width=80, file=io.StringIO())
     module.print_benchmark(figures, console)
     text = console.export_text()
