@@ -126,14 +126,19 @@ def from_rows(rows):
     return Detections(boxes, scores, rows[:, 0].astype(np.int32), CONFIG.model.classes)
 
 
+def coco_row(row):
+    """The same of an entry of COCO's results."""
+    x, y, w, h = row["bbox"]
+    return row["category_id"] - 1, row["score"], x, y, x + w, y + h
+
+
 @pytest.mark.slow
 def test_predict(checkpoint, files, known, tmp_path):
     arguments = ["--checkpoint", checkpoint, "--out", tmp_path, "--score-threshold", THRESHOLD]
     predict_main.main(list(map(str, [*arguments, *files])))
     rows = {str(file): [] for file in files}
     for row in json.loads((tmp_path / "detections.json").read_text()):
-        x, y, w, h = row["bbox"]
-        rows[row["file_name"]].append((row["category_id"] - 1, row["score"], x, y, x + w, y + h))
+        rows[row["file_name"]].append(coco_row(row))
     agree(known, {Path(file): from_rows(found) for file, found in rows.items()})
 
 
@@ -158,13 +163,9 @@ def test_the_page(checkpoint, files, known):
     detector = Detector.from_checkpoint(checkpoint)
     other = {}
     for file in files:
-        _, rows, _ = demo.show(demo.detect(detector, str(file), 20 << 20), THRESHOLD)
-        other[file] = from_rows(
-            [
-                (CONFIG.model.classes.index(name), score, x, y, x + w, y + h)
-                for name, score, x, y, w, h in rows
-            ]
-        )
+        found = demo.detect(detector, file)
+        rows = demo.coco_rows(demo.select(found, THRESHOLD), file.name)
+        other[file] = from_rows([coco_row(row) for row in rows])
     agree(known, other)
 
 

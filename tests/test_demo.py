@@ -1,347 +1,315 @@
-"""The page: what it says of an image, and, in a real browser, what one sees and can do."""
+"""The page's pure parts, and what the command says before it serves; neither needs gradio."""
 
-import contextlib
+import base64
+import html
+import importlib.util
 import json
+import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import predict as predict_main
 from ssd_jax import demo
 from ssd_jax.cli import run_main
 from ssd_jax.config import UserError
-from ssd_jax.detector import Detector, read_image
-from ssd_jax.models.restore import write_checkpoint
-from ssd_jax.models.ssd import make_model
+from ssd_jax.data.pictures import MAX_PIXELS
+from ssd_jax.detector import Detections, Detector, read_image
+from ssd_jax.visualize import draw_boxes, encode_image, label_color
 from tests.data.folders import write_image
+from tests.runs import write_run
 from tests.tiny import TINY, change
 
-CONFIG = change(TINY, model={"classes": ("<b>a</b>", "dog", "ü")})
+CONFIG = change(TINY, model={"classes": ("<b>a</b>", "${1 + 1}", "ü")})
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    run = tmp_path_factory.mktemp("demo") / "myrun"
-    model = make_model(CONFIG.model, CONFIG.priors)
-    write_checkpoint(run, CONFIG, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
-    return run
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("demo") / "first", CONFIG)
 
 
 @pytest.fixture(scope="module")
-def detector(checkpoint):
-    return Detector.from_checkpoint(checkpoint)
+def detector(run):
+    return Detector.from_checkpoint(run)
 
 
-def picture(path, seed=1, size=(90, 130)):
+def image(seed=1, width=130, height=90):
     small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
-    write_image(path, cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC))
-    return path
-
-
-def rows_of(detector, path, threshold):
-    (found,) = detector(path, threshold=threshold)
-    return [
-        [
-            found.names[k],
-            round(float(s), 3),
-            *(round(float(v), 1) for v in (*b[:2], *(b[2:] - b[:2]))),
-        ]
-        for k, s, b in zip(found.labels, found.scores, found.boxes, strict=True)
-    ]
-
-
-def test_a_threshold_selects_what_the_detector_finds_with_it(detector, tmp_path):
-    path = picture(tmp_path / "p.png")
-    found = demo.detect(detector, str(path), 1 << 20)
-    counts = []
-    for threshold in (demo.LOWEST_SCORE, 0.5, 0.7, 1.0):
-        image, rows, line = demo.show(found, threshold)
-        assert rows == rows_of(detector, path, threshold)
-        assert line == f"p.png: 130 x 90 pixels, {len(rows)} found above {threshold:g}"
-        # Enlarged, for the names to be legible.
-        assert max(image.shape) == 640
-        counts.append(len(rows))
-    assert counts[0] > counts[1] > counts[2] > counts[3] == 0
-
-
-def test_an_image_is_turned_upright(detector, tmp_path, monkeypatch):
-    path = picture(tmp_path / "p.png")
-    found = demo.detect(detector, str(path), 1 << 20)
-    np.testing.assert_array_equal(found.image, read_image(path))
-
-
-def test_wrong_files_are_told_without_the_servers_folders(detector, tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    cut = picture(tmp_path / "cut.png")
-    cut.write_bytes(cut.read_bytes()[:-400])
-    (tmp_path / "a.svg").write_text("<svg/>")
-    (tmp_path / "empty.png").write_bytes(b"")
-    large = picture(tmp_path / "large.png", size=(900, 900))
-    for name, text in (
-        ("text.jpg", "text.jpg is not an image"),
-        ("cut.png", "cut.png"),
-        ("a.svg", "a.svg is none of JPEG"),
-        ("empty.png", "empty.png"),
-    ):
-        with pytest.raises(UserError, match=text) as error:
-            demo.detect(detector, str(tmp_path / name), 1 << 20)
-        assert str(tmp_path) not in str(error.value)
-    with pytest.raises(UserError, match=r"large.png is larger than 0 MB; use a smaller file"):
-        demo.detect(detector, str(large), 1000)
-
-
-def failing(*arguments, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", ["demo", *map(str, arguments)])
-    assert run_main(demo.main) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    return line
-
-
-def test_wrong_commands(checkpoint, tmp_path, monkeypatch, capfd):
-    def says(*arguments):
-        return failing(*arguments, monkeypatch=monkeypatch, capfd=capfd)
-
-    assert "--checkpoint is missing" in says()
-    assert "--score-threshold is 0.01; use a number from 0.05 to 1" in says(
-        "--checkpoint", checkpoint, "--score-threshold", "0.01"
-    )
-    assert "--max-upload-mb is 0" in says("--checkpoint", checkpoint, "--max-upload-mb", "0")
-    assert "--port is 99999" in says("--checkpoint", checkpoint, "--port", "99999")
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "the page needs gradio; pip install 'ssd_jax[demo]'" in says("--checkpoint", checkpoint)
-
-
-def test_a_detector_is_loaded_once_and_has_a_name_of_its_own(checkpoint, tmp_path):
-    shutil.copytree(checkpoint, tmp_path / "myrun")
-    names = list(demo._detectors([checkpoint, tmp_path / "myrun"]))
-    assert names == ["myrun, step 0", str(tmp_path / "myrun/checkpoints/0")]
-    calls = []
-    get = demo._once(lambda: calls.append(1) or "detector")
-    assert [get(), get()] == ["detector", "detector"]
-    assert calls == [1]
-
-
-# What follows needs gradio, selenium and Debian's chromium and chromium-driver.
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@contextlib.contextmanager
-def serving(*arguments):
-    """The command, ready, and its address; it is interrupted at the end and must end well."""
-    port = free_port()
-    command = [sys.executable, "-m", "ssd_jax.demo", "--port", str(port), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        yield from _until_interrupted(process, port)
-
-
-def _until_interrupted(process, port):
-    try:
-        lines = iter(process.stdout.readline, "")
-        ready = next((line for line in lines if "the page is at" in line), None)
-        assert ready, process.stderr.read()
-        yield f"http://127.0.0.1:{port}/"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
-
-
-@pytest.fixture(scope="module")
-def page(checkpoint):
-    pytest.importorskip("gradio")
-    with serving("--checkpoint", checkpoint, "--max-upload-mb", "1") as address:
-        yield address
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 @pytest.fixture
-def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if not all(programs.values()):
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        *(f"user-data-dir={tmp_path / 'profile'}", "window-size=1280,1000"),
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    service = webdriver.ChromeService(programs["chromedriver"])
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
+def file(tmp_path):
+    path = tmp_path / "photo <1>.png"
+    write_image(path, image())
+    return path
 
 
-class Page:
-    """The page as its user has it."""
-
-    def __init__(self, driver, address):
-        self.driver = driver
-        driver.get(address)
-        self.wait(lambda: self.all("#upload input[type=file]"))
-
-    def wait(self, holds, seconds=30):
-        end = time.monotonic() + seconds
-        while not (value := holds()):
-            assert time.monotonic() < end, (self.message, self.rows)
-            time.sleep(0.1)
-        return value
-
-    def all(self, selector):
-        return self.driver.find_elements("css selector", selector)
-
-    def upload(self, path):
-        for cross in self.all("#upload button[aria-label*='emove'], #upload button[title*='lear']"):
-            cross.click()
-            self.wait(lambda: self.all("#upload input[type=file]"))
-            break
-        self.all("#upload input[type=file]")[0].send_keys(str(path))
-
-    def set_threshold(self, value):
-        box = self.all("#threshold input[type=number]")[0]
-        self.driver.execute_script(
-            "arguments[0].value = arguments[1];"
-            "for (const kind of ['input', 'change', 'blur'])"
-            "  arguments[0].dispatchEvent(new Event(kind, {bubbles: true}));",
-            box,
-            str(value),
-        )
-
-    @property
-    def message(self):
-        return self.all("#message textarea")[0].get_attribute("value")
-
-    @property
-    def rows(self):
-        script = (
-            "return [...document.querySelectorAll('#table [role=row][data-index]')].map("
-            "r => [...r.querySelectorAll('[role=gridcell]')].map(c => c.innerText.trim()))"
-        )
-        rows = self.driver.execute_script(script)
-        # One that is out of sight has cells without text.
-        return [row for row in rows if all(row) and len(row) == 6]
+def assert_same(a, b):
+    np.testing.assert_array_equal(a.boxes, b.boxes)
+    np.testing.assert_array_equal(a.scores, b.scores)
+    np.testing.assert_array_equal(a.labels, b.labels)
+    assert a.names == b.names
 
 
-def as_text(rows):
-    return [[name, *(f"{value:g}" for value in values)] for name, *values in rows]
-
-
-@pytest.mark.slow
-def test_one_image_in_a_real_browser(page, browser, detector, tmp_path):
-    path = picture(tmp_path / "photo.png")
-    here = Page(browser, page)
-    here.upload(path)
-    few = rows_of(detector, path, 0.5)
-    here.wait(lambda: here.message == f"photo.png: 130 x 90 pixels, {len(few)} found above 0.5")
-    shown = here.wait(lambda: here.rows)
-    # The table draws the rows that are seen.
-    assert len(shown) > 3
-    assert shown == as_text(few)[: len(shown)]
-    drawn = here.wait(lambda: here.all("#drawn img"))[0]
-    script = "return [arguments[0].naturalWidth, arguments[0].naturalHeight]"
-    assert here.driver.execute_script(script, drawn) == [640, 443]
-
-    # Another threshold, no other upload.
-    fewer = rows_of(detector, path, 0.7)
-    assert 0 < len(fewer) < len(few)
-    here.set_threshold(0.7)
-    here.wait(lambda: here.message.endswith(f"{len(fewer)} found above 0.7"))
-    here.wait(lambda: len(here.rows) <= len(fewer))
-    assert here.rows == as_text(fewer)[: len(here.rows)]
-
-    # What cannot be read is told, and the next one is done.
-    (tmp_path / "broken.jpg").write_text("no image")
-    here.upload(tmp_path / "broken.jpg")
-    here.wait(lambda: here.message.startswith("broken.jpg is not an image that can be decoded"))
-    assert here.rows == []
-    other = picture(tmp_path / "other.png", seed=5)
-    here.upload(other)
-    here.wait(lambda: here.message.startswith("other.png: 130 x 90 pixels"))
-    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
-    write_image(tmp_path / "large.png", noise)
-    here.upload(tmp_path / "large.png")
-    here.wait(lambda: "maximum" in browser.find_element("tag name", "body").text.lower())
-
-    asked = set()
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            asked.add(message["params"]["request"]["url"])
-    assert any(url.startswith(page) for url in asked)
-    # Whatever else there is belongs to the browser itself: chrome:, data:.
-    assert not [url for url in asked if url.startswith(("http", "ws")) and page not in url]
-
-
-@pytest.mark.slow
-def test_a_phone_shows_it_without_scrolling_sideways(page, browser):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
+def test_a_threshold_selects_what_the_detector_finds_with_it(detector, file):
+    found = demo.detect(detector, file)
+    counts = []
+    for threshold in (0.01, 0.3, float(found.detections.scores[3]), 0.5, 1):
+        (known,) = detector(file, threshold=threshold)
+        assert_same(demo.select(found, threshold), known)
+        counts.append(len(known))
+    assert counts[0] > counts[1] > counts[-1] == 0
+    some = demo.select(found, 0.3, ["<b>a</b>", "ü"])
+    assert set(some.labels.tolist()) == {0, 2}
+    assert_same(
+        some, demo.select(found, 0.3).select(np.isin(demo.select(found, 0.3).labels, [0, 2]))
     )
-    here = Page(browser, page)
-    here.wait(lambda: here.all("#table"))
-    assert here.driver.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.slow
-def test_the_page_gives_no_file_of_the_server(page, tmp_path):
-    secret = tmp_path / "secret.png"
-    picture(secret)
-    config = json.loads(urllib.request.urlopen(f"{page}config").read())
-    for path in (secret, "/etc/passwd", Path(demo.__file__)):
-        for route in ("gradio_api/file=", "file="):
-            with pytest.raises(urllib.error.HTTPError) as error:
-                urllib.request.urlopen(f"{page}{route}{path}")
-            assert error.value.code in (403, 404)
-    # Nor as an upload that was none.
-    for k, _ in enumerate(config["dependencies"]):
-        body = {
-            "data": [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, "myrun, step 0"],
-            "fn_index": k,
-            "session_hash": "test",
-        }
-        request = urllib.request.Request(
-            f"{page}gradio_api/run/predict",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+def test_the_detections_are_those_of_predict(run, detector, file, tmp_path, monkeypatch):
+    found = demo.detect(detector, file)
+    arguments = ["--checkpoint", str(run), "--out", str(tmp_path / "out"), str(file)]
+    predict_main.main([*arguments, "--score-threshold", "0.4"])
+    known = json.loads((tmp_path / "out/detections.json").read_text())
+    assert len(known) > 3
+    assert demo.coco_rows(demo.select(found, 0.4), str(file)) == known
+
+
+def test_a_photograph_is_upright_as_exif_says(detector, tmp_path):
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06" + bytes(7)
+    data = cv2.imencode(".jpg", image())[1].tobytes()
+    length = (len(tiff) + 8).to_bytes(2, "big")
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(data[:2] + b"\xff\xe1" + length + b"Exif\0\0" + tiff + data[2:])
+    found = demo.detect(detector, path)
+    assert (found.width, found.height) == (90, 130)
+    (known,) = detector(read_image(path), threshold=0.4)
+    assert_same(demo.select(found, 0.4), known)
+
+
+def huge():
+    """A few bytes that claim many pixels."""
+    data = bytearray(cv2.imencode(".png", image())[1].tobytes())
+    side = int(MAX_PIXELS**0.5) + 1
+    data[16:24] = side.to_bytes(4, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("text.jpg", b"no image", "text.jpg is not an image that can be decoded (it is none of"),
+        ("empty.png", b"", "empty.png is not an image"),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg is not an image"),
+        ("moving.gif", b"GIF89a" + bytes(40), "moving.gif is not an image"),
+        ("cut.jpg", cv2.imencode(".jpg", image())[1].tobytes()[:-90], "cut.jpg ends before"),
+        ("broken.png", cv2.imencode(".png", image())[1].tobytes()[:40], "broken.png is not an"),
+        ("huge.png", huge(), "huge.png has 8001x8001 pixels and 64,000,000 is the most"),
+    ],
+)
+def test_files_that_are_no_images(detector, tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        demo.detect(detector, tmp_path / name)
+    told = demo.complain(getattr(error.value, "what", str(error.value)))
+    assert html.escape(message) in told
+    assert str(tmp_path) not in told
+    assert told.count("<p") == 1
+
+
+def test_an_upload_that_is_gone(detector, tmp_path):
+    with pytest.raises(UserError, match=r"gone\.png is no longer on the server; upload it again"):
+        demo.detect(detector, tmp_path / "gone.png")
+
+
+def links(page):
+    """Name and content of what the page gives to download."""
+    found = re.findall(r'href="data:([^;]+);base64,([^"]+)" download="([^"]+)"', page)
+    return {html.unescape(name): (kind, base64.b64decode(data)) for kind, data, name in found}
+
+
+def cells(page):
+    rows = re.findall(r"<tr>(<th><i.*?)</tr>", page)
+    return [
+        [html.unescape(re.sub("<[^>]+>", "", c)) for c in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)]
+        for row in rows
+    ]
+
+
+def test_what_is_shown(detector, file):
+    found = demo.detect(detector, file)
+    page = demo.show(found, 0.4)
+    told = demo.select(found, 0.4)
+    sides = told.boxes[:, 2:] - told.boxes[:, :2]
+    assert cells(page) == [
+        [told.names[label], f"{score:.3f}", *(f"{v:.1f}" for v in (*corners[:2], *side))]
+        for label, score, corners, side in zip(
+            told.labels, told.scores, told.boxes, sides, strict=True
         )
-        with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(request)
+    ]
+    for label in set(told.labels.tolist()):
+        assert "rgb({} {} {})".format(*label_color(label + 1)) in page
+    n = int((told.labels == 0).sum())
+    line = f"photo <1>.png (130 x 90 pixels): {len(told)} detections above 0.40: "
+    assert html.escape(line) in page
+    assert html.escape(f"{n} <b>a</b>") in page
+    assert "<b>" not in page
+
+    kind, data = links(page)["photo <1>-detections.json"]
+    assert kind == "application/json"
+    assert json.loads(data) == demo.coco_rows(told, "photo <1>.png")
+    kind, data = links(page)["photo <1>-detections.jpg"]
+    drawn = draw_boxes(
+        found.picture, told.boxes * 800 / 130, told.labels + 1, told.names, told.scores
+    )
+    assert kind == "image/jpeg"
+    assert drawn.shape == (554, 800, 3)
+    assert data == encode_image(drawn, ".jpg")
 
 
-@pytest.mark.slow
-def test_a_port_that_is_taken(checkpoint):
-    pytest.importorskip("gradio")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        s.listen()
-        command = ["--checkpoint", str(checkpoint), "--port", str(s.getsockname()[1])]
-        done = subprocess.run(
-            [sys.executable, "-m", "ssd_jax.demo", *command],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert done.stderr.startswith("ssd_jax.demo: --port: 127.0.0.1:")
-    assert done.stderr.count("\n") == 1
+def test_nothing_found_and_one(detector, file):
+    found = demo.detect(detector, file)
+    page = demo.show(found, 1.0)
+    assert "0 detections above 1.00<" in page
+    assert "<table" not in page
+    least = np.nextafter(found.detections.scores[0], np.float32(0))
+    assert "1 detection above" in demo.show(found, float(least))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3000, 1), (1, 900), (4000, 3000)])
+def test_odd_sizes(detector, tmp_path, width, height):
+    write_image(tmp_path / "odd.png", image(2, width, height))
+    found = demo.detect(detector, tmp_path / "odd.png")
+    assert max(found.picture.shape) == (800 if max(width, height) < 800 else 1600) or height == 900
+    assert f"({width} x {height} pixels)" in demo.show(found, 0.2)
+
+
+def test_class_names_are_text():
+    one = np.zeros(1, np.int32)
+    told = Detections(np.zeros((1, 4), np.float32), np.ones(1, np.float32), one, ("<script>&",))
+    assert "&lt;script&gt;&amp;" in demo._table(told)
+    assert demo.complain("<img src=x>") == (
+        '<p class="line wrong" role="alert">&lt;img src=x&gt;</p>'
+    )
+
+
+def test_which_checkpoints_there_are(run, tmp_path):
+    runs = tmp_path / "runs"
+    for name, steps in (("a", (1, 2, 10)), ("b", (5,))):
+        for step in steps:
+            shutil.copytree(run / "checkpoints/0", runs / name / "checkpoints" / str(step))
+    (runs / "empty/checkpoints").mkdir(parents=True)
+    (runs / "notes.txt").write_text("")
+    assert list(demo.find_choices([runs])) == ["a, step 10", "b, step 5"]
+    assert list(demo.find_choices([runs / "a/checkpoints/2", runs / "b", runs])) == [
+        *("a, step 2", "b, step 5", "a, step 10")
+    ]
+    shutil.copytree(runs / "b", tmp_path / "b")
+    twice = demo.find_choices([runs / "b", tmp_path / "b"])
+    assert [(name, c.checkpoint) for name, c in twice.items()] == [
+        (f"b, step 5 ({p})", p) for p in (runs / "b/checkpoints/5", tmp_path / "b/checkpoints/5")
+    ]
+    assert twice.popitem()[1].names == CONFIG.model.classes
+
+
+def test_a_detector_is_loaded_once_for_several_users(run, monkeypatch):
+    loaded = []
+
+    def load(path):
+        time.sleep(0.1)  # the others come meanwhile
+        loaded.append(path)
+        return lambda image: None
+
+    monkeypatch.setattr(Detector, "from_checkpoint", load)
+    (choice,) = demo.find_choices([run]).values()
+    with ThreadPoolExecutor(8) as users:
+        detectors = set(users.map(lambda _: choice.detector(), range(8)))
+    assert len(detectors) == len(loaded) == 1
+
+
+def test_old_files_are_removed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    upload = tmp_path / "folder/upload.jpg"
+    upload.write_bytes(b"")
+    demo.remove_old(tmp_path, 60)
+    assert upload.exists()
+    demo.remove_old(tmp_path, -1)
+    assert not upload.exists()
+    assert upload.parent.exists()
+
+
+@pytest.fixture
+def failing(monkeypatch, capfd):
+    """Runs the command and returns its one line of error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["demo", *map(str, arguments)])
+        assert run_main(demo.main) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+@pytest.fixture
+def with_gradio(monkeypatch):
+    """The command, as where gradio is installed: what is tested comes before it is imported."""
+    find = importlib.util.find_spec
+    spec = importlib.util.find_spec("json")
+    monkeypatch.setattr(
+        demo.importlib.util, "find_spec", lambda name: spec if name == "gradio" else find(name)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--checkpoint is missing; name a run's folder"),
+        (["--checkpoint", "x", "--port", "0"], "--port is 0; use 1 to 65535"),
+        (["--checkpoint", "x", "--port", "a"], "--port: invalid int value"),
+        (["--checkpoint", "x", "--max-upload-mb", "0"], "--max-upload-mb is 0; use 1 or more"),
+        (["--checkpoint", "x", "--score-threshold", "0"], "--score-threshold is 0.0; use"),
+        (["--checkpoint", "none"], "there is no checkpoint in none"),
+        (["--share"], "unrecognized arguments: --share"),
+    ],
+)
+@pytest.mark.usefixtures("with_gradio")
+def test_wrong_commands(failing, arguments, message):
+    assert message in failing(*arguments)
+
+
+@pytest.mark.usefixtures("with_gradio")
+def test_a_folder_that_is_no_checkpoint(failing, run, tmp_path):
+    assert f"there is no checkpoint in {tmp_path}" in failing("--checkpoint", run, tmp_path)
+    shutil.copytree(run, tmp_path / "broken")
+    for path in (tmp_path / "broken/checkpoints/0/config").iterdir():
+        path.write_text("{")
+    assert "holds no readable config" in failing("--checkpoint", tmp_path / "broken")
+
+
+@pytest.mark.usefixtures("with_gradio")
+def test_addresses_that_cannot_be_served(failing, run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = failing("--checkpoint", run, "--port", port)
+    assert f"--port: 127.0.0.1:{port} cannot be served: " in message
+    assert f"try --port {port + 1}" in message
+    assert "--host: no.such.host.invalid is no address" in failing(
+        "--checkpoint", run, "--host", "no.such.host.invalid"
+    )
+    assert "192.0.2.1:7860 cannot be served" in failing("--checkpoint", run, "--host", "192.0.2.1")
+
+
+def test_without_gradio(failing, monkeypatch):
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    message = failing("--checkpoint", "x")
+    assert message == "demo: the page needs gradio; pip install 'ssd_jax[demo]'\n"
