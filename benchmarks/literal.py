@@ -16,7 +16,7 @@ def match_and_loss(
     mask: np.ndarray,
     priors: np.ndarray,
 ) -> Program:
-    """Matching, hard negatives, loss and gradient of a batch, by ssd.pytorch's steps."""
+    """Matching, hard negatives, loss and its gradients of a batch, by ssd.pytorch's steps."""
     import os
 
     import torch
@@ -51,7 +51,7 @@ def match_and_loss(
         growth = torch.log((matched[:, 2:] - matched[:, :2]) / prior[:, 2:]) / 0.2
         return torch.cat([move, growth], 1), target
 
-    def program() -> None:
+    def program() -> tuple[np.ndarray, np.ndarray]:
         loc_data.grad = conf_data.grad = None
         with torch.no_grad():
             pairs = [match(*each) for each in zip(truths, classes, strict=True)]
@@ -68,6 +68,7 @@ def match_and_loss(
         chosen = pos | neg
         loss = loss_l + functional.cross_entropy(conf_data[chosen], conf_t[chosen], reduction="sum")
         (loss / pos.sum()).backward()
+        return loc_data.grad.numpy(), conf_data.grad.numpy()
 
     return program
 

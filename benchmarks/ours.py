@@ -57,14 +57,14 @@ def _use_plain_convolutions() -> None:
     conv.conv2d = plain
 
 
-def detect(batch: int) -> Program:
+def detect(batch: int, path: str) -> Program:
     """Network, decoding and suppression of a batch, from images in memory to boxes in memory."""
     import jax
 
     from ssd_jax.evaluation.detect import make_detect
     from ssd_jax.models.ssd import make_model
 
-    config = voc_config()
+    config = voc_config(path)
     model = make_model(config.model, config.priors)
     inputs = images(batch)
     variables = jax.device_put(jax.jit(model.init)(jax.random.key(0), inputs[:1]))
