@@ -192,8 +192,12 @@ class Page:
     def choose(self, box, text):
         """Choose what is called `text` in one of the page's lists."""
         self.find(f"#{box} input")[0].click()
-        options = self.wait(lambda: self.find("ul.options li, ul[role=listbox] li"))
-        next(o for o in options if text in o.text).click()
+        # The list that was open before may still be there for a moment: asked for by its text.
+        script = (
+            "return [...document.querySelectorAll('ul.options li, ul[role=listbox] li')]"
+            ".filter(option => option.innerText.includes(arguments[0]))"
+        )
+        self.wait(lambda: self.run(script, text))[0].click()
 
 
 def photo(path, seed=1, width=130, height=90):
