@@ -6,7 +6,12 @@ import json
 import platform
 from pathlib import Path
 
-BENCHMARKS = ("input_pipeline", "network", "boxes", "evaluation")
+from benchmarks import growth
+
+BENCHMARKS = (
+    *("input_pipeline", "network", "boxes", "evaluation"),
+    *("startup", "checkpoints", "growth"),
+)
 
 
 def main() -> None:
@@ -17,6 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--voc", type=Path, help="photographs in VOC's layout; default: generated scenes as JPEGs"
     )
+    parser.add_argument("--plot", type=Path, help="draw the growth to this file")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program; default: 5")
     options = parser.parse_args()
     figures = {
@@ -29,6 +35,8 @@ def main() -> None:
         given = options.voc if name == "input_pipeline" else options.rounds
         figures[name] = module.run(given)
         print()
+    if options.plot and "growth" in figures:
+        growth.plot(figures["growth"], options.plot)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n")
 

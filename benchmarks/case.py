@@ -1,19 +1,27 @@
 """What the programs are given: the network of the paper, images, objects, predictions."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 
-from ssd_jax.config import Config, ModelConfig, TrainConfig
+from ssd_jax.cli import load_config
+from ssd_jax.config import Config
 
+_CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = 20
 SIZE = 300
 
 
-def voc_config(cpu_conv: str = "auto", batch_size: int = 4) -> Config:
-    """SSD300 for VOC's twenty classes, every layer trained."""
-    names = tuple(f"class{k}" for k in range(CLASSES))
-    return Config(
-        model=ModelConfig(classes=names, cpu_conv=cpu_conv),
-        train=TrainConfig(batch_size=batch_size),
+def voc_config(
+    cpu_conv: str = "auto", batch_size: int = 4, *, classes: int = CLASSES, size: int = SIZE
+) -> Config:
+    """SSD300, or SSD512, for VOC's twenty classes or as many as asked for; all layers trained."""
+    config = load_config(_CONFIGS / f"ssd{size}_voc0712.py")
+    names = tuple(f"class{k}" for k in range(classes))
+    model = dataclasses.replace(config.model, classes=names, cpu_conv=cpu_conv, pretrained="")
+    return dataclasses.replace(
+        config, model=model, train=dataclasses.replace(config.train, batch_size=batch_size)
     )
 
 

@@ -1,23 +1,28 @@
 """The project's own programs, set up to be timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.case import images, objects, voc_config
+from benchmarks.case import SIZE, images, objects, predictions, voc_config
 
 Program = Callable[[], Any]
 
 
-def train(batch: int, path: str) -> Program:
-    """A training step of SSD300; `path`: a value of model.cpu_conv, or plain for XLA's own."""
+def train(batch: int, path: str, cache: str = "") -> Program:
+    """A training step of SSD300; `path`: a value of model.cpu_conv, or plain for XLA's own.
+
+    `cache` is a folder for compiled programs, as a run's train.compile_cache.
+    """
     import jax
 
     from ssd_jax.models.ssd import make_model, model_priors
+    from ssd_jax.runtime import use_compile_cache
     from ssd_jax.training import state, step
 
+    use_compile_cache(cache)
     config = voc_config("direct" if path == "plain" else path, batch)
     if path == "plain":
         _use_plain_convolutions()
@@ -72,14 +77,14 @@ def detect(batch: int, path: str) -> Program:
     return lambda: jax.device_get(run(variables, inputs))
 
 
-def suppress(loc: np.ndarray, conf: np.ndarray) -> Program:
+def suppress(loc: np.ndarray, conf: np.ndarray, size: int = SIZE) -> Program:
     """Softmax, decoding and suppression alone, of the network's outputs in memory."""
     import jax
 
     from ssd_jax.evaluation.detect import post_process
     from ssd_jax.models.ssd import model_priors
 
-    config = voc_config()
+    config = voc_config(size=size)
     run = jax.jit(
         partial(
             post_process,
@@ -97,6 +102,7 @@ def match_and_loss(
     boxes: np.ndarray,
     labels: np.ndarray,
     mask: np.ndarray,
+    size: int = SIZE,
 ) -> Program:
     """Matching, hard negatives, loss and the gradient for the network's outputs, of a batch."""
     import jax
@@ -105,7 +111,7 @@ def match_and_loss(
     from ssd_jax.models.ssd import model_priors
     from ssd_jax.training.step import image_losses, image_targets
 
-    config = voc_config()
+    config = voc_config(size=size)
     priors = model_priors(config.model, config.priors)
 
     def loss(outputs: Any, batch: Any) -> Any:
@@ -119,6 +125,41 @@ def match_and_loss(
     outputs = jax.device_put((loc, conf))
     batch = {"boxes": boxes, "labels": labels, "mask": mask}
     return lambda: jax.block_until_ready(run(outputs, batch))
+
+
+def learn(case: Mapping[str, int], places: int = 64) -> Program:
+    """`match_and_loss` of made-up outputs; `case` has batch, objects, classes, size."""
+    outputs = predictions(case["batch"], _priors(case), case["classes"])
+    given = objects(case["batch"], places, each=case["objects"], classes=case["classes"])
+    return match_and_loss(*outputs, *given, size=case["size"])
+
+
+def find(case: Mapping[str, int]) -> Program:
+    """`suppress` of made-up outputs; `case` has batch, classes, size."""
+    outputs = predictions(case["batch"], _priors(case), case["classes"])
+    return suppress(*outputs, size=case["size"])
+
+
+def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
+    """Bytes of temporaries that the matching of a batch takes; `case` as in `learn`."""
+    import jax
+
+    from ssd_jax.models.ssd import model_priors
+    from ssd_jax.training.step import image_targets
+
+    config = voc_config(size=case["size"])
+    priors = model_priors(config.model, config.priors)
+    boxes, labels, mask = objects(case["batch"], places, each=case["objects"])
+    match = jax.jit(lambda b: image_targets(b, priors, config.priors.variances, config.train))
+    program = match.lower({"boxes": boxes, "labels": labels, "mask": mask}).compile()
+    return int(program.memory_analysis().temp_size_in_bytes)
+
+
+def _priors(case: Mapping[str, int]) -> int:
+    from ssd_jax.models.ssd import model_priors
+
+    config = voc_config(size=case["size"])
+    return len(model_priors(config.model, config.priors))
 
 
 def matrix_product(side: int = 3000) -> Program:

@@ -7,6 +7,17 @@ from rich.console import Console
 from rich.table import Table
 
 
+def print_figures(title: str, found: Mapping[str, Mapping[str, float]]) -> None:
+    """Print figures by row and column; all rows have the first one's columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    columns = list(next(iter(found.values())))
+    for name in ("", *columns):
+        table.add_column(name, justify="right" if name else "left")
+    for row, of in found.items():
+        table.add_row(row, *(f"{of[column]:,.3g}" for column in columns))
+    Console(width=110).print(table)
+
+
 def print_race(title: str, found: Mapping[str, Mapping[str, float]], *, base: str) -> None:
     """Print the times of programs, and how many times as fast as `base` each is."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.ops.boxes import cxcywh_to_xyxy, encode_boxes, pairwise_iou
-from ssd_jax.ops.matching import make_targets, match_priors
+from ssd_jax.ops.matching import make_targets, match_boxes, match_priors
 
 RULES = ("bipartite", "per_object")
 VARIANCES = (0.1, 0.2)
@@ -69,6 +69,33 @@ def test_matches_equal_a_slow_loop(rule, levels):
         valid = rng.random(7) < 0.7
         expected = slow_matches(iou, valid, 0.6, rule)
         np.testing.assert_array_equal(matches_of(iou, valid, 0.6, rule), expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("priors", [5, 40], ids=["more objects than priors", "more priors"])
+def test_matching_in_turn_equals_matching_at_once(rule, priors):
+    def of_both(boxes, corners, valid):
+        iou = pairwise_iou(boxes, corners)
+        at_once = match_priors(iou, valid, threshold=0.5, rule=rule)
+        return iou, at_once, match_boxes(boxes, corners, valid, threshold=0.5, rule=rule)
+
+    # Few places for the corners: many boxes are equal, or tie, or have no area.
+    rng = np.random.default_rng(priors)
+    corners = np.sort(rng.integers(0, 5, (60, 2, priors, 2)), axis=1) / np.float32(4)
+    corners = np.concatenate([corners[:, 0], corners[:, 1]], axis=-1)
+    boxes = np.sort(rng.integers(0, 5, (60, 2, 12, 2)), axis=1) / np.float32(4)
+    boxes = np.concatenate([boxes[:, 0], boxes[:, 1]], axis=-1)
+    valid = rng.random((60, 12)) < rng.random((60, 1))
+    iou, *results = jax.jit(jax.vmap(of_both))(boxes, corners, valid)
+    secured_second_best = 0
+    for k in range(60):
+        expected = slow_matches(np.asarray(iou[k]), valid[k], 0.5, rule)
+        for index, positive in results:
+            got = np.where(positive[k], index[k], -1)
+            np.testing.assert_array_equal(got, expected)
+        best = np.argmax(iou[k], axis=1)
+        secured_second_best += sum(expected[best[i]] != i for i in np.flatnonzero(valid[k]))
+    assert secured_second_best > 60
 
 
 @pytest.mark.parametrize("k", range(6))
