@@ -7,22 +7,26 @@ chooses when the program is lowered, so that a program compiled ahead of time fo
 is not touched by it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
 CpuConv = Literal["auto", "direct", "winograd"]
 
-# Below this the transforms cost more than they save: at a quarter of VGG16's width the direct path
-# was faster, at the full width Winograd's.
-WINOGRAD_MIN_CHANNELS = 64
+# With fewer channels Winograd's transforms cost more than they save.
+WINOGRAD_MIN_CHANNELS = 128
+
+# Rows or columns from which a map is worked on an image, or a strip, at a time: what comes of it
+# then stays in the cache, and no memory for the whole batch is asked of the system.
+_LARGE_MAP = 30
+_STRIP_ROWS = 10
 
 
 class Window(NamedTuple):
@@ -82,7 +86,7 @@ def _conv_backward(
 
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-            return jax.vjp(partial(_winograd, padding=window.padding), x, kernel)[1](grad)
+            return _winograd_gradients(x, kernel, grad, padding=window.padding)
         to_input = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1]
         return to_input(grad)[0], _weight_gradient(x, grad, kernel.shape[0], window)
 
@@ -114,59 +118,122 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     p, s, d = window.padding, window.stride, window.dilation
     x = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
     rows, columns = grad.shape[1:3]
-    grad = grad.reshape(-1, grad.shape[-1])
 
-    def tap(i: int, j: int) -> Array:
+    def seen(x: Array, i: int, j: int, rows: int) -> Array:
+        """The cells that tap (i, j) sees from so many rows of the output."""
         below, right = i * d + s * (rows - 1) + 1, j * d + s * (columns - 1) + 1
-        seen = x[:, i * d : below : s, j * d : right : s]
-        return seen.reshape(-1, x.shape[-1]).T @ grad
+        return x[:, i * d : below : s, j * d : right : s].reshape(-1, x.shape[-1])
 
-    return jnp.stack([jnp.stack([tap(i, j) for j in range(size)]) for i in range(size)])
+    taps = [(i, j) for i in range(size) for j in range(size)]
+    shape = (size, size, x.shape[-1], grad.shape[-1])
+    if rows < _LARGE_MAP:
+        flat = grad.reshape(-1, grad.shape[-1])
+        return jnp.stack([seen(x, i, j, rows).T @ flat for i, j in taps]).reshape(shape)
+
+    strips = -(-rows // _STRIP_ROWS)
+    missing = strips * _STRIP_ROWS - rows
+    grad = jnp.pad(grad, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, missing * s), (0, 0), (0, 0)))
+    reach = s * (_STRIP_ROWS - 1) + (size - 1) * d + 1
+
+    def add_strip(k: Array, total: Array) -> Array:
+        """All taps in one product, of the cells that they see side by side."""
+        image, row = k // strips, k % strips * _STRIP_ROWS
+        part = lax.dynamic_slice(x, (image, row * s, 0, 0), (1, reach, *x.shape[2:]))
+        own = lax.dynamic_slice(grad, (image, row, 0, 0), (1, _STRIP_ROWS, *grad.shape[2:]))
+        cells = jnp.concatenate([seen(part, i, j, _STRIP_ROWS) for i, j in taps], axis=-1)
+        return total + lax.optimization_barrier(cells).T @ own.reshape(-1, own.shape[-1])
+
+    zeros = jnp.zeros((math.prod(shape[:3]), shape[3]), grad.dtype) + _zero(grad)
+    return lax.fori_loop(0, len(x) * strips, add_strip, zeros).reshape(shape)
+
+
+def _zero(x: Array) -> Array:
+    """0, made from `x`: shard_map wants a loop's state to vary over the devices as its input."""
+    return jnp.where(x.ravel()[0] > 0, 0, 0).astype(x.dtype)
 
 
 # Winograd F(2x2, 3x3), Lavin and Gray 2016, section 4.1: each 2x2 tile of the output takes 16
 # products instead of 36.
-_KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+Square = list[list[Array]]
 
 
 def _winograd(x: Array, kernel: Array, *, padding: int) -> Array:
     rows, columns = (size + 2 * padding - 2 for size in x.shape[1:3])
-    tall, wide = -(-rows // 2), -(-columns // 2)
     # Without the barriers XLA fuses the ReLU or pool before and after into the transforms and
     # computes it again for each of the 16 products.
-    x = lax.optimization_barrier(x)
-    # Tiles overlap by two cells; the last one may reach past the map.
-    x = jnp.pad(
-        x,
-        (
-            (0, 0),
-            (padding, 2 * tall + 2 - x.shape[1] - padding),
-            (padding, 2 * wide + 2 - x.shape[2] - padding),
-            (0, 0),
-        ),
-    )
-    u = jnp.einsum("ai,bj,ijco->abco", _KERNEL_TRANSFORM, _KERNEL_TRANSFORM, kernel)
-    # The transforms are float32, and all paths give the type of what comes in.
-    u = u.astype(x.dtype)
+    x = _whole_tiles(lax.optimization_barrier(x), padding=padding)
+    u = _transform_kernel(kernel)
+    if rows < _LARGE_MAP:
+        y = _winograd_tiles(x, u)
+    else:
+        y = lax.map(lambda image: _winograd_tiles(image[None], u)[0], x)
+    return lax.optimization_barrier(y[:, :rows, :columns])
+
+
+def _winograd_gradients(
+    x: Array, kernel: Array, grad: Array, *, padding: int
+) -> tuple[Array, Array]:
+    """The gradients of `_winograd` for both arguments."""
+    tiles, to_x = jax.vjp(partial(_whole_tiles, padding=padding), lax.optimization_barrier(x))
+    u, to_kernel = jax.vjp(_transform_kernel, kernel)
+    missing = [
+        size - 2 - cells for size, cells in zip(tiles.shape[1:3], grad.shape[1:3], strict=True)
+    ]
+    grad = jnp.pad(lax.optimization_barrier(grad), ((0, 0), *((0, n) for n in missing), (0, 0)))
+
+    def gradients(tiles: Array, grad: Array) -> tuple[Array, Square]:
+        return jax.vjp(_winograd_tiles, tiles, u)[1](grad)
+
+    if grad.shape[1] < _LARGE_MAP:
+        d_tiles, d_u = gradients(tiles, grad)
+    else:
+
+        def add_image(total: Square, image: tuple[Array, Array]) -> tuple[Square, Array]:
+            d_tiles, d_u = gradients(*(part[None] for part in image))
+            return jax.tree.map(jnp.add, total, d_u), d_tiles[0]
+
+        zeros = jax.tree.map(lambda a: jnp.zeros_like(a) + _zero(grad), u)
+        d_u, d_tiles = lax.scan(add_image, zeros, (tiles, grad))
+    return to_x(d_tiles)[0], to_kernel(d_u)[0]
+
+
+def _whole_tiles(x: Array, *, padding: int) -> Array:
+    """`x` padded to tiles of 4x4 cells that overlap by two; the last may reach past the map."""
+    sides = [(padding, size % 2 + padding) for size in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *sides, (0, 0)))
+
+
+def _winograd_tiles(x: Array, u: Square) -> Array:
+    """The convolution of whole tiles with a transformed kernel, without padding."""
+    tall, wide = (size // 2 - 1 for size in x.shape[1:3])
 
     def cells(i: int, j: int) -> Array:
         return x[:, i : i + 2 * tall - 1 : 2, j : j + 2 * wide - 1 : 2]
 
-    # Each transform is applied along the columns first and then along the rows: v[b][a].
+    # Each transform is applied along the columns first and then along the rows: u[b][a].
     v = _twice(_input_transform, [[cells(i, j) for j in range(4)] for i in range(4)])
-    m = [[v[b][a].reshape(-1, x.shape[-1]) @ u[a, b] for a in range(4)] for b in range(4)]
-    shape = (x.shape[0], tall, wide, kernel.shape[-1])
+    m = [[v[b][a].reshape(-1, x.shape[-1]) @ u[b][a] for a in range(4)] for b in range(4)]
+    shape = (len(x), tall, wide, u[0][0].shape[-1])
     tiles = [[cell.reshape(shape) for cell in row] for row in _twice(_output_transform, m)]
     # tiles[p][q] holds the cells at row p, column q of every 2x2 tile.
     y = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
-    y = y.reshape(x.shape[0], 2 * tall, 2 * wide, kernel.shape[-1])
-    return lax.optimization_barrier(y[:, :rows, :columns])
+    return y.reshape(len(x), 2 * tall, 2 * wide, shape[-1])
 
 
-def _twice(transform: Callable[[Sequence[Array]], list[Array]], d: list[list[Array]]) -> list:
+def _transform_kernel(kernel: Array) -> Square:
+    return _twice(_kernel_transform, [[kernel[i, j] for j in range(3)] for i in range(3)])
+
+
+def _twice(transform: Callable[[Sequence[Array]], list[Array]], d: Square) -> Square:
     """`transform` along the second axis of a square of arrays and then along the first."""
     across = [transform(row) for row in d]
     return [transform(column) for column in zip(*across, strict=True)]
+
+
+def _kernel_transform(g: Sequence[Array]) -> list[Array]:
+    ends, middle = (g[0] + g[2]) / 2, g[1] / 2
+    return [g[0], ends + middle, ends - middle, g[2]]
 
 
 def _input_transform(d: Sequence[Array]) -> list[Array]:

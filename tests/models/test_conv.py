@@ -22,6 +22,12 @@ LAYERS = [
     (3, 8, 16, 3, Window()),
     (1, 8, 24, 3, Window(1, 1)),
     (2, 8, 16, 4, Window(1, 1)),
+    # Large maps go an image, or a strip of rows, at a time.
+    (31, 3, 8, 3, Window(1, 1)),
+    (30, 16, 8, 1, Window()),
+    (45, 8, 16, 3, Window(2, 6, 6)),
+    (37, 128, 130, 3, Window(1, 1)),
+    (36, 128, 128, 3, Window(1)),
 ]
 
 
