@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import case, contenders, evaluation, literal, ours
+from benchmarks import case, checkpoints, contenders, evaluation, growth, literal, ours
 from ssd_jax.evaluation.coco import evaluate_coco
 from ssd_jax.evaluation.voc import evaluate_voc
 from ssd_jax.models.ssd import model_priors
@@ -75,6 +75,27 @@ def test_a_race_tells_the_times_of_each():
         assert of["s_min"] <= of["s"] <= of["s_max"]
         assert of["peak_mb"] > 5
         assert of["first_s"] > 0
+
+
+def test_matching_takes_no_more_memory_than_places_times_priors():
+    many = {"batch": 4, "objects": 6, "classes": 20, "size": 300}
+    assert 0 < ours.matching_memory(many, 64) <= 4 * 64 * 8732 * 4
+
+
+def test_growth_is_drawn(tmp_path):
+    of = {"training, ms": 2.0, "detection, ms": 1.0}
+    growth.plot({"batch": {"1": of, "2": of}, "classes": {"20": of, "80": of}}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.slow
+def test_growth_and_checkpoints_are_measured():
+    found = growth.run(1, {"batch": (1,), "size": (512,)})
+    assert set(found) == {"batch", "priors"}
+    assert found["priors"]["24564"]["detection, ms"] > 0
+    times = checkpoints.run(1)
+    assert times["save, blocking"]["ms"] > 0
+    assert times["size_mb"] == pytest.approx(2 * 4 * 26.285486, rel=0.01)
 
 
 def test_our_own_post_processing_finds_something():

@@ -242,20 +242,21 @@ def evaluate_voc(
             pixels=pixels,
         )
         num_objects = int(np.sum(~difficult))
-        recall, precision = curve(matches.true_positive[~matches.ignored], num_objects)
+        all_points = matches.true_positive[~matches.ignored]
+        recall, precision = curve(all_points, num_objects)
+        own_areas = det_areas[det]
         by_size = []
         for least, most in SIZES.values():
             others = difficult | (areas[gt] < least) | (areas[gt] > most)
             sized = _match(matches.iou, matches.object, others, iou_threshold)
-            outside = (det_areas[det] < least) | (det_areas[det] > most)
+            outside = (own_areas < least) | (own_areas > most)
             counted = sized.true_positive | (sized.false_positive & ~outside)
-            count = int(np.sum(~others))
-            points = curve(sized.true_positive[counted], count)
-            by_size.append(_ap_of(points, count, metric))
+            ap = _ap_of(sized.true_positive[counted], int(np.sum(~others)), metric)
+            by_size.append(ap)
         results.append(
             ClassResult(
                 name=name,
-                ap=_ap_of((recall, precision), num_objects, metric),
+                ap=_ap_of(all_points, num_objects, metric),
                 num_objects=num_objects,
                 num_detections=len(det),
                 recall=recall,
@@ -276,9 +277,12 @@ def curve(true_positive: Array, num_objects: int) -> tuple[Array, Array]:
     return found / (num_objects or np.nan), found / np.arange(1, len(found) + 1)
 
 
-def _ap_of(points: tuple[Array, Array], num_objects: int, metric: Metric) -> float:
-    """The average precision of a curve; nan without objects."""
-    ap = average_precision(*points, metric=metric)
+def _ap_of(true_positive: Array, num_objects: int, metric: Metric) -> float:
+    """The average precision of detections [n] by falling score; nan without objects."""
+    # Between true positives the precision only falls, so their points alone give the same.
+    rank = np.flatnonzero(true_positive) + 1
+    found = np.arange(1, len(rank) + 1)
+    ap = average_precision(found / (num_objects or np.nan), found / rank, metric=metric)
     return ap if num_objects else float("nan")
 
 
@@ -315,8 +319,11 @@ def pairs(image: Array, gt_image: Array) -> tuple[Array, Array]:
     One detection's pairs follow each other, its objects by their rows.
     """
     order = np.argsort(gt_image, kind="stable")
-    first = np.searchsorted(gt_image[order], image, side="left")
-    count = np.searchsorted(gt_image[order], image, side="right") - first
+    known, firsts, counts = np.unique(gt_image[order], return_index=True, return_counts=True)
+    if len(known) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    place = np.minimum(np.searchsorted(known, image), len(known) - 1)
+    first, count = firsts[place], np.where(known[place] == image, counts[place], 0)
     start = np.cumsum(count) - count
     place = np.arange(count.sum()) + np.repeat(first - start, count)
     return np.repeat(np.arange(len(image)), count), order[place]
@@ -344,8 +351,9 @@ def _rows_of_classes(label: Array, num_classes: int, what: str) -> list[Array]:
             f"{what} have label {label[outside][0]} and there are {num_classes} classes; "
             f"use 1 to {num_classes}, 0 is background"
         )
-    order = np.argsort(label, kind="stable")
-    ends = np.searchsorted(label[order], np.arange(1, num_classes + 1), side="right")
+    # Of 16 bits NumPy sorts in two passes, not by comparing.
+    order = np.argsort(label.astype(np.min_scalar_type(num_classes)), kind="stable")
+    ends = np.cumsum(np.bincount(label, minlength=num_classes + 1)[1:])
     return np.split(order, ends)[:num_classes]
 
 

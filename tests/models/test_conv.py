@@ -1,12 +1,16 @@
 """The CPU's fast convolutions equal the plain one, in value and gradient, at every layer shape."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from benchmarks import case
 from ssd_jax.models.conv import Window, conv2d, max_pool_2x2, max_pool_3x3
+from ssd_jax.models.ssd import make_model
 
 # (cells, channels in, channels out, kernel, window): the kinds of layer that SSD has, with fewer
 # channels; odd sizes make Winograd's tiles reach past the map.
@@ -66,6 +70,42 @@ def test_equals_the_plain_convolution(layer, cpu_conv):
     for a, b in zip(ours, known, strict=True):
         assert a.shape == b.shape
         assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [300, 512])
+def test_every_layer_of_the_network_equals_the_plain_convolution(size, monkeypatch):
+    config = case.voc_config(size=size)
+    layers = set()
+
+    def record(x, kernel, window, cpu_conv):
+        assert cpu_conv == "auto"
+        layers.add((x.shape[1:], kernel.shape, window))
+        return plain(x, kernel, window)
+
+    monkeypatch.setattr("ssd_jax.models.conv.conv2d", record)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
+    jax.eval_shape(make_model(config.model, config.priors).init, jax.random.key(0), image)
+    assert len(layers) > 20
+    keys = jax.random.split(jax.random.key(size), 3)
+    for shape, kernel_shape, window in layers:
+        x = jax.random.normal(keys[0], (1, *shape))
+        kernel = jax.random.normal(keys[1], kernel_shape)
+        side = window.output_size(shape[0], kernel_shape[0])
+        grad = jax.random.normal(keys[2], (1, side, side, kernel_shape[3]))
+        results = [
+            jax.jit(
+                lambda x, k, g, f=f, w=window: (
+                    f(x, k, w),
+                    *jax.vjp(partial(f, window=w), x, k)[1](g),
+                )
+            )(x, kernel, grad)
+            for f in (conv2d, plain)
+        ]
+        for ours, known in zip(*results, strict=True):
+            # XLA's sum over the cells of a large map is the less exact of the two.
+            error = float(jnp.abs(ours - known).max()) / float(jnp.abs(known).max())
+            assert error < 1e-4, (shape, kernel_shape, window)
 
 
 def test_against_a_double_loop():
