@@ -114,7 +114,10 @@ def _uses_winograd(
 
 
 def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
-    """The gradient for the kernel: one matrix product for each of its size x size taps."""
+    """The gradient for the kernel: a matrix product for each of its size x size taps.
+
+    Of a large map, one for each strip of rows and all taps; their sums are float32.
+    """
     p, s, d = window.padding, window.stride, window.dilation
     x = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
     rows, columns = grad.shape[1:3]
@@ -142,15 +145,17 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
         part = lax.dynamic_slice(x, (image, row * s, 0, 0), (1, reach, *x.shape[2:]))
         own = lax.dynamic_slice(grad, (image, row, 0, 0), (1, _STRIP_ROWS, *grad.shape[2:]))
         cells = jnp.concatenate([seen(part, i, j, _STRIP_ROWS) for i, j in taps], axis=-1)
-        return total + lax.optimization_barrier(cells).T @ own.reshape(-1, own.shape[-1])
+        cells, own = lax.optimization_barrier(cells), own.reshape(-1, own.shape[-1])
+        return total + jnp.matmul(cells.T, own, preferred_element_type=jnp.float32)
 
-    zeros = jnp.zeros((math.prod(shape[:3]), shape[3]), grad.dtype) + _zero(grad)
-    return lax.fori_loop(0, len(x) * strips, add_strip, zeros).reshape(shape)
+    zeros = jnp.zeros((math.prod(shape[:3]), shape[3]), jnp.float32) + _zero(grad)
+    total = lax.fori_loop(0, len(x) * strips, add_strip, zeros)
+    return total.astype(grad.dtype).reshape(shape)
 
 
 def _zero(x: Array) -> Array:
     """0, made from `x`: shard_map wants a loop's state to vary over the devices as its input."""
-    return jnp.where(x.ravel()[0] > 0, 0, 0).astype(x.dtype)
+    return jnp.where(x.ravel()[0] > 0, 0.0, 0.0)
 
 
 # Winograd F(2x2, 3x3), Lavin and Gray 2016, section 4.1: each 2x2 tile of the output takes 16
@@ -193,8 +198,9 @@ def _winograd_gradients(
             d_tiles, d_u = gradients(*(part[None] for part in image))
             return jax.tree.map(jnp.add, total, d_u), d_tiles[0]
 
-        zeros = jax.tree.map(lambda a: jnp.zeros_like(a) + _zero(grad), u)
-        d_u, d_tiles = lax.scan(add_image, zeros, (tiles, grad))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32) + _zero(grad), u)
+        total, d_tiles = lax.scan(add_image, zeros, (tiles, grad))
+        d_u = jax.tree.map(lambda a: a.astype(grad.dtype), total)
     return to_x(d_tiles)[0], to_kernel(d_u)[0]
 
 
