@@ -166,8 +166,9 @@ def test_state_is_donated():
 def test_five_steps_follow_the_reference(golden, cpu_conv):
     """By either of the paths that auto chooses from for each layer.
 
-    auto as a whole rounds otherwise: the norm of its first gradient is 2e-4 off, 6e-5 by either
-    path, and its losses leave the reference's from the fourth step on, by 3e-3.
+    Each layer's results are as exact by Winograd as directly (4e-7 in both, against float64), but
+    rounded otherwise, and from the fourth step on the losses leave the reference's by 4e-3; those
+    of auto, which mixes the two, by 3e-3.
     """
     known = np.load(golden / "trajectory.npz")
     loss = np.load(golden / "multibox_loss.npz")
@@ -193,9 +194,13 @@ def test_five_steps_follow_the_reference(golden, cpu_conv):
         state, metrics = step(state, shard_batch(batch, 1))
         losses.append([float(metrics[n]) for n in ("loss_loc", "loss_conf", "grad_norm")])
     losses = np.array(losses)
-    np.testing.assert_allclose(losses[:, :2], known["losses"][:, :2], rtol=2e-3)
+    np.testing.assert_allclose(losses[:3, :2], known["losses"][:3, :2], rtol=5e-4)
+    later = 2e-3 if cpu_conv == "direct" else 5e-3
+    np.testing.assert_allclose(losses[3:, :2], known["losses"][3:, :2], rtol=later)
     # The steps are long, and the gradient's norm grows the rounding the fastest.
-    np.testing.assert_allclose(losses[:, 2], known["losses"][:, 2], rtol=1e-2)
+    np.testing.assert_allclose(losses[:2, 2], known["losses"][:2, 2], rtol=2e-3)
+    later = 1e-2 if cpu_conv == "direct" else 4e-2
+    np.testing.assert_allclose(losses[2:, 2], known["losses"][2:, 2], rtol=later)
     params = traverse_util.flatten_dict(jax.device_get(state.params))
     norms = [jnp.linalg.norm(params[our_path(str(n))].ravel()) for n in known["names"]]
     np.testing.assert_allclose(norms, known["param_norms"], rtol=1e-3)
