@@ -1,4 +1,4 @@
-"""python -m benchmarks [--only NAME ...] [--rounds N] [--out FILE.json] [--voc FOLDER]."""
+"""python -m benchmarks [--only NAME ...] [--rounds N] [--out FILE] [--voc FOLDER] [--plot FILE]."""
 
 import argparse
 import importlib

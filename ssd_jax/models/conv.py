@@ -158,9 +158,12 @@ def _zero(x: Array) -> Array:
     return jnp.where(x.ravel()[0] > 0, 0.0, 0.0)
 
 
+Square = list[list[Array]]
+"""Arrays by row and column of a tile."""
+
+
 # Winograd F(2x2, 3x3), Lavin and Gray 2016, section 4.1: each 2x2 tile of the output takes 16
 # products instead of 36.
-Square = list[list[Array]]
 
 
 def _winograd(x: Array, kernel: Array, *, padding: int) -> Array:

@@ -161,6 +161,26 @@ def test_other_platforms_get_the_compilers_own():
     assert "dot_general" not in text
 
 
+@pytest.mark.parametrize("cpu_conv", ["direct", "winograd"])
+@pytest.mark.parametrize("cells", [19, 38])
+def test_is_as_exact_as_float32_allows(cells, cpu_conv):
+    rng = np.random.default_rng(cells)
+    x, grad = rng.random((2, cells, cells, 128)), rng.normal(size=(2, cells, cells, 128))
+    kernel = 0.02 * rng.normal(size=(3, 3, 128, 128))
+
+    def value_and_gradients(function, kind):
+        value, vjp = jax.vjp(function, jnp.asarray(x, kind), jnp.asarray(kernel, kind))
+        return value, *vjp(jnp.asarray(grad, kind))
+
+    with jax.enable_x64(True):
+        exact = value_and_gradients(lambda x, k: plain(x, k, Window(1, 1)), "float64")
+        exact = [np.asarray(a) for a in exact]
+    ours = value_and_gradients(lambda x, k: conv2d(x, k, Window(1, 1), cpu_conv), "float32")
+    for a, b in zip(ours, exact, strict=True):
+        assert b.dtype == np.float64
+        assert np.sqrt(np.mean((np.asarray(a) - b) ** 2) / np.mean(b**2)) < 1e-6
+
+
 @pytest.mark.parametrize("cpu_conv", ["direct", "winograd", "auto"])
 def test_sums_of_bfloat16_are_as_exact_on_large_maps(cpu_conv):
     """Strips and images are added up in float32, and rounded once."""
