@@ -8,7 +8,7 @@ is not touched by it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
+
+from ssd_jax.models.winograd import winograd, winograd_gradients, zero
 
 CpuConv = Literal["auto", "direct", "winograd"]
 
@@ -86,7 +88,9 @@ def _conv_backward(
 
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-            return _winograd_gradients(x, kernel, grad, padding=window.padding)
+            return winograd_gradients(x, kernel, grad, padding=window.padding)
+        if _uses_taps(window):
+            return jax.vjp(partial(_conv_by_taps, window=window), x, kernel)[1](grad)
         to_input = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1]
         return to_input(grad)[0], _weight_gradient(x, grad, kernel.shape[0], window)
 
@@ -98,8 +102,43 @@ conv2d.defvjp(_conv_forward, _conv_backward)
 
 def _conv_cpu(x: Array, kernel: Array, *, window: Window, cpu_conv: CpuConv) -> Array:
     if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-        return _winograd(x, kernel, padding=window.padding)
+        return winograd(x, kernel, padding=window.padding)
+    if _uses_taps(window):
+        return _conv_by_taps(x, kernel, window=window)
     return _conv_plain(x, kernel, window=window)
+
+
+def _uses_taps(window: Window) -> bool:
+    return window.dilation > 1 and window.stride == 1
+
+
+def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
+    """A matrix product for each tap with the cells it sees, at stride 1.
+
+    A dilated kernel sees much padding: at conv6's 19x19 cells two thirds of the products are of
+    cells.
+    """
+    size = kernel.shape[0]
+    rows, columns = (window.output_size(cells, size) for cells in x.shape[1:3])
+
+    def seen(cells: int, outputs: int, tap: int) -> tuple[int, int, int]:
+        """The first and last + 1 output for which the tap is on the map, and its place there."""
+        shift = tap * window.dilation - window.padding
+        first, last = max(0, -shift), min(outputs, cells - shift)
+        return first, max(first, last), first + shift
+
+    y = jnp.zeros((len(x), rows, columns, kernel.shape[-1]), x.dtype)
+    for i in range(size):
+        top, bottom, row = seen(x.shape[1], rows, i)
+        for j in range(size):
+            left, right, column = seen(x.shape[2], columns, j)
+            if top == bottom or left == right:
+                continue
+            part = x[:, row : row + bottom - top, column : column + right - left]
+            products = part.reshape(-1, x.shape[-1]) @ kernel[i, j]
+            place = ((0, 0), (top, rows - bottom), (left, columns - right), (0, 0))
+            y += jnp.pad(products.reshape(*part.shape[:3], -1), place)
+    return y
 
 
 def _uses_winograd(
@@ -109,7 +148,7 @@ def _uses_winograd(
     if not fits or cpu_conv == "direct":
         return False
     # Small maps make small products: the transforms then cost more than they save.
-    pays = min(kernel[2:]) >= WINOGRAD_MIN_CHANNELS and x[1] >= 16
+    pays = kernel[2] >= WINOGRAD_MIN_CHANNELS and kernel[3] >= 32 and x[1] >= 8
     return cpu_conv == "winograd" or pays
 
 
@@ -148,109 +187,9 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
         cells, own = lax.optimization_barrier(cells), own.reshape(-1, own.shape[-1])
         return total + jnp.matmul(cells.T, own, preferred_element_type=jnp.float32)
 
-    zeros = jnp.zeros((math.prod(shape[:3]), shape[3]), jnp.float32) + _zero(grad)
+    zeros = jnp.zeros((math.prod(shape[:3]), shape[3]), jnp.float32) + zero(grad)
     total = lax.fori_loop(0, len(x) * strips, add_strip, zeros)
     return total.astype(grad.dtype).reshape(shape)
-
-
-def _zero(x: Array) -> Array:
-    """0, made from `x`: shard_map wants a loop's state to vary over the devices as its input."""
-    return jnp.where(x.ravel()[0] > 0, 0.0, 0.0)
-
-
-Square = list[list[Array]]
-"""Arrays by row and column of a tile."""
-
-
-# Winograd F(2x2, 3x3), Lavin and Gray 2016, section 4.1: each 2x2 tile of the output takes 16
-# products instead of 36.
-
-
-def _winograd(x: Array, kernel: Array, *, padding: int) -> Array:
-    rows, columns = (size + 2 * padding - 2 for size in x.shape[1:3])
-    # Without the barriers XLA fuses the ReLU or pool before and after into the transforms and
-    # computes it again for each of the 16 products.
-    x = _whole_tiles(lax.optimization_barrier(x), padding=padding)
-    u = _transform_kernel(kernel)
-    if rows < _LARGE_MAP:
-        y = _winograd_tiles(x, u)
-    else:
-        y = lax.map(lambda image: _winograd_tiles(image[None], u)[0], x)
-    return lax.optimization_barrier(y[:, :rows, :columns])
-
-
-def _winograd_gradients(
-    x: Array, kernel: Array, grad: Array, *, padding: int
-) -> tuple[Array, Array]:
-    """The gradients of `_winograd` for both arguments."""
-    tiles, to_x = jax.vjp(partial(_whole_tiles, padding=padding), lax.optimization_barrier(x))
-    u, to_kernel = jax.vjp(_transform_kernel, kernel)
-    missing = [
-        size - 2 - cells for size, cells in zip(tiles.shape[1:3], grad.shape[1:3], strict=True)
-    ]
-    grad = jnp.pad(lax.optimization_barrier(grad), ((0, 0), *((0, n) for n in missing), (0, 0)))
-
-    def gradients(tiles: Array, grad: Array) -> tuple[Array, Square]:
-        return jax.vjp(_winograd_tiles, tiles, u)[1](grad)
-
-    if grad.shape[1] < _LARGE_MAP:
-        d_tiles, d_u = gradients(tiles, grad)
-    else:
-
-        def add_image(total: Square, image: tuple[Array, Array]) -> tuple[Square, Array]:
-            d_tiles, d_u = gradients(*(part[None] for part in image))
-            return jax.tree.map(jnp.add, total, d_u), d_tiles[0]
-
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32) + _zero(grad), u)
-        total, d_tiles = lax.scan(add_image, zeros, (tiles, grad))
-        d_u = jax.tree.map(lambda a: a.astype(grad.dtype), total)
-    return to_x(d_tiles)[0], to_kernel(d_u)[0]
-
-
-def _whole_tiles(x: Array, *, padding: int) -> Array:
-    """`x` padded to tiles of 4x4 cells that overlap by two; the last may reach past the map."""
-    sides = [(padding, size % 2 + padding) for size in x.shape[1:3]]
-    return jnp.pad(x, ((0, 0), *sides, (0, 0)))
-
-
-def _winograd_tiles(x: Array, u: Square) -> Array:
-    """The convolution of whole tiles with a transformed kernel, without padding."""
-    tall, wide = (size // 2 - 1 for size in x.shape[1:3])
-
-    def cells(i: int, j: int) -> Array:
-        return x[:, i : i + 2 * tall - 1 : 2, j : j + 2 * wide - 1 : 2]
-
-    # Each transform is applied along the columns first and then along the rows: u[b][a].
-    v = _twice(_input_transform, [[cells(i, j) for j in range(4)] for i in range(4)])
-    m = [[v[b][a].reshape(-1, x.shape[-1]) @ u[b][a] for a in range(4)] for b in range(4)]
-    shape = (len(x), tall, wide, u[0][0].shape[-1])
-    tiles = [[cell.reshape(shape) for cell in row] for row in _twice(_output_transform, m)]
-    # tiles[p][q] holds the cells at row p, column q of every 2x2 tile.
-    y = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
-    return y.reshape(len(x), 2 * tall, 2 * wide, shape[-1])
-
-
-def _transform_kernel(kernel: Array) -> Square:
-    return _twice(_kernel_transform, [[kernel[i, j] for j in range(3)] for i in range(3)])
-
-
-def _twice(transform: Callable[[Sequence[Array]], list[Array]], d: Square) -> Square:
-    """`transform` along the second axis of a square of arrays and then along the first."""
-    across = [transform(row) for row in d]
-    return [transform(column) for column in zip(*across, strict=True)]
-
-
-def _kernel_transform(g: Sequence[Array]) -> list[Array]:
-    ends, middle = (g[0] + g[2]) / 2, g[1] / 2
-    return [g[0], ends + middle, ends - middle, g[2]]
-
-
-def _input_transform(d: Sequence[Array]) -> list[Array]:
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-
-
-def _output_transform(m: Sequence[Array]) -> list[Array]:
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
 def max_pool_2x2(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, "B h w C"]:
@@ -275,11 +214,42 @@ def max_pool_3x3(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     return reduce(jnp.maximum, [x[:, :, j : j + columns] for j in range(3)])
 
 
-class Conv(nn.Module):
-    """A convolution with a bias; parameters float32, computed in `dtype`.
+Weights = tuple[Float[Array, "k k I O"], Float[Array, " O"]]
+"""Kernel and bias."""
+
+
+class ConvWeights(nn.Module):
+    """The parameters of a convolution, float32.
 
     New layers start as Caffe's "xavier": uniform in +-sqrt(3 / fan_in), bias 0.
     """
+
+    features: int
+    size: int = 3
+
+    @nn.compact
+    def __call__(self, channels: int) -> Weights:
+        """Kernel and bias for an input of so many channels."""
+        shape = (self.size, self.size, channels, self.features)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros_init(), shape[-1:], jnp.float32)
+
+
+def biased_conv2d(
+    x: Float[Array, "B H W I"],
+    weights: Weights,
+    window: Window,
+    dtype: jnp.dtype,
+    cpu_conv: CpuConv = "auto",
+) -> Float[Array, "B h w O"]:
+    """`conv2d` plus the bias, computed in `dtype`."""
+    kernel, bias = (w.astype(dtype) for w in weights)
+    return conv2d(x.astype(dtype), kernel, window, cpu_conv) + bias[None, None, None]
+
+
+class Conv(nn.Module):
+    """A convolution with a bias; parameters float32, computed in `dtype`."""
 
     features: int
     size: int = 3
@@ -287,12 +257,12 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
     cpu_conv: CpuConv = "auto"
 
-    @nn.compact
+    def setup(self) -> None:
+        """Its weights, under its own name."""
+        self.weights = ConvWeights(self.features, self.size)
+        nn.share_scope(self, self.weights)
+
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
         """The convolution of `x` plus the bias."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.window, self.cpu_conv)
-        return y + bias.astype(self.dtype)[None, None, None]
+        weights = self.weights(x.shape[-1])
+        return biased_conv2d(x, weights, self.window, self.dtype, self.cpu_conv)

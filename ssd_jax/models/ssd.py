@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
-from ssd_jax.models.conv import Conv, CpuConv, Window
+from ssd_jax.models.conv import ConvWeights, CpuConv, Window, biased_conv2d
 from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
 from ssd_jax.ops.priors import make_priors, priors_per_cell
 
@@ -85,7 +85,7 @@ class ExtraLayers(nn.Module):
 
 
 class MultiboxHead(nn.Module):
-    """A 3x3 convolution for box offsets and one for class scores, for one source."""
+    """A 3x3 convolution to the box offsets and class scores of one source."""
 
     boxes: int
     num_classes: int
@@ -97,11 +97,21 @@ class MultiboxHead(nn.Module):
         self, x: Float[Array, "B H W C"]
     ) -> tuple[Float[Array, "B p 4"], Float[Array, "B p K"]]:
         """Offsets and class logits, flattened by rows, columns and boxes: the priors' order."""
-        outputs = []
-        for name, values in (("loc", 4), ("conf", self.num_classes)):
-            conv = Conv(self.boxes * values, 3, Window(1, 1), self.dtype, self.cpu_conv, name=name)
-            outputs.append(conv(x).reshape(x.shape[0], -1, values))
-        return outputs[0], outputs[1]
+        parts = {"loc": 4, "conf": self.num_classes}
+        weights = [
+            ConvWeights(self.boxes * values, name=name)(x.shape[-1])
+            for name, values in parts.items()
+        ]
+        # One convolution: its input is read once, and the few channels of the offsets alone would
+        # leave most of a matrix unit idle.
+        kernel, bias = (jnp.concatenate(arrays, axis=-1) for arrays in zip(*weights, strict=True))
+        y = biased_conv2d(x, (kernel, bias), Window(1, 1), self.dtype, self.cpu_conv)
+        outputs = jnp.split(y, [self.boxes * 4], axis=-1)
+        offsets, logits = (
+            output.reshape(len(x), -1, values)
+            for output, values in zip(outputs, parts.values(), strict=True)
+        )
+        return offsets, logits
 
 
 class SSD(nn.Module):
