@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.winograd import winograd, winograd_gradients, zero
+from ssd_jax.models.winograd import interleave, winograd, winograd_gradients, zero
 
 CpuConv = Literal["auto", "direct", "winograd"]
 
@@ -192,18 +192,44 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     return total.astype(grad.dtype).reshape(shape)
 
 
-def max_pool_2x2(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, "B h w C"]:
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool_2x2(x: Float[Array, "B H W C"], ceil: bool = False) -> Float[Array, "B h w C"]:
     """The maximum of each 2x2 block; an odd last row or column is dropped, or kept with `ceil`.
 
-    Written as maxima of strided slices: the gradient of `reduce_window` costs a multiple of it on
-    a CPU. Equal cells share the gradient.
+    The first of equal cells has the gradient. Written as maxima of strided slices, and the gradient
+    as one map put together from them: that of `reduce_window` costs a multiple of it on a CPU.
     """
+    return reduce(jnp.maximum, _block_cells(x, ceil))
+
+
+def _pool_forward(x: Array, ceil: bool) -> tuple[Array, tuple[Array, Array]]:
+    y = max_pool_2x2(x, ceil)
+    return y, (x, y)
+
+
+def _pool_backward(ceil: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
+    x, y = saved
+    taken = jnp.zeros(y.shape, bool)
+    parts = []
+    for cell in _block_cells(x, ceil):
+        largest = (cell == y) & ~taken
+        taken |= largest
+        parts.append(jnp.where(largest, grad, 0))
+    blocks = interleave([parts[:2], parts[2:]])[:, : x.shape[1], : x.shape[2]]
+    dropped = [(0, cells - have) for cells, have in zip(x.shape, blocks.shape, strict=True)]
+    return (jnp.pad(blocks, dropped),)
+
+
+max_pool_2x2.defvjp(_pool_forward, _pool_backward)
+
+
+def _block_cells(x: Array, ceil: bool) -> list[Array]:
+    """The cells of each 2x2 block, row by row."""
     rows, columns = x.shape[1:3]
     if ceil and (rows % 2 or columns % 2):
         x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), constant_values=-jnp.inf)
     tall, wide = x.shape[1] // 2, x.shape[2] // 2
-    cells = [x[:, i : 2 * tall : 2, j : 2 * wide : 2] for i in range(2) for j in range(2)]
-    return reduce(jnp.maximum, cells)
+    return [x[:, i : 2 * tall : 2, j : 2 * wide : 2] for i in range(2) for j in range(2)]
 
 
 def max_pool_3x3(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:

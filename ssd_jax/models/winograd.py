@@ -69,7 +69,7 @@ def _convolve(x: Array, u: Square, padding: int) -> Array:
     rows, columns = (size + 2 * padding - 2 for size in x.shape[1:3])
     v = _transform_input(_whole_tiles(x, padding))
     m = [[_product(v[b][a], u[b][a]) for a in range(4)] for b in range(4)]
-    return _interleave(_twice(_output_transform, m))[:, :rows, :columns]
+    return interleave(_twice(_output_transform, m))[:, :rows, :columns]
 
 
 def _gradients(x: Array, u: Square, grad: Array, padding: int) -> tuple[Array, Square]:
@@ -87,7 +87,7 @@ def _gradients(x: Array, u: Square, grad: Array, padding: int) -> tuple[Array, S
     # Along the rows first: d_v is [b][a] as all transforms are.
     across = [_input_gradient(row, axis=1) for row in d_v]
     d_cells = [_input_gradient(column, axis=2) for column in zip(*across, strict=True)]
-    d_x = _interleave(d_cells)
+    d_x = interleave(d_cells)
     return d_x[:, padding : padding + rows, padding : padding + columns], d_u
 
 
@@ -106,7 +106,7 @@ def _cells(x: Array, size: int) -> Square:
     ]
 
 
-def _interleave(cells: Square) -> Array:
+def interleave(cells: Square) -> Array:
     """The map whose 2x2 tiles have `cells` by row and column."""
     y = jnp.stack([jnp.stack(row, axis=3) for row in cells], axis=2)
     batch, tall, _, wide, _, channels = y.shape

@@ -146,6 +146,19 @@ def test_max_pool_3x3():
     np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), known)
 
 
+@pytest.mark.parametrize("ceil", [False, True])
+def test_the_first_of_equal_cells_has_the_gradient(ceil):
+    x = np.random.default_rng(0).integers(3, size=(2, 7, 5, 3)).astype(np.float32)
+    pooled, to_x = jax.vjp(partial(max_pool_2x2, ceil=ceil), jnp.asarray(x))
+    grad = np.random.default_rng(1).normal(size=pooled.shape).astype(np.float32)
+    known = np.zeros_like(x)
+    for b, i, j, c in np.ndindex(pooled.shape):
+        block = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        row, column = np.unravel_index(block.argmax(), block.shape)
+        known[b, 2 * i + row, 2 * j + column, c] = grad[b, i, j, c]
+    np.testing.assert_array_equal(to_x(grad)[0], known)
+
+
 def test_pools_send_each_gradient_to_a_maximum():
     x = jax.random.normal(jax.random.key(0), (1, 6, 6, 2))
     for pool in (max_pool_2x2, max_pool_3x3):
