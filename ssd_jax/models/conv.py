@@ -18,12 +18,20 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.winograd import interleave, winograd, winograd_gradients, zero
+from ssd_jax.models.winograd import (
+    before_relu,
+    finish,
+    interleave,
+    winograd,
+    winograd_gradients,
+    zero,
+)
 
 CpuConv = Literal["auto", "direct", "winograd"]
 
-# With fewer channels Winograd's transforms cost more than they save.
-WINOGRAD_MIN_CHANNELS = 128
+# With fewer channels (in, out), or fewer rows, Winograd's transforms cost more than they save.
+_WINOGRAD_CHANNELS = (64, 32)
+_WINOGRAD_ROWS = 16
 
 # Rows or columns from which a map is worked on an image, or a strip, at a time: what comes of it
 # then stays in the cache, and no memory for the whole batch is asked of the system.
@@ -44,23 +52,31 @@ class Window(NamedTuple):
         return (size + 2 * self.padding - reach) // self.stride + 1
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def conv2d(
     x: Float[Array, "B H W I"],
     kernel: Float[Array, "k k I O"],
+    bias: Float[Array, " O"],
     window: Window,
+    relu: bool = False,
     cpu_conv: CpuConv = "auto",
 ) -> Float[Array, "B h w O"]:
-    """The cross-correlation of `x` with `kernel` (NHWC, HWIO), zero-padded.
+    """The cross-correlation of zero-padded `x` with `kernel` (NHWC, HWIO), plus the bias.
 
-    `cpu_conv` only matters on a CPU; results agree with the plain path to float32 rounding.
+    With `relu`, what is below 0 becomes 0. `cpu_conv` only matters on a CPU; results agree with
+    the plain path to float32 rounding.
     """
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_conv_cpu, window=window, cpu_conv=cpu_conv),
-        default=partial(_conv_plain, window=window),
+        bias,
+        cpu=partial(_conv_cpu, window=window, relu=relu, cpu_conv=cpu_conv),
+        default=partial(_conv_default, window=window, relu=relu),
     )
+
+
+def _conv_default(x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool) -> Array:
+    return finish(_conv_plain(x, kernel, window=window), bias, relu)
 
 
 def _conv_plain(x: Array, kernel: Array, *, window: Window) -> Array:
@@ -74,38 +90,52 @@ def _conv_plain(x: Array, kernel: Array, *, window: Window) -> Array:
     )
 
 
-def _conv_forward(x: Array, kernel: Array, window: Window, cpu_conv: CpuConv) -> tuple:
-    return conv2d(x, kernel, window, cpu_conv), (x, kernel)
+def _conv_forward(
+    x: Array, kernel: Array, bias: Array, window: Window, relu: bool, cpu_conv: CpuConv
+) -> tuple[Array, tuple]:
+    y = conv2d(x, kernel, bias, window, relu, cpu_conv)
+    return y, (x, kernel, y if relu else None)
 
 
 def _conv_backward(
-    window: Window, cpu_conv: CpuConv, saved: tuple[Array, Array], grad: Array
-) -> tuple[Array, Array]:
-    x, kernel = saved
+    window: Window,
+    relu: bool,
+    cpu_conv: CpuConv,
+    saved: tuple[Array, Array, Array | None],
+    grad: Array,
+) -> tuple[Array, Array, Array]:
+    x, kernel, y = saved
 
-    def plain(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_conv_plain, window=window), x, kernel)[1](grad)
+    def default(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
+        grad = before_relu(grad, y)
+        _, to_arguments = jax.vjp(partial(_conv_plain, window=window), x, kernel)
+        return *to_arguments(grad), grad.sum((0, 1, 2))
 
-    def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+    def cpu(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
         if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-            return winograd_gradients(x, kernel, grad, padding=window.padding)
+            return winograd_gradients(x, kernel, y, grad, padding=window.padding)
+        grad = before_relu(grad, y)
         if _uses_taps(window):
-            return jax.vjp(partial(_conv_by_taps, window=window), x, kernel)[1](grad)
-        to_input = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1]
-        return to_input(grad)[0], _weight_gradient(x, grad, kernel.shape[0], window)
+            by_taps = partial(_conv_by_taps, window=window)
+            d_x, d_kernel = jax.vjp(by_taps, x, kernel)[1](grad)
+        else:
+            (d_x,) = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1](grad)
+            d_kernel = _weight_gradient(x, grad, kernel.shape[0], window)
+        return d_x, d_kernel, grad.sum((0, 1, 2))
 
-    return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=plain)
+    return lax.platform_dependent(x, kernel, y, grad, cpu=cpu, default=default)
 
 
 conv2d.defvjp(_conv_forward, _conv_backward)
 
 
-def _conv_cpu(x: Array, kernel: Array, *, window: Window, cpu_conv: CpuConv) -> Array:
+def _conv_cpu(
+    x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool, cpu_conv: CpuConv
+) -> Array:
     if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-        return winograd(x, kernel, padding=window.padding)
-    if _uses_taps(window):
-        return _conv_by_taps(x, kernel, window=window)
-    return _conv_plain(x, kernel, window=window)
+        return winograd(x, kernel, bias, padding=window.padding, relu=relu)
+    convolve = _conv_by_taps if _uses_taps(window) else _conv_plain
+    return finish(convolve(x, kernel, window=window), bias, relu)
 
 
 def _uses_taps(window: Window) -> bool:
@@ -147,8 +177,8 @@ def _uses_winograd(
     fits = kernel[0] == 3 and window.stride == 1 and window.dilation == 1
     if not fits or cpu_conv == "direct":
         return False
-    # Small maps make small products: the transforms then cost more than they save.
-    pays = kernel[2] >= WINOGRAD_MIN_CHANNELS and kernel[3] >= 32 and x[1] >= 8
+    enough = zip(kernel[2:], _WINOGRAD_CHANNELS, strict=True)
+    pays = x[1] >= _WINOGRAD_ROWS and all(have >= least for have, least in enough)
     return cpu_conv == "winograd" or pays
 
 
@@ -240,10 +270,6 @@ def max_pool_3x3(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     return reduce(jnp.maximum, [x[:, :, j : j + columns] for j in range(3)])
 
 
-Weights = tuple[Float[Array, "k k I O"], Float[Array, " O"]]
-"""Kernel and bias."""
-
-
 class ConvWeights(nn.Module):
     """The parameters of a convolution, float32.
 
@@ -254,7 +280,7 @@ class ConvWeights(nn.Module):
     size: int = 3
 
     @nn.compact
-    def __call__(self, channels: int) -> Weights:
+    def __call__(self, channels: int) -> tuple[Float[Array, "k k I O"], Float[Array, " O"]]:
         """Kernel and bias for an input of so many channels."""
         shape = (self.size, self.size, channels, self.features)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -262,24 +288,13 @@ class ConvWeights(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros_init(), shape[-1:], jnp.float32)
 
 
-def biased_conv2d(
-    x: Float[Array, "B H W I"],
-    weights: Weights,
-    window: Window,
-    dtype: jnp.dtype,
-    cpu_conv: CpuConv = "auto",
-) -> Float[Array, "B h w O"]:
-    """`conv2d` plus the bias, computed in `dtype`."""
-    kernel, bias = (w.astype(dtype) for w in weights)
-    return conv2d(x.astype(dtype), kernel, window, cpu_conv) + bias[None, None, None]
-
-
 class Conv(nn.Module):
-    """A convolution with a bias; parameters float32, computed in `dtype`."""
+    """A convolution with a bias and perhaps a ReLU; parameters float32, computed in `dtype`."""
 
     features: int
     size: int = 3
     window: Window = Window()
+    relu: bool = False
     dtype: jnp.dtype = jnp.float32
     cpu_conv: CpuConv = "auto"
 
@@ -289,6 +304,7 @@ class Conv(nn.Module):
         nn.share_scope(self, self.weights)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        """The convolution of `x` plus the bias."""
-        weights = self.weights(x.shape[-1])
-        return biased_conv2d(x, weights, self.window, self.dtype, self.cpu_conv)
+        """The layer's output for a batch."""
+        kernel, bias = (w.astype(self.dtype) for w in self.weights(x.shape[-1]))
+        x = x.astype(self.dtype)
+        return conv2d(x, kernel, bias, self.window, relu=self.relu, cpu_conv=self.cpu_conv)

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
-from ssd_jax.models.conv import ConvWeights, CpuConv, Window, biased_conv2d
+from ssd_jax.models.conv import ConvWeights, CpuConv, Window, conv2d
 from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
 from ssd_jax.ops.priors import make_priors, priors_per_cell
 
@@ -104,8 +104,12 @@ class MultiboxHead(nn.Module):
         ]
         # One convolution: its input is read once, and the few channels of the offsets alone would
         # leave most of a matrix unit idle.
-        kernel, bias = (jnp.concatenate(arrays, axis=-1) for arrays in zip(*weights, strict=True))
-        y = biased_conv2d(x, (kernel, bias), Window(1, 1), self.dtype, self.cpu_conv)
+        kernel, bias = (
+            jnp.concatenate(arrays, axis=-1).astype(self.dtype)
+            for arrays in zip(*weights, strict=True)
+        )
+        x = x.astype(self.dtype)
+        y = conv2d(x, kernel, bias, Window(1, 1), cpu_conv=self.cpu_conv)
         outputs = jnp.split(y, [self.boxes * 4], axis=-1)
         offsets, logits = (
             output.reshape(len(x), -1, values)

@@ -77,16 +77,24 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"], train: bool) -> Float[Array, "B h w O"]:
         """The layer's output for a batch."""
-        conv = Conv(self.features, self.size, self.window, self.dtype, self.cpu_conv, name="conv")
-        x = conv(x)
-        if self.batch_norm:
-            x = nn.BatchNorm(
-                use_running_average=self.frozen or not train,
-                momentum=0.9,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                name="bn",
-            )(x)
+        x = Conv(
+            self.features,
+            self.size,
+            self.window,
+            relu=not self.batch_norm,
+            dtype=self.dtype,
+            cpu_conv=self.cpu_conv,
+            name="conv",
+        )(x)
+        if not self.batch_norm:
+            return x
+        x = nn.BatchNorm(
+            use_running_average=self.frozen or not train,
+            momentum=0.9,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name="bn",
+        )(x)
         return nn.relu(x)
 
 

@@ -6,7 +6,6 @@ channels. The gradients are those of the same steps in turn, so they save as muc
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +21,22 @@ Square = list[list[Array]]
 
 
 def winograd(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], *, padding: int
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "3 3 I O"],
+    bias: Float[Array, " O"],
+    *,
+    padding: int,
+    relu: bool = False,
 ) -> Float[Array, "B h w O"]:
-    """The cross-correlation of `x`, zero-padded, with a 3x3 kernel at stride 1."""
-    # Without the barriers the ReLU or pool before would be fused into the transforms and computed
-    # again for each of the 16 products.
+    """The cross-correlation of zero-padded `x` with a 3x3 kernel at stride 1, plus the bias."""
+    u = _transform_kernel(kernel)
+
+    def convolve(x: Array) -> Array:
+        return finish(_convolve(x, u, padding), bias, relu)
+
+    # Without the barriers a pool before would be fused into the transforms and computed again for
+    # each of the 16 products.
     x = lax.optimization_barrier(x)
-    convolve = partial(_convolve, u=_transform_kernel(kernel), padding=padding)
     if x.shape[1] < _LARGE_MAP:
         y = convolve(x)
     else:
@@ -39,25 +47,48 @@ def winograd(
 def winograd_gradients(
     x: Float[Array, "B H W I"],
     kernel: Float[Array, "3 3 I O"],
+    y: Float[Array, "B h w O"] | None,
     grad: Float[Array, "B h w O"],
     *,
     padding: int,
-) -> tuple[Float[Array, "B H W I"], Float[Array, "3 3 I O"]]:
-    """The gradients of `winograd` for its input and its kernel, from that for its output."""
+) -> tuple[Float[Array, "B H W I"], Float[Array, "3 3 I O"], Float[Array, " O"]]:
+    """The gradients of `winograd` for its input, kernel and bias, from that for its output.
+
+    `y` is its output if a ReLU was its end.
+    """
     u, to_kernel = jax.vjp(_transform_kernel, kernel)
-    x, grad = lax.optimization_barrier((x, grad))
-    if x.shape[1] < _LARGE_MAP:
+    x, y, grad = lax.optimization_barrier((x, y, grad))
+
+    def gradients(x: Array, y: Array | None, grad: Array) -> tuple[Array, tuple[Square, Array]]:
+        grad = before_relu(grad, y)
         d_x, d_u = _gradients(x, u, grad, padding)
+        return d_x, (d_u, grad.sum((0, 1, 2)))
+
+    if x.shape[1] < _LARGE_MAP:
+        d_x, sums = gradients(x, y, grad)
     else:
 
-        def add_image(total: Square, image: tuple[Array, Array]) -> tuple[Square, Array]:
-            d_x, d_u = _gradients(image[0][None], u, image[1][None], padding)
-            return jax.tree.map(jnp.add, total, d_u), d_x[0]
+        def add_image(total: tuple, image: tuple) -> tuple[tuple, Array]:
+            d_x, parts = gradients(*jax.tree.map(lambda a: a[None], image))
+            return jax.tree.map(jnp.add, total, parts), d_x[0]
 
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32) + zero(grad), u)
-        total, d_x = lax.scan(add_image, zeros, (x, grad))
-        d_u = jax.tree.map(lambda a: a.astype(grad.dtype), total)
-    return d_x, to_kernel(d_u)[0]
+        shapes = jax.eval_shape(gradients, x, y, grad)[1]
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32) + zero(grad), shapes)
+        total, d_x = lax.scan(add_image, zeros, (x, y, grad))
+        sums = jax.tree.map(lambda a: a.astype(grad.dtype), total)
+    d_u, d_bias = sums
+    return d_x, to_kernel(d_u)[0], d_bias
+
+
+def finish(y: Array, bias: Array, relu: bool) -> Array:
+    """What comes after the products: the bias, and a ReLU if asked for."""
+    y = y + bias[None, None, None]
+    return jnp.maximum(y, 0) if relu else y
+
+
+def before_relu(grad: Array, y: Array | None) -> Array:
+    """The gradient for what went into a ReLU that gave `y`; without a ReLU `grad` itself."""
+    return grad if y is None else jnp.where(y > 0, grad, 0)
 
 
 def zero(x: Array) -> Array:

@@ -37,8 +37,8 @@ LAYERS = [
 ]
 
 
-def plain(x, kernel, window):
-    return lax.conv_general_dilated(
+def plain(x, kernel, bias, window, relu=False):
+    y = lax.conv_general_dilated(
         x,
         kernel,
         (window.stride,) * 2,
@@ -47,28 +47,41 @@ def plain(x, kernel, window):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision="highest",
     )
+    y = y + bias[None, None, None]
+    return jax.nn.relu(y) if relu else y
+
+
+def value_and_gradients(function, *arguments):
+    """Of everything but the last, the gradient for the value."""
+
+    @jax.jit
+    def run(*arguments):
+        value, vjp = jax.vjp(function, *arguments[:-1])
+        return value, *vjp(arguments[-1])
+
+    return run(*arguments)
+
+
+def arguments(layer, batch, seed=0):
+    cells, channels_in, channels_out, size, window = layer
+    keys = jax.random.split(jax.random.key(seed), 4)
+    side = window.output_size(cells, size)
+    return (
+        jax.random.normal(keys[0], (batch, cells, cells, channels_in)),
+        jax.random.normal(keys[1], (size, size, channels_in, channels_out)),
+        10 * jax.random.normal(keys[2], (channels_out,)),
+        jax.random.normal(keys[3], (batch, side, side, channels_out)),
+    )
 
 
 @pytest.mark.parametrize("cpu_conv", ["direct", "winograd", "auto"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_equals_the_plain_convolution(layer, cpu_conv):
-    cells, channels_in, channels_out, size, window = layer
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, cells, cells, channels_in))
-    kernel = jax.random.normal(keys[1], (size, size, channels_in, channels_out))
-    side = window.output_size(cells, size)
-    grad = jax.random.normal(keys[2], (2, side, side, channels_out))
-
-    def value_and_gradients(function):
-        @jax.jit
-        def run(x, kernel, grad):
-            value, vjp = jax.vjp(function, x, kernel)
-            return value, *vjp(grad)
-
-        return run(x, kernel, grad)
-
-    ours = value_and_gradients(lambda x, k: conv2d(x, k, window, cpu_conv))
-    known = value_and_gradients(lambda x, k: plain(x, k, window))
+    relu = layer[0] % 2 == 1
+    given = arguments(layer, batch=2)
+    window = layer[-1]
+    ours = value_and_gradients(lambda *a: conv2d(*a, window, relu, cpu_conv), *given)
+    known = value_and_gradients(lambda *a: plain(*a, window, relu), *given)
     for a, b in zip(ours, known, strict=True):
         assert a.shape == b.shape
         assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
@@ -80,39 +93,32 @@ def test_every_layer_of_the_network_equals_the_plain_convolution(size, monkeypat
     config = case.voc_config(size=size)
     layers = set()
 
-    def record(x, kernel, window, cpu_conv):
+    def record(x, kernel, bias, window, relu=False, cpu_conv="auto"):
         assert cpu_conv == "auto"
-        layers.add((x.shape[1:], kernel.shape, window))
-        return plain(x, kernel, window)
+        layers.add(((x.shape[1], *kernel.shape[2:], kernel.shape[0], window), relu))
+        return plain(x, kernel, bias, window, relu)
 
     monkeypatch.setattr("ssd_jax.models.conv.conv2d", record)
+    monkeypatch.setattr("ssd_jax.models.ssd.conv2d", record)
     image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
     jax.eval_shape(make_model(config.model, config.priors).init, jax.random.key(0), image)
     assert len(layers) > 20
-    keys = jax.random.split(jax.random.key(size), 3)
-    for shape, kernel_shape, window in layers:
-        x = jax.random.normal(keys[0], (1, *shape))
-        kernel = jax.random.normal(keys[1], kernel_shape)
-        side = window.output_size(shape[0], kernel_shape[0])
-        grad = jax.random.normal(keys[2], (1, side, side, kernel_shape[3]))
-        results = [
-            jax.jit(
-                lambda x, k, g, f=f, w=window: (
-                    f(x, k, w),
-                    *jax.vjp(partial(f, window=w), x, k)[1](g),
-                )
-            )(x, kernel, grad)
+    assert {relu for _, relu in layers} == {True, False}
+    for layer, relu in layers:
+        given = arguments(layer, batch=1, seed=size)
+        ours, known = (
+            value_and_gradients(lambda *a, f=f: f(*a, layer[-1], relu), *given)  # noqa: B023
             for f in (conv2d, plain)
-        ]
-        for ours, known in zip(*results, strict=True):
+        )
+        for a, b in zip(ours, known, strict=True):
             # XLA's sum over the cells of a large map is the less exact of the two.
-            error = float(jnp.abs(ours - known).max()) / float(jnp.abs(known).max())
-            assert error < 1e-4, (shape, kernel_shape, window)
+            assert float(jnp.abs(a - b).max()) < 1e-4 * float(jnp.abs(b).max()), layer
 
 
 def test_against_a_double_loop():
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(1, 7, 7, 2)), rng.normal(size=(3, 3, 2, 3))
+    bias = np.array([-8.0, 0.0, 8.0])
     padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
     known = np.zeros((1, 4, 4, 3))
     for i in range(4):
@@ -120,8 +126,11 @@ def test_against_a_double_loop():
             for a in range(3):
                 for b in range(3):
                     known[0, i, j] += padded[0, 2 * i + 2 * a, 2 * j + 2 * b] @ kernel[a, b]
-    ours = conv2d(jnp.float32(x), jnp.float32(kernel), Window(2, 2, 2), "auto")
-    np.testing.assert_allclose(ours, known, rtol=1e-5, atol=1e-5)
+    for relu in (False, True):
+        arguments = (jnp.float32(a) for a in (x, kernel, bias))
+        ours = conv2d(*arguments, Window(2, 2, 2), relu)
+        expected = np.maximum(known + bias, 0) if relu else known + bias
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("ceil", [False, True])
@@ -169,8 +178,8 @@ def test_pools_send_each_gradient_to_a_maximum():
 
 def test_other_platforms_get_the_compilers_own():
     """A program lowered for a TPU has the convolution and none of the CPU's products."""
-    step = jax.grad(lambda k, x: jnp.sum(conv2d(x, k, Window(1, 1), "winograd") ** 2))
-    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((3, 3, 64, 64), (1, 20, 20, 64))]
+    step = jax.grad(lambda k, x, b: jnp.sum(conv2d(x, k, b, Window(1, 1), True, "winograd") ** 2))
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((3, 3, 64, 64), (1, 20, 20, 64), (64,))]
     text = jax.jit(step).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
     assert "convolution" in text
     assert "dot_general" not in text
@@ -183,14 +192,13 @@ def test_is_as_exact_as_float32_allows(cells, cpu_conv):
     x, grad = rng.random((2, cells, cells, 128)), rng.normal(size=(2, cells, cells, 128))
     kernel = 0.02 * rng.normal(size=(3, 3, 128, 128))
 
-    def value_and_gradients(function, kind):
-        value, vjp = jax.vjp(function, jnp.asarray(x, kind), jnp.asarray(kernel, kind))
-        return value, *vjp(jnp.asarray(grad, kind))
+    def run(function, kind):
+        given = (jnp.asarray(a, kind) for a in (x, kernel, np.zeros(128), grad))
+        return value_and_gradients(lambda *a: function(*a, Window(1, 1)), *given)
 
     with jax.enable_x64(True):
-        exact = value_and_gradients(lambda x, k: plain(x, k, Window(1, 1)), "float64")
-        exact = [np.asarray(a) for a in exact]
-    ours = value_and_gradients(lambda x, k: conv2d(x, k, Window(1, 1), cpu_conv), "float32")
+        exact = [np.asarray(a) for a in run(plain, "float64")]
+    ours = run(partial(conv2d, cpu_conv=cpu_conv), "float32")
     for a, b in zip(ours, exact, strict=True):
         assert b.dtype == np.float64
         assert np.sqrt(np.mean((np.asarray(a) - b) ** 2) / np.mean(b**2)) < 1e-6
@@ -204,14 +212,15 @@ def test_sums_of_bfloat16_are_as_exact_on_large_maps(cpu_conv):
     kernel = jax.random.normal(keys[1], (3, 3, 128, 128)).astype(jnp.bfloat16) / 32
     grad = jax.random.normal(keys[2], (8, 40, 40, 128)).astype(jnp.bfloat16)
 
-    def weight_gradient(function, *arrays):
-        return jax.jit(lambda x, k, g: jax.vjp(lambda k: function(x, k), k)[1](g)[0])(*arrays)
+    def weight_gradient(function, x, kernel, grad):
+        bias = jnp.zeros(kernel.shape[-1], kernel.dtype)
+        run = jax.jit(
+            lambda k: jax.vjp(lambda k: function(x, k, bias, Window(1, 1)), k)[1](grad)[0]
+        )
+        return run(kernel)
 
-    window = Window(1, 1)
-    ours = weight_gradient(lambda x, k: conv2d(x, k, window, cpu_conv), x, kernel, grad)
-    exact = weight_gradient(
-        lambda x, k: plain(x, k, window), *(a.astype(jnp.float32) for a in (x, kernel, grad))
-    )
+    ours = weight_gradient(partial(conv2d, cpu_conv=cpu_conv), x, kernel, grad)
+    exact = weight_gradient(plain, *(a.astype(jnp.float32) for a in (x, kernel, grad)))
     error = jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - exact) ** 2) / jnp.mean(exact**2))
     assert ours.dtype == jnp.bfloat16
     # Rounding once makes 0.0011; Winograd's transforms are in bfloat16 as well.
@@ -224,14 +233,17 @@ def test_bfloat16_stays_bfloat16(cpu_conv):
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (1, 8, 8, 64), jnp.bfloat16)
     kernel = jax.random.normal(keys[1], (3, 3, 64, 64), jnp.bfloat16)
-    window = Window(1, 1)
+    bias = jnp.ones(64, jnp.bfloat16)
 
-    def loss(x, kernel):
-        return jnp.sum(jax.jit(conv2d, static_argnums=(2, 3))(x, kernel, window, cpu_conv))
+    def loss(*arrays):
+        return jnp.sum(
+            jax.jit(conv2d, static_argnums=(3, 4, 5))(*arrays, Window(1, 1), True, cpu_conv)
+        )
 
-    value = conv2d(x, kernel, window, cpu_conv)
+    arrays = x, kernel, bias
+    value = conv2d(*arrays, Window(1, 1), cpu_conv=cpu_conv)
     assert value.dtype == jnp.bfloat16
-    known = plain(x.astype(jnp.float32), kernel.astype(jnp.float32), window)
+    known = plain(*(a.astype(jnp.float32) for a in arrays), Window(1, 1))
     error = np.abs(np.asarray(value, np.float32) - known)
     assert error.max() < 0.03 * np.abs(known).max()
-    assert {g.dtype for g in jax.grad(loss, (0, 1))(x, kernel)} == {jnp.dtype(jnp.bfloat16)}
+    assert {g.dtype for g in jax.grad(loss, (0, 1, 2))(*arrays)} == {jnp.dtype(jnp.bfloat16)}
