@@ -181,21 +181,31 @@ def match_detections(
     earlier detection took, and a false positive on one that is taken. The threshold itself is
     enough, as in the devkit and in Caffe; ssd.pytorch asks for more than it.
     """
-    if pixels not in ("inclusive", "exclusive"):
-        raise ValueError(f"pixels is {pixels!r}; use inclusive or exclusive")
-    best_iou, best_gt = _best_objects(image, boxes, gt_image, gt_boxes, pixels)
+    rows = np.arange(len(boxes))
+    best_iou, best_gt = _best_objects(image, boxes, rows, gt_image, gt_boxes, pixels)
     return _match(best_iou, best_gt, gt_difficult, iou_threshold)
 
 
 def _match(best_iou: Array, best_gt: Array, gt_difficult: Array, iou_threshold: float) -> Matches:
     """What becomes of detections by falling score, each of which looks at one object."""
-    hit = (best_iou >= iou_threshold) & (best_iou > 0)
-    ignored = np.zeros(len(hit), bool)
-    ignored[hit] = gt_difficult[best_gt[hit]]
-    rows = np.flatnonzero(hit & ~ignored)
-    true_positive = np.zeros(len(hit), bool)
-    true_positive[rows[np.unique(best_gt[rows], return_index=True)[1]]] = True
+    hits = _hits(best_iou, iou_threshold)
+    true_positive, ignored = np.zeros((2, len(best_iou)), bool)
+    true_positive[hits], ignored[hits] = _firsts(best_gt[hits], gt_difficult)
     return Matches(true_positive, ~(true_positive | ignored), ignored, best_iou, best_gt)
+
+
+def _hits(best_iou: Array, iou_threshold: float) -> Array:
+    """The rows of detections that overlap their object enough."""
+    return np.flatnonzero((best_iou >= iou_threshold) & (best_iou > 0))
+
+
+def _firsts(best_gt: Array, set_aside: Array) -> tuple[Array, Array]:
+    """Of hits [n] by falling score: who is the first at an object, and whose is set aside."""
+    ignored = set_aside[best_gt]
+    rows = np.flatnonzero(~ignored)
+    first = np.zeros(len(best_gt), bool)
+    first[rows[np.unique(best_gt[rows], return_index=True)[1]]] = True
+    return first, ignored
 
 
 def evaluate_voc(
@@ -225,43 +235,46 @@ def evaluate_voc(
             f"area has shape {areas.shape} and there are {len(ground_truth.label)} objects; "
             "give one value an object"
         )
-    det_areas = box_areas(detections.boxes, pixels)
+    gt_in_size, det_in_size = (
+        [(least <= a) & (a <= most) for least, most in SIZES.values()]
+        for a in (areas, box_areas(detections.boxes, pixels))
+    )
     det_rows = _rows_of_classes(detections.label, len(classes), "detections")
     gt_rows = _rows_of_classes(ground_truth.label, len(classes), "ground truth")
     results = []
     for name, det, gt in zip(classes, det_rows, gt_rows, strict=True):
-        det = det[np.argsort(-detections.score[det], kind="stable")]
+        det = det[_by_falling(detections.score[det])]
         difficult = ground_truth.difficult[gt]
-        matches = match_detections(
+        best_iou, best_gt = _best_objects(
             detections.image[det],
-            detections.boxes[det],
+            detections.boxes,
+            det,
             ground_truth.image[gt],
             ground_truth.boxes[gt],
-            difficult,
-            iou_threshold=iou_threshold,
-            pixels=pixels,
+            pixels,
         )
+        matches = _match(best_iou, best_gt, difficult, iou_threshold)
         num_objects = int(np.sum(~difficult))
         all_points = matches.true_positive[~matches.ignored]
         recall, precision = curve(all_points, num_objects)
-        own_areas = det_areas[det]
+        hits = _hits(best_iou, iou_threshold)
         by_size = []
-        for least, most in SIZES.values():
-            others = difficult | (areas[gt] < least) | (areas[gt] > most)
-            sized = _match(matches.iou, matches.object, others, iou_threshold)
-            outside = (own_areas < least) | (own_areas > most)
-            counted = sized.true_positive | (sized.false_positive & ~outside)
-            ap = _ap_of(sized.true_positive[counted], int(np.sum(~others)), metric)
-            by_size.append(ap)
+        for gt_in, det_in in zip(gt_in_size, det_in_size, strict=True):
+            others = difficult | ~gt_in[gt]
+            first, ignored = _firsts(best_gt[hits], others)
+            counted = det_in[det]
+            counted[hits] = first | (counted[hits] & ~ignored)
+            rank = np.cumsum(counted)[hits[first]]
+            by_size.append(_ap_of(rank, int(np.sum(~others)), metric))
         results.append(
             ClassResult(
                 name=name,
-                ap=_ap_of(all_points, num_objects, metric),
+                ap=_ap_of(np.flatnonzero(all_points) + 1, num_objects, metric),
                 num_objects=num_objects,
                 num_detections=len(det),
                 recall=recall,
                 precision=precision,
-                scores=detections.score[det][~matches.ignored],
+                scores=detections.score[det[~matches.ignored]],
                 ap_by_size=(by_size[0], by_size[1], by_size[2]),
             )
         )
@@ -277,33 +290,51 @@ def curve(true_positive: Array, num_objects: int) -> tuple[Array, Array]:
     return found / (num_objects or np.nan), found / np.arange(1, len(found) + 1)
 
 
-def _ap_of(true_positive: Array, num_objects: int, metric: Metric) -> float:
-    """The average precision of detections [n] by falling score; nan without objects."""
+def _ap_of(rank: Array, num_objects: int, metric: Metric) -> float:
+    """The average precision from the ranks, from 1, of the true positives; nan without objects."""
     # Between true positives the precision only falls, so their points alone give the same.
-    rank = np.flatnonzero(true_positive) + 1
     found = np.arange(1, len(rank) + 1)
     ap = average_precision(found / (num_objects or np.nan), found / rank, metric=metric)
     return ap if num_objects else float("nan")
 
 
+def _by_falling(score: Array) -> Array:
+    """The rows [N] by falling score, equal ones in their order."""
+    # NumPy's stable sort takes several times as long as the other; few scores are equal.
+    order = np.argsort(-score)
+    equal = np.diff(score[order]) == 0
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((rows, -score[rows]))]
+    return order
+
+
 def box_areas(boxes: Array, pixels: Pixels) -> Array:
     """The square pixels [N] of boxes [N, 4]."""
-    last = 1.0 if pixels == "inclusive" else 0.0
+    last = _last_pixel(pixels)
     return (boxes[:, 2] - boxes[:, 0] + last) * (boxes[:, 3] - boxes[:, 1] + last)
 
 
+def _last_pixel(pixels: Pixels) -> float:
+    """What a box is wider than the difference of its corners."""
+    if pixels not in ("inclusive", "exclusive"):
+        raise ValueError(f"pixels is {pixels!r}; use inclusive or exclusive")
+    return 1.0 if pixels == "inclusive" else 0.0
+
+
 def _best_objects(
-    image: Array, boxes: Array, gt_image: Array, gt_boxes: Array, pixels: Pixels
+    image: Array, boxes: Array, rows: Array, gt_image: Array, gt_boxes: Array, pixels: Pixels
 ) -> tuple[Array, Array]:
     """The highest IoU [N] with an object of the detection's image, and that object's row [N].
 
-    0 and 0 for a detection in an image without objects.
+    A detection's box is that of its row of `boxes`; most are never looked at. 0 and 0 for a
+    detection in an image without objects.
     """
     best_iou, best_gt = np.zeros(len(image)), np.zeros(len(image), np.int64)
     row, pair_gt = pairs(image, gt_image)
     if len(row) == 0:
         return best_iou, best_gt
-    iou = pair_iou(boxes[row], gt_boxes[pair_gt], pixels)
+    iou = pair_iou(boxes[rows[row]], gt_boxes[pair_gt], pixels)
     start = np.flatnonzero(np.diff(row, prepend=-1))
     some = row[start]
     highest = np.maximum.reduceat(iou, start)
@@ -322,8 +353,18 @@ def pairs(image: Array, gt_image: Array) -> tuple[Array, Array]:
     known, firsts, counts = np.unique(gt_image[order], return_index=True, return_counts=True)
     if len(known) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    place = np.minimum(np.searchsorted(known, image), len(known) - 1)
-    first, count = firsts[place], np.where(known[place] == image, counts[place], 0)
+    numbers = known[-1] - known[0] + 1
+    if numbers > 8 * (len(image) + len(gt_image)):
+        # Numbers far apart: by their rank.
+        place = np.minimum(np.searchsorted(known, image), len(known) - 1)
+        place = np.where(known[place] == image, place, len(known))
+    else:
+        # One look into a table takes a tenth of a search; the last place is for other images.
+        place = np.where((image < known[0]) | (image > known[-1]), numbers, image - known[0])
+        table = np.zeros((2, numbers + 1), np.int64)
+        table[:, known - known[0]] = firsts, counts
+        firsts, counts = table
+    first, count = np.append(firsts, 0)[place], np.append(counts, 0)[place]
     start = np.cumsum(count) - count
     place = np.arange(count.sum()) + np.repeat(first - start, count)
     return np.repeat(np.arange(len(image)), count), order[place]
@@ -331,7 +372,7 @@ def pairs(image: Array, gt_image: Array) -> tuple[Array, Array]:
 
 def pair_iou(a: Array, b: Array, pixels: Pixels) -> Array:
     """The IoU of each pair of rows of a and b, [n, 4] each; 0 where they do not overlap."""
-    last = 1.0 if pixels == "inclusive" else 0.0
+    last = _last_pixel(pixels)
     area_a, area_b = box_areas(a, pixels), box_areas(b, pixels)
     a, b = a.T, b.T
     width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]) + last

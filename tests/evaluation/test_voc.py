@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ET
@@ -105,14 +106,16 @@ def random_case(seed):
         boxes(objects),
         rng.random(objects) < 0.3,
     )
-    det_boxes = boxes(found)
+    det_boxes, image, label = boxes(found), rng.integers(0, 12, found), rng.integers(1, 5, found)
     if objects:
-        near = rng.random(found) < 0.7
+        near, of = rng.random(found) < 0.7, rng.integers(0, objects, found)
         shift = rng.integers(-2, 3, (found, 4)) * (rng.random((found, 1)) < 0.6)
-        det_boxes[near] = (gt.boxes[rng.integers(0, objects, found)] + shift)[near]
+        det_boxes[near] = (gt.boxes[of] + shift)[near]
+        # Most are of the object's image and class too, so that several find the same one.
+        same = near & (rng.random(found) < 0.7)
+        image[same], label[same] = gt.image[of][same], gt.label[of][same]
     scores = rng.integers(0, 6, found) / 5
-    det = DetectionTable(rng.integers(0, 10, found), rng.integers(1, 5, found), scores, det_boxes)
-    return det, gt
+    return DetectionTable(image, label, scores, det_boxes), gt
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -141,6 +144,17 @@ def test_equals_the_devkit_loop(seed):
         assert result.mean_ap == pytest.approx(sum(aps) / len(aps), abs=1e-12)
     else:
         assert math.isnan(result.mean_ap)
+
+
+@pytest.mark.parametrize("apart", [3, 10**15])
+@pytest.mark.parametrize("seed", range(30))
+def test_images_have_any_numbers(seed, apart):
+    def aps(tables):
+        return [c.ap for c in evaluate_voc(*tables, ["a", "b", "c", "d"]).classes]
+
+    tables = random_case(seed)
+    others = [dataclasses.replace(t, image=(t.image - 4) * apart) for t in tables]
+    np.testing.assert_array_equal(aps(others), aps(tables))
 
 
 @pytest.mark.parametrize("seed", range(30))
