@@ -157,7 +157,7 @@ def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
         first, last = max(0, -shift), min(outputs, cells - shift)
         return first, max(first, last), first + shift
 
-    y = jnp.zeros((len(x), rows, columns, kernel.shape[-1]), x.dtype)
+    y = jnp.zeros((x.shape[0], rows, columns, kernel.shape[-1]), x.dtype)
     for i in range(size):
         top, bottom, row = seen(x.shape[1], rows, i)
         for j in range(size):

@@ -112,7 +112,7 @@ class MultiboxHead(nn.Module):
         y = conv2d(x, kernel, bias, Window(1, 1), cpu_conv=self.cpu_conv)
         outputs = jnp.split(y, [self.boxes * 4], axis=-1)
         offsets, logits = (
-            output.reshape(len(x), -1, values)
+            output.reshape(x.shape[0], -1, values)
             for output, values in zip(outputs, parts.values(), strict=True)
         )
         return offsets, logits
