@@ -63,6 +63,7 @@ def table(batch_size):
     return detect_source(detect, weights, Wide(), image_size=64, batch_size=batch_size)
 
 
+@pytest.mark.slow
 def test_the_batch_size_does_not_matter():
     one, three = table(1), table(3)
     assert len(one.score) > 0

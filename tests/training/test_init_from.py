@@ -18,6 +18,7 @@ SHORT = change(
 )
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
     config = change(SHORT, model={"classes": ("moon", "star")})
     init = jax.jit(make_model(config.model, config.priors).init)

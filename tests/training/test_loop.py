@@ -217,6 +217,7 @@ def test_averages_are_what_is_evaluated(tmp_path):
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.slow
 def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
     """With the weights that it is to start from, not with random ones."""
     init = jax.jit(make_model(RESOLVED.model, RESOLVED.priors).init)

@@ -41,6 +41,7 @@ def poisoned(monkeypatch):
     return Poisoned
 
 
+@pytest.mark.slow
 def test_it_stops_before_the_state_is_touched(tmp_path, poisoned, capsys):
     config = CONFIG
     with pytest.raises(TrainingError) as raised:

@@ -50,6 +50,7 @@ def leaves(*trees):
         yield jax.tree_util.keystr(rows[0][0]), *(array for _, array in rows)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     run(SHORT, tmp_path / "one")
     run(SHORT, tmp_path / "two", processes=2)

@@ -307,6 +307,7 @@ def test_the_fewest_all_reduces(batch_norm):
     assert sum(one.times * one.size for one in found) == 4 * (values + sums + 2 * statistics)
 
 
+@pytest.mark.slow
 def test_all_buffers_of_the_state_are_donated():
     devices = jax.local_devices()[:2]
     optim = dataclasses.replace(OPTIM, ema_decay=0.9)
