@@ -1,8 +1,8 @@
 """The one convolution and pooling function of the network, and the CPU's fast path behind it.
 
-XLA's own convolution is right on GPU and TPU. On a CPU it computes the gradient for the weights in
-a naive loop, several times slower than the forward pass; there the same gradient is written as
-matrix products, and wide 3x3 layers run as Winograd transforms. `jax.lax.platform_dependent`
+XLA's own convolution is right on GPU and TPU. On a CPU its gradient for the weights takes longer
+than the same sums written as matrix products, and all of a wide 3x3 layer longer than Winograd's
+form (docs/performance.md). `jax.lax.platform_dependent`
 chooses when the program is lowered, so that a program compiled ahead of time for another platform
 is not touched by it.
 """
@@ -157,7 +157,7 @@ def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
         first, last = max(0, -shift), min(outputs, cells - shift)
         return first, max(first, last), first + shift
 
-    y = jnp.zeros((x.shape[0], rows, columns, kernel.shape[-1]), x.dtype)
+    y = jnp.zeros((x.shape[0], rows, columns, kernel.shape[-1]), jnp.float32)
     for i in range(size):
         top, bottom, row = seen(x.shape[1], rows, i)
         for j in range(size):
@@ -165,10 +165,12 @@ def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
             if top == bottom or left == right:
                 continue
             part = x[:, row : row + bottom - top, column : column + right - left]
-            products = part.reshape(-1, x.shape[-1]) @ kernel[i, j]
+            products = jnp.matmul(
+                part.reshape(-1, x.shape[-1]), kernel[i, j], preferred_element_type=jnp.float32
+            )
             place = ((0, 0), (top, rows - bottom), (left, columns - right), (0, 0))
             y += jnp.pad(products.reshape(*part.shape[:3], -1), place)
-    return y
+    return y.astype(x.dtype)
 
 
 def _uses_winograd(

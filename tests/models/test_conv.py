@@ -228,7 +228,8 @@ def test_sums_of_bfloat16_are_as_exact_on_large_maps(cpu_conv):
 
 
 @pytest.mark.parametrize("cpu_conv", ["direct", "winograd", "auto"])
-def test_bfloat16_stays_bfloat16(cpu_conv):
+@pytest.mark.parametrize("window", [Window(1, 1), Window(1, 6, 6)])
+def test_bfloat16_stays_bfloat16(cpu_conv, window):
     """Also for platforms that never take the CPU's path: all paths must agree on the type."""
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (1, 8, 8, 64), jnp.bfloat16)
@@ -236,14 +237,12 @@ def test_bfloat16_stays_bfloat16(cpu_conv):
     bias = jnp.ones(64, jnp.bfloat16)
 
     def loss(*arrays):
-        return jnp.sum(
-            jax.jit(conv2d, static_argnums=(3, 4, 5))(*arrays, Window(1, 1), True, cpu_conv)
-        )
+        return jnp.sum(jax.jit(conv2d, static_argnums=(3, 4, 5))(*arrays, window, True, cpu_conv))
 
     arrays = x, kernel, bias
-    value = conv2d(*arrays, Window(1, 1), cpu_conv=cpu_conv)
+    value = conv2d(*arrays, window, cpu_conv=cpu_conv)
     assert value.dtype == jnp.bfloat16
-    known = plain(*(a.astype(jnp.float32) for a in arrays), Window(1, 1))
+    known = plain(*(a.astype(jnp.float32) for a in arrays), window)
     error = np.abs(np.asarray(value, np.float32) - known)
     assert error.max() < 0.03 * np.abs(known).max()
     assert {g.dtype for g in jax.grad(loss, (0, 1, 2))(*arrays)} == {jnp.dtype(jnp.bfloat16)}
