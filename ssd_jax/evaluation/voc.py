@@ -183,15 +183,9 @@ def match_detections(
     """
     rows = np.arange(len(boxes))
     best_iou, best_gt = _best_objects(image, boxes, rows, gt_image, gt_boxes, pixels)
-    return _match(best_iou, best_gt, gt_difficult, iou_threshold)
-
-
-def _match(best_iou: Array, best_gt: Array, gt_difficult: Array, iou_threshold: float) -> Matches:
-    """What becomes of detections by falling score, each of which looks at one object."""
     hits = _hits(best_iou, iou_threshold)
-    true_positive, ignored = np.zeros((2, len(best_iou)), bool)
-    true_positive[hits], ignored[hits] = _firsts(best_gt[hits], gt_difficult)
-    return Matches(true_positive, ~(true_positive | ignored), ignored, best_iou, best_gt)
+    true_positive, counted = _decide(hits, best_gt, gt_difficult, np.ones(len(rows), bool))
+    return Matches(true_positive, counted & ~true_positive, ~counted, best_iou, best_gt)
 
 
 def _hits(best_iou: Array, iou_threshold: float) -> Array:
@@ -199,13 +193,18 @@ def _hits(best_iou: Array, iou_threshold: float) -> Array:
     return np.flatnonzero((best_iou >= iou_threshold) & (best_iou > 0))
 
 
-def _firsts(best_gt: Array, set_aside: Array) -> tuple[Array, Array]:
-    """Of hits [n] by falling score: who is the first at an object, and whose is set aside."""
-    ignored = set_aside[best_gt]
-    rows = np.flatnonzero(~ignored)
-    first = np.zeros(len(best_gt), bool)
-    first[rows[np.unique(best_gt[rows], return_index=True)[1]]] = True
-    return first, ignored
+def _decide(hits: Array, best_gt: Array, set_aside: Array, may_fail: Array) -> tuple[Array, Array]:
+    """Of detections [N] by falling score: which find an object first, and which count, bool [N].
+
+    `set_aside`, bool [G], are objects whose hits do not count; `may_fail`, bool [N], the
+    detections that count as false positives.
+    """
+    ignored = set_aside[best_gt[hits]]
+    rows = hits[~ignored]
+    true_positive, counted = np.zeros(len(may_fail), bool), may_fail.copy()
+    true_positive[rows[np.unique(best_gt[rows], return_index=True)[1]]] = True
+    counted[hits[ignored]] = False
+    return true_positive, counted | true_positive
 
 
 def evaluate_voc(
@@ -253,28 +252,24 @@ def evaluate_voc(
             ground_truth.boxes[gt],
             pixels,
         )
-        matches = _match(best_iou, best_gt, difficult, iou_threshold)
-        num_objects = int(np.sum(~difficult))
-        all_points = matches.true_positive[~matches.ignored]
-        recall, precision = curve(all_points, num_objects)
         hits = _hits(best_iou, iou_threshold)
+        true_positive, counted = _decide(hits, best_gt, difficult, np.ones(len(det), bool))
+        num_objects = int(np.sum(~difficult))
+        recall, precision = curve(true_positive[counted], num_objects)
         by_size = []
         for gt_in, det_in in zip(gt_in_size, det_in_size, strict=True):
             others = difficult | ~gt_in[gt]
-            first, ignored = _firsts(best_gt[hits], others)
-            counted = det_in[det]
-            counted[hits] = first | (counted[hits] & ~ignored)
-            rank = np.cumsum(counted)[hits[first]]
-            by_size.append(_ap_of(rank, int(np.sum(~others)), metric))
+            of_size = _decide(hits, best_gt, others, det_in[det])
+            by_size.append(_ap_of(*of_size, int(np.sum(~others)), metric))
         results.append(
             ClassResult(
                 name=name,
-                ap=_ap_of(np.flatnonzero(all_points) + 1, num_objects, metric),
+                ap=_ap_of(true_positive, counted, num_objects, metric),
                 num_objects=num_objects,
                 num_detections=len(det),
                 recall=recall,
                 precision=precision,
-                scores=detections.score[det[~matches.ignored]],
+                scores=detections.score[det[counted]],
                 ap_by_size=(by_size[0], by_size[1], by_size[2]),
             )
         )
@@ -290,9 +285,10 @@ def curve(true_positive: Array, num_objects: int) -> tuple[Array, Array]:
     return found / (num_objects or np.nan), found / np.arange(1, len(found) + 1)
 
 
-def _ap_of(rank: Array, num_objects: int, metric: Metric) -> float:
-    """The average precision from the ranks, from 1, of the true positives; nan without objects."""
+def _ap_of(true_positive: Array, counted: Array, num_objects: int, metric: Metric) -> float:
+    """The average precision of detections, bool [N] each, by falling score; nan without objects."""
     # Between true positives the precision only falls, so their points alone give the same.
+    rank = np.cumsum(counted)[true_positive]
     found = np.arange(1, len(rank) + 1)
     ap = average_precision(found / (num_objects or np.nan), found / rank, metric=metric)
     return ap if num_objects else float("nan")

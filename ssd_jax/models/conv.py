@@ -1,15 +1,14 @@
-"""The one convolution and pooling function of the network, and the CPU's fast path behind it.
+"""The one convolution function of the network, and the CPU's fast paths behind it.
 
 XLA's own convolution is right on GPU and TPU. On a CPU its gradient for the weights takes longer
 than the same sums written as matrix products, and all of a wide 3x3 layer longer than Winograd's
-form (docs/performance.md). `jax.lax.platform_dependent`
-chooses when the program is lowered, so that a program compiled ahead of time for another platform
-is not touched by it.
+form (docs/performance.md). `jax.lax.platform_dependent` chooses when the program is lowered, so
+that a program compiled ahead of time for another platform is not touched by it.
 """
 
 import math
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,14 +17,9 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.winograd import (
-    before_relu,
-    finish,
-    interleave,
-    winograd,
-    winograd_gradients,
-    zero,
-)
+from ssd_jax.models.epilogue import epilogue, epilogue_gradients
+from ssd_jax.models.parts import LARGE_MAP, zero_sum
+from ssd_jax.models.winograd import winograd, winograd_gradients
 
 CpuConv = Literal["auto", "direct", "winograd"]
 
@@ -33,9 +27,7 @@ CpuConv = Literal["auto", "direct", "winograd"]
 _WINOGRAD_CHANNELS = (64, 32)
 _WINOGRAD_ROWS = 16
 
-# Rows or columns from which a map is worked on an image, or a strip, at a time: what comes of it
-# then stays in the cache, and no memory for the whole batch is asked of the system.
-_LARGE_MAP = 30
+# Rows of a strip, of the output.
 _STRIP_ROWS = 10
 
 
@@ -76,7 +68,7 @@ def conv2d(
 
 
 def _conv_default(x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool) -> Array:
-    return finish(_conv_plain(x, kernel, window=window), bias, relu)
+    return epilogue(_conv_plain(x, kernel, window=window), bias, relu)
 
 
 def _conv_plain(x: Array, kernel: Array, *, window: Window) -> Array:
@@ -107,21 +99,21 @@ def _conv_backward(
     x, kernel, y = saved
 
     def default(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
-        grad = before_relu(grad, y)
+        grad, d_bias = epilogue_gradients(y, grad)
         _, to_arguments = jax.vjp(partial(_conv_plain, window=window), x, kernel)
-        return *to_arguments(grad), grad.sum((0, 1, 2))
+        return *to_arguments(grad), d_bias
 
     def cpu(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
         if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
             return winograd_gradients(x, kernel, y, grad, padding=window.padding)
-        grad = before_relu(grad, y)
+        grad, d_bias = epilogue_gradients(y, grad)
         if _uses_taps(window):
             by_taps = partial(_conv_by_taps, window=window)
             d_x, d_kernel = jax.vjp(by_taps, x, kernel)[1](grad)
         else:
             (d_x,) = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1](grad)
             d_kernel = _weight_gradient(x, grad, kernel.shape[0], window)
-        return d_x, d_kernel, grad.sum((0, 1, 2))
+        return d_x, d_kernel, d_bias
 
     return lax.platform_dependent(x, kernel, y, grad, cpu=cpu, default=default)
 
@@ -135,7 +127,7 @@ def _conv_cpu(
     if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
         return winograd(x, kernel, bias, padding=window.padding, relu=relu)
     convolve = _conv_by_taps if _uses_taps(window) else _conv_plain
-    return finish(convolve(x, kernel, window=window), bias, relu)
+    return epilogue(convolve(x, kernel, window=window), bias, relu)
 
 
 def _uses_taps(window: Window) -> bool:
@@ -200,7 +192,7 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
 
     taps = [(i, j) for i in range(size) for j in range(size)]
     shape = (size, size, x.shape[-1], grad.shape[-1])
-    if rows < _LARGE_MAP:
+    if rows < LARGE_MAP:
         flat = grad.reshape(-1, grad.shape[-1])
         return jnp.stack([seen(x, i, j, rows).T @ flat for i, j in taps]).reshape(shape)
 
@@ -219,57 +211,9 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
         cells, own = lax.optimization_barrier(cells), own.reshape(-1, own.shape[-1])
         return total + jnp.matmul(cells.T, own, preferred_element_type=jnp.float32)
 
-    zeros = jnp.zeros((math.prod(shape[:3]), shape[3]), jnp.float32) + zero(grad)
+    zeros = zero_sum((math.prod(shape[:3]), shape[3]), like=grad)
     total = lax.fori_loop(0, len(x) * strips, add_strip, zeros)
     return total.astype(grad.dtype).reshape(shape)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def max_pool_2x2(x: Float[Array, "B H W C"], ceil: bool = False) -> Float[Array, "B h w C"]:
-    """The maximum of each 2x2 block; an odd last row or column is dropped, or kept with `ceil`.
-
-    The first of equal cells has the gradient. Written as maxima of strided slices, and the gradient
-    as one map put together from them: that of `reduce_window` costs a multiple of it on a CPU.
-    """
-    return reduce(jnp.maximum, _block_cells(x, ceil))
-
-
-def _pool_forward(x: Array, ceil: bool) -> tuple[Array, tuple[Array, Array]]:
-    y = max_pool_2x2(x, ceil)
-    return y, (x, y)
-
-
-def _pool_backward(ceil: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
-    x, y = saved
-    taken = jnp.zeros(y.shape, bool)
-    parts = []
-    for cell in _block_cells(x, ceil):
-        largest = (cell == y) & ~taken
-        taken |= largest
-        parts.append(jnp.where(largest, grad, 0))
-    blocks = interleave([parts[:2], parts[2:]])[:, : x.shape[1], : x.shape[2]]
-    dropped = [(0, cells - have) for cells, have in zip(x.shape, blocks.shape, strict=True)]
-    return (jnp.pad(blocks, dropped),)
-
-
-max_pool_2x2.defvjp(_pool_forward, _pool_backward)
-
-
-def _block_cells(x: Array, ceil: bool) -> list[Array]:
-    """The cells of each 2x2 block, row by row."""
-    rows, columns = x.shape[1:3]
-    if ceil and (rows % 2 or columns % 2):
-        x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), constant_values=-jnp.inf)
-    tall, wide = x.shape[1] // 2, x.shape[2] // 2
-    return [x[:, i : 2 * tall : 2, j : 2 * wide : 2] for i in range(2) for j in range(2)]
-
-
-def max_pool_3x3(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """The maximum of each cell's 3x3 neighbourhood; the map keeps its size (VGG16's new pool5)."""
-    rows, columns = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    x = reduce(jnp.maximum, [x[:, i : i + rows] for i in range(3)])
-    return reduce(jnp.maximum, [x[:, :, j : j + columns] for j in range(3)])
 
 
 class ConvWeights(nn.Module):

@@ -8,7 +8,8 @@ from jax import Array
 from jaxtyping import Float
 
 from ssd_jax.config import BASE_LAYERS
-from ssd_jax.models.conv import Conv, CpuConv, Window, max_pool_2x2, max_pool_3x3
+from ssd_jax.models.conv import Conv, CpuConv, Window
+from ssd_jax.models.pool import max_pool_2x2, max_pool_3x3
 
 _CHANNELS = {"conv1": 64, "conv2": 128, "conv3": 256, "conv4": 512, "conv5": 512}
 

@@ -12,12 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-# Rows from which a map is worked on an image at a time: what the transforms make of it, four times
-# its size, then stays in the cache.
-_LARGE_MAP = 30
-
-Square = list[list[Array]]
-"""Arrays by row and column: of the cells of all tiles, or, [b][a], of their transforms."""
+from ssd_jax.models.epilogue import epilogue, epilogue_gradients
+from ssd_jax.models.parts import LARGE_MAP, Square, interleave, tile_cells, zero_sum
 
 
 def winograd(
@@ -32,12 +28,12 @@ def winograd(
     u = _transform_kernel(kernel)
 
     def convolve(x: Array) -> Array:
-        return finish(_convolve(x, u, padding), bias, relu)
+        return epilogue(_convolve(x, u, padding), bias, relu)
 
     # Without the barriers a pool before would be fused into the transforms and computed again for
     # each of the 16 products.
     x = lax.optimization_barrier(x)
-    if x.shape[1] < _LARGE_MAP:
+    if x.shape[1] < LARGE_MAP:
         y = convolve(x)
     else:
         y = lax.map(lambda image: convolve(image[None])[0], x)
@@ -60,11 +56,11 @@ def winograd_gradients(
     x, y, grad = lax.optimization_barrier((x, y, grad))
 
     def gradients(x: Array, y: Array | None, grad: Array) -> tuple[Array, tuple[Square, Array]]:
-        grad = before_relu(grad, y)
+        grad, d_bias = epilogue_gradients(y, grad)
         d_x, d_u = _gradients(x, u, grad, padding)
-        return d_x, (d_u, grad.sum((0, 1, 2)))
+        return d_x, (d_u, d_bias)
 
-    if x.shape[1] < _LARGE_MAP:
+    if x.shape[1] < LARGE_MAP:
         d_x, sums = gradients(x, y, grad)
     else:
 
@@ -73,27 +69,11 @@ def winograd_gradients(
             return jax.tree.map(jnp.add, total, parts), d_x[0]
 
         shapes = jax.eval_shape(gradients, x, y, grad)[1]
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32) + zero(grad), shapes)
+        zeros = jax.tree.map(lambda a: zero_sum(a.shape, like=grad), shapes)
         total, d_x = lax.scan(add_image, zeros, (x, y, grad))
         sums = jax.tree.map(lambda a: a.astype(grad.dtype), total)
     d_u, d_bias = sums
     return d_x, to_kernel(d_u)[0], d_bias
-
-
-def finish(y: Array, bias: Array, relu: bool) -> Array:
-    """What comes after the products: the bias, and a ReLU if asked for."""
-    y = y + bias[None, None, None]
-    return jnp.maximum(y, 0) if relu else y
-
-
-def before_relu(grad: Array, y: Array | None) -> Array:
-    """The gradient for what went into a ReLU that gave `y`; without a ReLU `grad` itself."""
-    return grad if y is None else jnp.where(y > 0, grad, 0)
-
-
-def zero(x: Array) -> Array:
-    """0, made from `x`: shard_map wants a loop's state to vary over the devices as its input."""
-    return jnp.where(x.ravel()[0] > 0, 0.0, 0.0)
 
 
 def _convolve(x: Array, u: Square, padding: int) -> Array:
@@ -112,7 +92,7 @@ def _gradients(x: Array, u: Square, grad: Array, padding: int) -> tuple[Array, S
     ]
     grad = jnp.pad(grad, ((0, 0), *((0, n) for n in missing), (0, 0)))
     v = _transform_input(tiles)
-    d_m = _twice(_output_gradient, _cells(lax.optimization_barrier(grad), 2))
+    d_m = _twice(_output_gradient, tile_cells(lax.optimization_barrier(grad), 2))
     d_u = [[_flat(v[b][a]).T @ _flat(d_m[b][a]) for a in range(4)] for b in range(4)]
     d_v = [[_product(d_m[b][a], u[b][a].T) for a in range(4)] for b in range(4)]
     # Along the rows first: d_v is [b][a] as all transforms are.
@@ -126,22 +106,6 @@ def _whole_tiles(x: Array, padding: int) -> Array:
     """`x` padded to tiles of 4x4 cells that overlap by two; the last may reach past the map."""
     sides = [(padding, size % 2 + padding) for size in x.shape[1:3]]
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), *sides, (0, 0))))
-
-
-def _cells(x: Array, size: int) -> Square:
-    """[i][j]: row i, column j of every tile of size x size cells; one begins at every other."""
-    tall, wide = (cells // 2 - size // 2 + 1 for cells in x.shape[1:3])
-    return [
-        [x[:, i : i + 2 * tall - 1 : 2, j : j + 2 * wide - 1 : 2] for j in range(size)]
-        for i in range(size)
-    ]
-
-
-def interleave(cells: Square) -> Array:
-    """The map whose 2x2 tiles have `cells` by row and column."""
-    y = jnp.stack([jnp.stack(row, axis=3) for row in cells], axis=2)
-    batch, tall, _, wide, _, channels = y.shape
-    return y.reshape(batch, 2 * tall, 2 * wide, channels)
 
 
 def _product(tiles: Array, matrix: Array) -> Array:
@@ -164,7 +128,7 @@ def _transform_kernel(kernel: Array) -> Square:
 
 
 def _transform_input(tiles: Array) -> Square:
-    return _twice(_input_transform, _cells(tiles, 4))
+    return _twice(_input_transform, tile_cells(tiles, 4))
 
 
 def _kernel_transform(g: Sequence[Array]) -> list[Array]:

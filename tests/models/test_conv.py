@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from benchmarks import case
-from ssd_jax.models.conv import Window, conv2d, max_pool_2x2, max_pool_3x3
+from ssd_jax.models.conv import Window, conv2d
 from ssd_jax.models.ssd import make_model
 
 # (cells, channels in, channels out, kernel, window): the kinds of layer that SSD has, with fewer
@@ -51,15 +51,15 @@ def plain(x, kernel, bias, window, relu=False):
     return jax.nn.relu(y) if relu else y
 
 
-def value_and_gradients(function, *arguments):
-    """Of everything but the last, the gradient for the value."""
+def value_and_gradients(function, given, *options):
+    """The value for x, kernel and bias, and the gradients for them from the value's."""
 
     @jax.jit
-    def run(*arguments):
-        value, vjp = jax.vjp(function, *arguments[:-1])
-        return value, *vjp(arguments[-1])
+    def run(*arrays, grad):
+        value, vjp = jax.vjp(lambda *arrays: function(*arrays, *options), *arrays)
+        return value, *vjp(grad)
 
-    return run(*arguments)
+    return run(*given[:-1], grad=given[-1])
 
 
 def arguments(layer, batch, seed=0):
@@ -80,8 +80,8 @@ def test_equals_the_plain_convolution(layer, cpu_conv):
     relu = layer[0] % 2 == 1
     given = arguments(layer, batch=2)
     window = layer[-1]
-    ours = value_and_gradients(lambda *a: conv2d(*a, window, relu, cpu_conv), *given)
-    known = value_and_gradients(lambda *a: plain(*a, window, relu), *given)
+    ours = value_and_gradients(conv2d, given, window, relu, cpu_conv)
+    known = value_and_gradients(plain, given, window, relu)
     for a, b in zip(ours, known, strict=True):
         assert a.shape == b.shape
         assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
@@ -106,10 +106,7 @@ def test_every_layer_of_the_network_equals_the_plain_convolution(size, monkeypat
     assert {relu for _, relu in layers} == {True, False}
     for layer, relu in layers:
         given = arguments(layer, batch=1, seed=size)
-        ours, known = (
-            value_and_gradients(lambda *a, f=f: f(*a, layer[-1], relu), *given)  # noqa: B023
-            for f in (conv2d, plain)
-        )
+        ours, known = (value_and_gradients(f, given, layer[-1], relu) for f in (conv2d, plain))
         for a, b in zip(ours, known, strict=True):
             # XLA's sum over the cells of a large map is the less exact of the two.
             assert float(jnp.abs(a - b).max()) < 1e-4 * float(jnp.abs(b).max()), layer
@@ -133,49 +130,6 @@ def test_against_a_double_loop():
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("ceil", [False, True])
-@pytest.mark.parametrize("cells", [4, 5, 75])
-def test_max_pool_2x2(cells, ceil):
-    x = np.random.default_rng(0).normal(size=(2, cells, cells, 3)).astype(np.float32)
-    out = -(-cells // 2) if ceil else cells // 2
-    known = np.empty((2, out, out, 3), np.float32)
-    for i in range(out):
-        for j in range(out):
-            known[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((1, 2))
-    np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x), ceil=ceil), known)
-
-
-def test_max_pool_3x3():
-    x = np.random.default_rng(0).normal(size=(2, 5, 5, 3)).astype(np.float32)
-    known = np.empty_like(x)
-    for i in range(5):
-        for j in range(5):
-            block = x[:, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
-            known[:, i, j] = block.max((1, 2))
-    np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), known)
-
-
-@pytest.mark.parametrize("ceil", [False, True])
-def test_the_first_of_equal_cells_has_the_gradient(ceil):
-    x = np.random.default_rng(0).integers(3, size=(2, 7, 5, 3)).astype(np.float32)
-    pooled, to_x = jax.vjp(partial(max_pool_2x2, ceil=ceil), jnp.asarray(x))
-    grad = np.random.default_rng(1).normal(size=pooled.shape).astype(np.float32)
-    known = np.zeros_like(x)
-    for b, i, j, c in np.ndindex(pooled.shape):
-        block = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
-        row, column = np.unravel_index(block.argmax(), block.shape)
-        known[b, 2 * i + row, 2 * j + column, c] = grad[b, i, j, c]
-    np.testing.assert_array_equal(to_x(grad)[0], known)
-
-
-def test_pools_send_each_gradient_to_a_maximum():
-    x = jax.random.normal(jax.random.key(0), (1, 6, 6, 2))
-    for pool in (max_pool_2x2, max_pool_3x3):
-        grad = jax.grad(lambda x, pool=pool: jnp.sum(pool(x)))(x)
-        assert float(grad.sum()) == pool(x).size
-        assert set(np.asarray(x[grad > 0])) == set(np.asarray(pool(x)).ravel())
-
-
 def test_other_platforms_get_the_compilers_own():
     """A program lowered for a TPU has the convolution and none of the CPU's products."""
     step = jax.grad(lambda k, x, b: jnp.sum(conv2d(x, k, b, Window(1, 1), True, "winograd") ** 2))
@@ -193,8 +147,8 @@ def test_is_as_exact_as_float32_allows(cells, cpu_conv):
     kernel = 0.02 * rng.normal(size=(3, 3, 128, 128))
 
     def run(function, kind):
-        given = (jnp.asarray(a, kind) for a in (x, kernel, np.zeros(128), grad))
-        return value_and_gradients(lambda *a: function(*a, Window(1, 1)), *given)
+        given = [jnp.asarray(a, kind) for a in (x, kernel, np.zeros(128), grad)]
+        return value_and_gradients(function, given, Window(1, 1))
 
     with jax.enable_x64(True):
         exact = [np.asarray(a) for a in run(plain, "float64")]
@@ -214,13 +168,11 @@ def test_sums_of_bfloat16_are_as_exact_on_large_maps(cpu_conv):
 
     def weight_gradient(function, x, kernel, grad):
         bias = jnp.zeros(kernel.shape[-1], kernel.dtype)
-        run = jax.jit(
-            lambda k: jax.vjp(lambda k: function(x, k, bias, Window(1, 1)), k)[1](grad)[0]
-        )
-        return run(kernel)
+        return value_and_gradients(function, (x, kernel, bias, grad), Window(1, 1))[2]
 
-    ours = weight_gradient(partial(conv2d, cpu_conv=cpu_conv), x, kernel, grad)
-    exact = weight_gradient(plain, *(a.astype(jnp.float32) for a in (x, kernel, grad)))
+    arrays = x, kernel, grad
+    ours = weight_gradient(partial(conv2d, cpu_conv=cpu_conv), *arrays)
+    exact = weight_gradient(plain, *(a.astype(jnp.float32) for a in arrays))
     error = jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - exact) ** 2) / jnp.mean(exact**2))
     assert ours.dtype == jnp.bfloat16
     # Rounding once makes 0.0011; Winograd's transforms are in bfloat16 as well.
