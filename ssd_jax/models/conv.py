@@ -17,8 +17,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.epilogue import epilogue, epilogue_gradients
-from ssd_jax.models.parts import LARGE_MAP, zero_sum
+from ssd_jax.models.epilogue import bias_gradient, epilogue, relu_gradient
+from ssd_jax.models.parts import LARGE_MAP, take_rows, zero_sum
 from ssd_jax.models.winograd import winograd, winograd_gradients
 
 CpuConv = Literal["auto", "direct", "winograd"]
@@ -99,21 +99,21 @@ def _conv_backward(
     x, kernel, y = saved
 
     def default(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
-        grad, d_bias = epilogue_gradients(y, grad)
+        grad = relu_gradient(grad, y)
         _, to_arguments = jax.vjp(partial(_conv_plain, window=window), x, kernel)
-        return *to_arguments(grad), d_bias
+        return *to_arguments(grad), bias_gradient(grad)
 
     def cpu(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
         if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-            return winograd_gradients(x, kernel, y, grad, padding=window.padding)
-        grad, d_bias = epilogue_gradients(y, grad)
+            return winograd_gradients(x, kernel, y, grad)
+        grad = relu_gradient(grad, y)
         if _uses_taps(window):
             by_taps = partial(_conv_by_taps, window=window)
             d_x, d_kernel = jax.vjp(by_taps, x, kernel)[1](grad)
         else:
             (d_x,) = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1](grad)
             d_kernel = _weight_gradient(x, grad, kernel.shape[0], window)
-        return d_x, d_kernel, d_bias
+        return d_x, d_kernel, bias_gradient(grad)
 
     return lax.platform_dependent(x, kernel, y, grad, cpu=cpu, default=default)
 
@@ -125,7 +125,7 @@ def _conv_cpu(
     x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool, cpu_conv: CpuConv
 ) -> Array:
     if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-        return winograd(x, kernel, bias, padding=window.padding, relu=relu)
+        return winograd(x, kernel, bias, relu=relu)
     convolve = _conv_by_taps if _uses_taps(window) else _conv_plain
     return epilogue(convolve(x, kernel, window=window), bias, relu)
 
@@ -168,8 +168,7 @@ def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
 def _uses_winograd(
     x: Sequence[int], kernel: Sequence[int], window: Window, cpu_conv: CpuConv
 ) -> bool:
-    fits = kernel[0] == 3 and window.stride == 1 and window.dilation == 1
-    if not fits or cpu_conv == "direct":
+    if kernel[0] != 3 or window != Window(1, 1) or cpu_conv == "direct":
         return False
     enough = zip(kernel[2:], _WINOGRAD_CHANNELS, strict=True)
     pays = x[1] >= _WINOGRAD_ROWS and all(have >= least for have, least in enough)
@@ -182,7 +181,6 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     Of a large map, one for each strip of rows and all taps; their sums are float32.
     """
     p, s, d = window.padding, window.stride, window.dilation
-    x = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
     rows, columns = grad.shape[1:3]
 
     def seen(x: Array, i: int, j: int, rows: int) -> Array:
@@ -193,19 +191,22 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     taps = [(i, j) for i in range(size) for j in range(size)]
     shape = (size, size, x.shape[-1], grad.shape[-1])
     if rows < LARGE_MAP:
+        x = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
         flat = grad.reshape(-1, grad.shape[-1])
         return jnp.stack([seen(x, i, j, rows).T @ flat for i, j in taps]).reshape(shape)
 
     strips = -(-rows // _STRIP_ROWS)
     missing = strips * _STRIP_ROWS - rows
     grad = jnp.pad(grad, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    x = jnp.pad(x, ((0, 0), (0, missing * s), (0, 0), (0, 0)))
     reach = s * (_STRIP_ROWS - 1) + (size - 1) * d + 1
+    below = max(0, (strips - 1) * _STRIP_ROWS * s - p + reach - x.shape[1])
 
     def add_strip(k: Array, total: Array) -> Array:
         """All taps in one product, of the cells that they see side by side."""
         image, row = k // strips, k % strips * _STRIP_ROWS
-        part = lax.dynamic_slice(x, (image, row * s, 0, 0), (1, reach, *x.shape[2:]))
+        part = take_rows(
+            x, begin=(image, row * s - p), size=(1, reach), beyond=(p, below), sides=(p, p)
+        )
         own = lax.dynamic_slice(grad, (image, row, 0, 0), (1, _STRIP_ROWS, *grad.shape[2:]))
         cells = jnp.concatenate([seen(part, i, j, _STRIP_ROWS) for i, j in taps], axis=-1)
         cells, own = lax.optimization_barrier(cells), own.reshape(-1, own.shape[-1])

@@ -13,12 +13,13 @@ def epilogue(
     return jnp.maximum(y, 0) if relu else y
 
 
-def epilogue_gradients(
-    y: Float[Array, "B H W C"] | None, grad: Float[Array, "B H W C"]
-) -> tuple[Float[Array, "B H W C"], Float[Array, " C"]]:
-    """The gradients of `epilogue` for the products and the bias, from that for its result.
+def relu_gradient(
+    grad: Float[Array, "B H W C"], y: Float[Array, "B H W C"] | None = None
+) -> Float[Array, "B H W C"]:
+    """The gradient for what the ReLU of `epilogue` made `y` of; without a ReLU it is `grad`."""
+    return grad if y is None else jnp.where(y > 0, grad, 0)
 
-    `y` is that result, or None where there was no ReLU.
-    """
-    grad = grad if y is None else jnp.where(y > 0, grad, 0)
-    return grad, grad.sum((0, 1, 2))
+
+def bias_gradient(grad: Float[Array, "B H W C"]) -> Float[Array, " C"]:
+    """The gradient for the bias, from that before the ReLU."""
+    return grad.sum((0, 1, 2))

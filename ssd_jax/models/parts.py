@@ -1,16 +1,123 @@
-"""A map in parts: the cells of its tiles, images or strips one after another, and their sums."""
+"""A map in parts: the cells of its tiles, and strips of rows that follow one another."""
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Float32
+
+Sums = TypeVar("Sums")
 
 # Rows from which a CPU works on a map an image, or a strip of rows, at a time: what comes of it
 # then stays in the cache, and no memory for the whole batch is asked of the system.
 LARGE_MAP = 30
 
+# The most cells of a strip: Winograd's form makes 8 MB of so many with 64 channels. With too few
+# rows the neighbours' rows, which are read as well, tell.
+_STRIP_CELLS = 7_500
+_STRIP_ROWS = 8
+
 Square = list[list[Array]]
 """Arrays by row and column: of the cells of all tiles, or, in Winograd's form, of what comes of
 them."""
+
+
+class Strips(NamedTuple):
+    """The parts of a batch of maps: so many rows of one image, a whole image, or all of them."""
+
+    images: int
+    rows: int
+    number: int
+
+    def take(
+        self,
+        index: int | Array,
+        *maps: Float[Array, "B H W C"],
+        of: Callable[..., Array] = lambda cells: cells,
+    ) -> Float[Array, "b h w C"]:
+        """`of(*maps)` at strip `index` and one cell around it; outside of the map it is 0.
+
+        A row or column more follows where they would be odd, so that 2x2 tiles fill the strip.
+        """
+        _, rows, columns, _ = maps[0].shape
+        height = self.rows + self.rows % 2 + 2
+        per_image = rows // self.rows
+        image, strip = (index, 0) if per_image == 1 else (index // per_image, index % per_image)
+        return take_rows(
+            *maps,
+            of=of,
+            begin=(image * self.images, strip * self.rows - 1),
+            size=(self.images, height),
+            beyond=(1, height - self.rows - 1),
+            sides=(1, 1 + columns % 2),
+        )
+
+    def map(self, function: Callable[[int | Array], Array]) -> Array:
+        """The results for all strips' indices, [number, ...]."""
+        if self.number == 1:
+            return function(0)[None]
+        return lax.map(function, jnp.arange(self.number))
+
+    def sum_and_map(
+        self, function: Callable[[int | Array], tuple[Sums, Array]], like: Array
+    ) -> tuple[Sums, Array]:
+        """Of each strip's results the sum of the first, arrays in a tree, and all of the second.
+
+        It is summed up in float32. `like` is an array that the results depend on.
+        """
+        if self.number == 1:
+            sums, part = function(0)
+            return sums, part[None]
+
+        def add(total: Sums, index: Array) -> tuple[Sums, Array]:
+            sums, part = function(index)
+            return jax.tree.map(jnp.add, total, sums), part
+
+        shapes = jax.eval_shape(function, 0)[0]
+        zeros = jax.tree.map(lambda a: zero_sum(a.shape, like), shapes)
+        total, parts = lax.scan(add, zeros, jnp.arange(self.number))
+        return jax.tree.map(lambda a, known: a.astype(known.dtype), total, shapes), parts
+
+
+def strips_of(x: Float[Array, "B H W C"]) -> Strips:
+    """The strips by which a CPU goes through maps like `x`."""
+    batch, rows, columns, _ = x.shape
+    if rows < LARGE_MAP:
+        return Strips(batch, rows, 1)
+    fitting = range(_STRIP_ROWS, min(_STRIP_CELLS // columns, rows) + 1, 2)
+    height = rows
+    if rows * columns > _STRIP_CELLS:
+        height = max((n for n in fitting if rows % n == 0), default=rows)
+    return Strips(1, height, batch * (rows // height))
+
+
+def take_rows(
+    *maps: Float[Array, "B H W C"],
+    begin: tuple[int | Array, int | Array],
+    size: tuple[int, int],
+    beyond: tuple[int, int],
+    sides: tuple[int, int],
+    of: Callable[..., Array] = lambda cells: cells,
+) -> Float[Array, "b h w C"]:
+    """`of(*maps)` of so many images and rows, `size`, from an image and row on, `begin`.
+
+    Rows may lie above and below the map, as many as `beyond` says at most: there it is 0, as in the
+    columns of zeros that are put at the two `sides`.
+    """
+    images, height = size
+    image, first = begin
+    taken = min(height, maps[0].shape[1])
+    top = jnp.clip(first, 0, maps[0].shape[1] - taken)
+    cells = of(
+        *(lax.dynamic_slice(x, (image, top, 0, 0), (images, taken, *x.shape[2:])) for x in maps)
+    )
+    cells = jnp.pad(cells, ((0, 0), beyond, (0, 0), (0, 0)))
+    cells = lax.dynamic_slice_in_dim(cells, first - top + beyond[0], height, axis=1)
+    # The sides come last because XLA writes padded arrays to memory. Slices that begin at a row
+    # known only when it runs it would take anew, and slowly, for each use.
+    return lax.optimization_barrier(jnp.pad(cells, ((0, 0), (0, 0), sides, (0, 0))))
 
 
 def tile_cells(x: Float[Array, "B H W C"], size: int) -> Square:
