@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, add_process_flags, override, run_main
 from ssd_jax.config import Config, ConfigError
-from ssd_jax.huge_pages import use_huge_pages
 
 if typing.TYPE_CHECKING:
     from rich.console import Console
@@ -204,5 +203,4 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     raise SystemExit(run_main(main))

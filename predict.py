@@ -21,7 +21,6 @@ import numpy as np
 
 from ssd_jax.cli import Parser, run_main
 from ssd_jax.config import ConfigError
-from ssd_jax.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -496,5 +495,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     raise SystemExit(run_main(main))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, add_process_flags, load_config, override, run_main
 from ssd_jax.config import Config, ConfigError, from_json
-from ssd_jax.huge_pages import use_huge_pages
 
 _DESCRIPTION = """Train a detector.
 
@@ -90,5 +89,4 @@ def _replay(file: Path, overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     raise SystemExit(run_main(main))

@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 from benchmarks import growth
-from ssd_jax.huge_pages import use_huge_pages
 
 BENCHMARKS = (
     *("input_pipeline", "network", "boxes", "evaluation"),
@@ -43,6 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As the commands do; so all programs that are compared have it.
-    use_huge_pages()
     main()

@@ -12,7 +12,7 @@ COMMANDS = {"export", "plan", "demo"}
 ROOMS = {
     "config",
     *("ops", "models", "data", "training", "evaluation"),
-    *("cli", "runtime", "huge_pages", "detector", "visualize", "benchmark", "hlo", "cards"),
+    *("cli", "runtime", "detector", "visualize", "benchmark", "hlo", "cards"),
     *COMMANDS,
 }
 # What a room may import from the project. A room that is not here fails: decide where it stands.
@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "config": set(),
     "cli": {"config"},
     "runtime": {"config", "cli"},
-    "huge_pages": set(),
     "ops": {"ops"},
     "models": {"config", "ops", "models"},
     "data": {"config", "data"},
