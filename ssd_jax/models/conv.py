@@ -213,7 +213,7 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
         return total + jnp.matmul(cells.T, own, preferred_element_type=jnp.float32)
 
     zeros = zero_sum((math.prod(shape[:3]), shape[3]), like=grad)
-    total = lax.fori_loop(0, len(x) * strips, add_strip, zeros)
+    total = lax.fori_loop(0, x.shape[0] * strips, add_strip, zeros)
     return total.astype(grad.dtype).reshape(shape)
 
 

@@ -86,10 +86,10 @@ def strips_of(x: Float[Array, "B H W C"]) -> Strips:
     batch, rows, columns, _ = x.shape
     if rows < LARGE_MAP:
         return Strips(batch, rows, 1)
-    fitting = range(_STRIP_ROWS, min(_STRIP_CELLS // columns, rows) + 1, 2)
     height = rows
     if rows * columns > _STRIP_CELLS:
-        height = max((n for n in fitting if rows % n == 0), default=rows)
+        heights = range(_STRIP_ROWS, _STRIP_CELLS // columns + 1, 2)
+        height = max((n for n in heights if rows % n == 0), default=rows)
     return Strips(1, height, batch * (rows // height))
 
 

@@ -133,6 +133,24 @@ def test_against_a_double_loop():
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("cells", "cpu_conv"), [(96, "winograd"), (38, "direct")])
+def test_one_program_for_batches_of_any_size(cells, cpu_conv):
+    (batch,) = jax.export.symbolic_shape("b")
+
+    @jax.jit
+    def gradients(x, kernel, bias):
+        y, vjp = jax.vjp(lambda *a: conv2d(*a, Window(1, 1), True, cpu_conv), x, kernel, bias)
+        return vjp(y)
+
+    weights = 0.1 * jnp.ones((3, 3, 2, 2)), jnp.ones(2)
+    shapes = [jax.ShapeDtypeStruct((batch, cells, cells, 2), "float32")]
+    shapes += [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
+    program = jax.export.export(gradients)(*shapes)
+    x = jax.random.normal(jax.random.key(0), (2, cells, cells, 2))
+    for a, b in zip(program.call(x, *weights), gradients(x, *weights), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
 def test_other_platforms_get_the_compilers_own():
     """A program lowered for a TPU has the convolution and none of the CPU's products."""
     step = jax.grad(lambda k, x, b: jnp.sum(conv2d(x, k, b, Window(1, 1), True, "winograd") ** 2))
