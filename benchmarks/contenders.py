@@ -70,18 +70,16 @@ def race(
 ) -> dict[str, dict[str, float]]:
     """Times of (setup, *arguments) by name: median, fastest, slowest, first call, memory.
 
-    They take turns for `rounds` rounds. A turn begins with a call that is not timed: it fills the
-    caches and gets back the memory that a machine takes from a program that waits. A program that
-    is faster than `least_s` seconds is called as often in a row as fills them, and the mean of
-    these counts as one time. "s" is the median in seconds, "s_min" and "s_max" its range, "first_s"
-    the setup and the first call, "peak_mb" the memory.
+    They take turns for `rounds` rounds. A program that is faster than `least_s` seconds is called
+    as often in a row as fills them, and the mean of these counts as one time. "s" is the median in
+    seconds, "s_min" and "s_max" its range, "first_s" the setup and the first call, "peak_mb" the
+    memory.
     """
     contenders = {name: Contender(*program) for name, program in programs.items()}
     calls = {name: _calls(one, least_s) for name, one in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, one in contenders.items():
-            one.time()
             times[name].append(float(np.mean([one.time() for _ in range(calls[name])])))
     return {
         name: {
