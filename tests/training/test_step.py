@@ -167,9 +167,9 @@ def test_state_is_donated():
 def test_five_steps_follow_the_reference(golden, path, monkeypatch):
     """By XLA's convolutions, and by the two paths that auto chooses from for each layer.
 
-    Each layer's results are as exact by all three (2e-7 to 4e-7, against float64), but rounded
-    otherwise, which the large steps let grow: from the fourth on the losses leave the reference's
-    by 1e-3, 3e-3 and 4e-3.
+    They round otherwise, which the large steps let grow: from the fourth on the losses leave the
+    reference's by 1e-3, 3e-3 and 4e-3. With weights changed by 6e-8 of themselves at the start
+    the first path leaves them by 2e-3 to 3e-3 as well, so only its own rounding is held tightly.
     """
     if path == "plain":
 
