@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float32
 
 from ssd_jax.ops.boxes import AnyArray
 from ssd_jax.ops.matching import Targets
+from ssd_jax.ops.ranks import least_of_best, ordered_bits
 
 
 class MultiboxLoss(NamedTuple):
@@ -26,6 +27,26 @@ def smooth_l1(x: Float[AnyArray, "*n"]) -> Float[jax.Array, "*n"]:
     return jnp.where(size < 1, 0.5 * jnp.square(x), size - 0.5)
 
 
+@jax.custom_vjp
+def _log_sum_exp(x: Float[jax.Array, "P C"], largest: Float[jax.Array, " P"]) -> jax.Array:
+    """The logarithm [P] of each row's sum of exponentials, divided by that of its largest."""
+    return jnp.log(jnp.sum(jnp.exp(x - largest[:, None]), axis=-1))
+
+
+def _log_sum_exp_forward(x: jax.Array, largest: jax.Array) -> tuple[jax.Array, tuple]:
+    log_sum = _log_sum_exp(x, largest)
+    return log_sum, (x, largest, log_sum)
+
+
+def _log_sum_exp_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, None]:
+    # The exponentials are taken again: to keep them is to write and read an array as large as x.
+    x, largest, log_sum = saved
+    return grad[:, None] * jnp.exp(x - largest[:, None] - log_sum[:, None]), None
+
+
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
+
+
 def hard_negative_mask(
     background_loss: Float[AnyArray, " P"], positive: Bool[AnyArray, " P"], *, ratio: float
 ) -> Bool[jax.Array, " P"]:
@@ -37,19 +58,8 @@ def hard_negative_mask(
     """
     positives = jnp.sum(positive)
     count = jnp.minimum(jnp.floor(ratio * positives), positive.size - positives).astype(jnp.int32)
-    # Integers in the order of the losses, 0 for what cannot be chosen. Adding 0 makes -0 a 0.
-    bits = lax.bitcast_convert_type(jnp.asarray(background_loss, jnp.float32) + 0, jnp.uint32)
-    rank = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-    rank = jnp.where(positive, 0, rank)
-
-    # The count-th largest, from its highest bit to its lowest: 32 sums instead of a sort, which
-    # on a CPU takes ten times as long.
-    def add_bit(k: jax.Array, least: jax.Array) -> jax.Array:
-        more = least | (jnp.uint32(1 << 31) >> k.astype(jnp.uint32))
-        return jnp.where(jnp.sum(rank >= more) >= count, more, least)
-
-    # Made from rank, not of a constant: shard_map wants a loop's state to vary as its input does.
-    least = lax.fori_loop(0, 32, add_bit, rank[0] & 0)
+    rank = jnp.where(positive, 0, ordered_bits(background_loss))
+    least = least_of_best(rank[:, None], count)[0]
     above, equal = rank > least, (rank == least) & ~positive
     first = jnp.cumsum(equal) <= count - jnp.sum(above)
     return (above | (equal & first)) & (count > 0)
@@ -77,13 +87,16 @@ def multibox_loss(
     error = jnp.where(positive[:, None], loc.astype(jnp.float32) - targets.loc, 0)
     loc_sum = jnp.sum(smooth_l1(error))
 
-    # log_softmax subtracts each row's own maximum; ssd.pytorch's shared one underflows.
-    log_prob = jax.nn.log_softmax(conf.astype(jnp.float32), axis=-1)
-    background_loss = jax.lax.stop_gradient(-log_prob[:, 0])
+    conf = conf.astype(jnp.float32)
+    # Each row by its own maximum; ssd.pytorch's shared one underflows.
+    largest = jax.lax.stop_gradient(jnp.max(conf, axis=-1))
+    log_sum = _log_sum_exp(conf, largest)
+    background_loss = jax.lax.stop_gradient(log_sum - (conf[:, 0] - largest))
     trained = positive | hard_negative_mask(background_loss, positive, ratio=negative_ratio)
     # Compare and sum instead of a gather, whose gradient would be a scatter.
     is_target = targets.label[:, None] == jnp.arange(conf.shape[-1])[None, :]
-    conf_sum = -jnp.sum(jnp.where(is_target & trained[:, None], log_prob, 0))
+    of_target = jnp.sum(jnp.where(is_target, conf - largest[:, None], 0), axis=-1)
+    conf_sum = jnp.sum(jnp.where(trained, log_sum - of_target, 0))
 
     norm = jnp.maximum(jnp.asarray(num_positives, jnp.float32), 1)
     return MultiboxLoss(loc_sum / norm, conf_sum / norm)

@@ -5,9 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int32, UInt32
 
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
+from ssd_jax.ops.candidates import BITS, Words, bits_of, choose_best, count_of, priors_of, words_of
+
+
+# Candidates of a class for which a CPU has a program of its own.
+_FEW = 100
 
 
 class Detections(NamedTuple):
@@ -32,22 +37,34 @@ def nms_keep(
     box kept before is above `iou_threshold`. Boxes that are not `valid` are neither kept nor
     suppress others.
     """
-    boxes, keep = jnp.asarray(boxes), jnp.asarray(valid)
-    count = len(boxes)
+    boxes, left = jnp.asarray(boxes), jnp.asarray(valid)
+    kept = []
+    # A block at a time, whose boxes that are kept are the bits of a word.
+    for _ in range(0, len(boxes), BITS):
+        overlaps = words_of(pairwise_iou(boxes[:BITS], boxes) > iou_threshold)[0]  # [K]
+        # Both uses would compute the words anew.
+        overlaps = jax.lax.optimization_barrier(overlaps)
+        word = _kept_of_block(overlaps[:BITS], left[:BITS])
+        kept.append(word)
+        boxes, left = boxes[BITS:], left[BITS:] & (overlaps[BITS:] & word == 0)
+    return bits_of(jnp.stack(kept), len(valid)) if kept else left
 
-    # One row of IoUs a step: K small steps for all classes and images at once, whose cost does not
-    # depend on the boxes. All K x K at first, settled by rounds, takes hundreds of rounds where a
-    # network that is hardly trained gives long chains of "a removes b, which then spares c".
-    def step(i: jax.Array, keep: jax.Array, boxes: jax.Array) -> jax.Array:
-        box = jax.lax.dynamic_slice_in_dim(boxes, i, 1)
-        removed = (pairwise_iou(box, boxes)[0] > iou_threshold) & (jnp.arange(len(boxes)) > i)
-        return keep & ~(removed & keep[i])
 
-    # No box removes one before it: the steps of the second half need not look at the first.
-    half = count // 2
-    keep = jax.lax.fori_loop(0, half, partial(step, boxes=boxes), keep)
-    rest = jax.lax.fori_loop(0, count - half, partial(step, boxes=boxes[half:]), keep[half:])
-    return jnp.concatenate([keep[:half], rest])
+def _kept_of_block(
+    overlaps: UInt32[jax.Array, " k"], valid: Bool[jax.Array, " k"]
+) -> UInt32[jax.Array, ""]:
+    """The boxes of a block that are kept, as bits; `overlaps` has each box's with all of them."""
+    own = jnp.uint32(1) << jnp.arange(len(valid), dtype=jnp.uint32)
+    before = overlaps & (own - 1)
+
+    # From all on: after n rounds the first n bits are right, and where nothing changes all are.
+    def settle(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        word, _ = state
+        spared = valid & (before & word == 0)
+        return jnp.sum(jnp.where(spared, own, 0), dtype=jnp.uint32), word
+
+    every = jnp.sum(jnp.where(valid, own, 0), dtype=jnp.uint32)
+    return jax.lax.while_loop(lambda s: s[0] != s[1], settle, settle((every, every)))[0]
 
 
 def multiclass_nms(
@@ -75,11 +92,52 @@ def multiclass_nms(
         raise ValueError(f"scores has {classes} column; give background and at least one class")
     boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
 
-    by_class = jnp.transpose(scores[:, 1:])  # [C-1, P]
-    by_class = jnp.where(by_class > score_threshold, by_class, -jnp.inf)
-    # top_k puts the lower index first among equals.
-    top_scores, top_priors = jax.lax.top_k(by_class, min(candidates, priors))  # [C-1, k]
-    top_boxes = boxes[top_priors]  # [C-1, k, 4]
+    candidates = min(candidates, priors)
+    suppress = partial(_suppress, iou_threshold=iou_threshold, max_detections=max_detections)
+
+    def default(boxes: jax.Array, scores: jax.Array) -> Detections:
+        by_class = jnp.transpose(scores[:, 1:])
+        by_class = jnp.where(by_class > score_threshold, by_class, -jnp.inf)
+        # top_k puts the lower index first among equals.
+        return suppress(boxes, *jax.lax.top_k(by_class, candidates))
+
+    def cpu(boxes: jax.Array, scores: jax.Array) -> Detections:
+        words = words_of(scores[:, 1:] > score_threshold)
+        few = min(_FEW, candidates)
+
+        def of_few() -> Detections:
+            return suppress(boxes, *_best_of(scores, words, few))
+
+        def of_many() -> Detections:
+            best = choose_best(scores[:, 1:], scores[:, 1:] > score_threshold, candidates)
+            return suppress(boxes, *_best_of(scores, best, candidates))
+
+        # A trained network has few candidates, and then most of the work is for empty places.
+        return jax.lax.cond(jnp.max(count_of(words)) <= few, of_few, of_many)
+
+    return jax.lax.platform_dependent(boxes, scores, cpu=cpu, default=default)
+
+
+def _best_of(scores: jax.Array, chosen: Words, count: int) -> tuple[jax.Array, jax.Array]:
+    """What `top_k` gives of the scores [P, C + 1], of the priors that are chosen."""
+    # A place more than are asked for: the choice of all is a sort, which takes a CPU twice as long.
+    priors, filled = priors_of(chosen, count + 1)
+    label = 1 + jnp.arange(len(priors))
+    best = jnp.where(filled, scores[priors, label[:, None]], -jnp.inf)
+    best, order = jax.lax.top_k(best, count)
+    return best, jnp.take_along_axis(priors, order, axis=1)
+
+
+def _suppress(
+    boxes: Float[jax.Array, "P 4"],
+    top_scores: Float[jax.Array, "C k"],
+    top_priors: Int32[jax.Array, "C k"],
+    *,
+    iou_threshold: float,
+    max_detections: int,
+) -> Detections:
+    """The detections by the best scores of each class, -inf where there is none, and priors."""
+    top_boxes = boxes[top_priors]  # [C, k, 4]
     valid = top_scores > -jnp.inf
     keep = jax.vmap(nms_keep, (0, 0, None))(top_boxes, valid, iou_threshold)
 
