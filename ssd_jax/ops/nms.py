@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Float32, Int32, UInt32
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
 from ssd_jax.ops.candidates import BITS, Words, bits_of, choose_best, count_of, priors_of, words_of
 
-
 # Candidates of a class for which a CPU has a program of its own.
 _FEW = 100
 

@@ -72,6 +72,43 @@ def test_detections_equal_a_slow_loop(levels, candidates, max_detections):
         assert_same(detect(*case, **options), slow_nms(*case, **options))
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.9], ids=["few", "some", "many"])
+@pytest.mark.parametrize("levels", [50, 100_000], ids=["many ties", "few ties"])
+def test_as_many_candidates_as_a_network_gives(levels, share):
+    case = random_case(np.random.default_rng(0), priors=500, levels=levels)
+    options = OPTIONS | {"candidates": 150, "max_detections": 200, "score_threshold": 1 - share}
+    assert_same(detect(*case, **options), slow_nms(*case, **options))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9], ids=["few", "many"])
+def test_one_image_after_the_other_equals_all_at_once(share):
+    rng = np.random.default_rng(1)
+    boxes, scores = (
+        np.stack(part) for part in zip(*(random_case(rng, 300) for _ in range(2)), strict=True)
+    )
+    scores[1] = np.where(scores[1] > share, 0, scores[1])  # fewer candidates beside others
+    options = OPTIONS | {"candidates": 110}
+    function = functools.partial(multiclass_nms, **options)
+    at_once = jax.jit(jax.vmap(function))(boxes, scores)
+    in_turn = jax.jit(lambda *a: jax.lax.map(lambda image: function(*image), a))(boxes, scores)
+    for k in range(2):
+        expected = slow_nms(boxes[k], scores[k], **options)
+        for found in (at_once, in_turn):
+            assert_same(jax.tree.map(lambda x, k=k: x[k], found), expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 200])
+def test_suppression_of_any_number_equals_a_slow_loop(count):
+    rng = np.random.default_rng(count)
+    corner = rng.uniform(0, 0.5, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.5, (count, 2))], axis=1)
+    boxes = boxes.astype(np.float32)
+    for share in (0.3, 1.0):
+        valid = rng.random(count) < share
+        expected = slow_keep(np.asarray(pairwise_iou(boxes, boxes)), valid, 0.45)
+        np.testing.assert_array_equal(jit_keep(boxes, valid, 0.45), expected)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     hnp.arrays(np.float32, (12, 2), elements=st.floats(0, 0.5, width=32)),
@@ -91,13 +128,13 @@ def test_kept_boxes_do_not_overlap_and_the_rest_overlaps_a_kept_one(corners, sid
 
 
 def test_a_chain_of_boxes_keeps_every_other():
-    left = np.arange(15) * 0.3
-    boxes = np.stack([left, np.zeros(15), left + 1, np.ones(15)], axis=1).astype(np.float32)
-    keep = jit_keep(boxes, np.ones(15, bool), 0.5)  # neighbours overlap by 0.7 / 1.3
-    np.testing.assert_array_equal(keep, np.arange(15) % 2 == 0)
+    left = np.arange(75) * 0.3
+    boxes = np.stack([left, np.zeros(75), left + 1, np.ones(75)], axis=1).astype(np.float32)
+    keep = jit_keep(boxes, np.ones(75, bool), 0.5)  # neighbours overlap by 0.7 / 1.3
+    np.testing.assert_array_equal(keep, np.arange(75) % 2 == 0)
     # A box that is not valid suppresses nothing, so the rhythm starts again behind it.
-    keep = jit_keep(boxes, np.arange(15) != 4, 0.5)
-    np.testing.assert_array_equal(np.flatnonzero(keep), [0, 2, 5, 7, 9, 11, 13])
+    keep = jit_keep(boxes, np.arange(75) != 4, 0.5)
+    np.testing.assert_array_equal(np.flatnonzero(keep), [0, 2, *range(5, 75, 2)])
 
 
 def test_detections_of_the_reference(golden, voc_priors):

@@ -1,0 +1,45 @@
+import hypothesis.extra.numpy as hnp
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_jax.ops.ranks import least_of_best, ordered_bits
+
+find = jax.jit(least_of_best)
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=False)))
+def test_bits_are_in_the_order_of_the_numbers(x):
+    bits = np.asarray(ordered_bits(x)).astype(np.int64)
+    np.testing.assert_array_equal(bits[:, None] < bits[None], x[:, None] < x[None])
+    np.testing.assert_array_equal(bits[:, None] == bits[None], x[:, None] == x[None])
+    assert bits.min() > 0
+
+
+@pytest.mark.parametrize("most", [3, 100, 2**32 - 1])
+@pytest.mark.parametrize("rows", [1, 31, 32, 100])
+def test_the_best_reach_it_and_the_others_do_not(most, rows):
+    rng = np.random.default_rng(rows)
+    values = rng.integers(0, most, (rows, 5), dtype=np.uint32)
+    for k in {1, rows // 3 + 1, rows}:
+        least = np.asarray(find(values, k))
+        falling = -np.sort(-values.astype(np.int64), axis=0)
+        for column in range(5):
+            reach = np.sum(values[:, column] >= least[column])
+            if k < rows and falling[k - 1, column] == falling[k, column]:
+                assert least[column] == falling[k - 1, column]
+            else:
+                assert reach == k
+
+
+def test_each_column_has_its_own_k():
+    values = np.arange(40, dtype=np.uint32)[:, None] * np.ones(3, np.uint32)
+    least = np.asarray(find(values, np.array([1, 7, 40])))
+    np.testing.assert_array_equal(np.sum(values >= least, axis=0), [1, 7, 40])
+
+
+def test_more_than_there_are_is_zero():
+    assert find(np.full((3, 1), 9, np.uint32), 4) == 0
