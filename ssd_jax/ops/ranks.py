@@ -12,7 +12,10 @@ _FOLDS = 32
 
 
 def ordered_bits(x: Float[AnyArray, "*n"]) -> UInt32[jax.Array, "*n"]:
-    """Integers in the order of `x` as float32, 1 or more but for NaN; equal where `x` is."""
+    """Integers in the order of `x` as float32, 1 or more but for NaN; equal where `x` is.
+
+    Numbers below the smallest normal one, 1e-38, may count as 0, as elsewhere on a CPU.
+    """
     # Adding 0 makes -0 a 0.
     bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32) + 0, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
