@@ -45,3 +45,9 @@ def test_each_column_has_its_own_k():
 
 def test_more_than_there_are_is_zero():
     assert find(np.full((3, 1), 9, np.uint32), 4) == 0
+
+
+def test_both_zeros_are_equal():
+    for function in (ordered_bits, jax.jit(ordered_bits)):
+        bits = function(np.array([-0.0, 0.0], np.float32))
+        assert bits[0] == bits[1]
