@@ -16,8 +16,9 @@ def ordered_bits(x: Float[AnyArray, "*n"]) -> UInt32[jax.Array, "*n"]:
 
     Numbers below the smallest normal one, 1e-38, may count as 0, as elsewhere on a CPU.
     """
-    # Adding 0 makes -0 a 0.
-    bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32) + 0, jnp.uint32)
+    x = jnp.asarray(x, jnp.float32)
+    # There is a -0, which adding 0 would not remove: a compiler leaves that out.
+    bits = jnp.where(x == 0, 0, lax.bitcast_convert_type(x, jnp.uint32))
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
