@@ -22,9 +22,9 @@ def words_of(chosen: Bool[jax.Array, "P C"]) -> Words:
     words = -(-len(chosen) // BITS)
     chosen = jnp.pad(chosen, ((0, words * BITS - len(chosen)), (0, 0)))
     bits = jnp.uint32(1) << jnp.arange(BITS, dtype=jnp.uint32)
-    return jnp.sum(
-        jnp.where(chosen.reshape(words, BITS, -1), bits[:, None], 0), axis=1, dtype=jnp.uint32
-    )
+    # All bits or none, and no `where`: a CPU would jump at each, and guess wrong.
+    every = jnp.uint32(0) - chosen.reshape(words, BITS, -1).astype(jnp.uint32)
+    return jnp.sum(every & bits[None, :, None], axis=1, dtype=jnp.uint32)
 
 
 def bits_of(word: UInt32[jax.Array, " W"], count: int) -> Bool[jax.Array, " count"]:
@@ -44,9 +44,15 @@ def choose_best(
     """The `count` candidates of each class with the best scores; of equal ones the first."""
     keys = jnp.where(candidate, ordered_bits(scores), 0)
     least = least_of_best(keys, count)[None]
-    better, equal = words_of(keys > least), words_of((keys == least) & (keys > 0))
-    left = count - count_of(better)
-    return better | _first_bits(equal, left[None] - _counts_before(equal))
+    chosen = words_of((keys >= least) & (keys > 0))
+
+    def leave_out_last() -> Words:
+        better, equal = words_of(keys > least), words_of((keys == least) & (keys > 0))
+        left = count - count_of(better)
+        return better | _first_bits(equal, left[None] - _counts_before(equal))
+
+    # Where the last of them is equal to others there are too many.
+    return lax.cond(jnp.any(count_of(chosen) > count), leave_out_last, lambda: chosen)
 
 
 def priors_of(
