@@ -54,11 +54,9 @@ class Strips(NamedTuple):
             sides=(1, 1 + columns % 2),
         )
 
-    def map(self, function: Callable[[int | Array], Array]) -> Array:
-        """The results for all strips' indices, [number, ...]."""
-        if self.number == 1:
-            return function(0)[None]
-        return lax.map(function, jnp.arange(self.number))
+    def map(self, function: Callable[[int | Array], Array], like: Array) -> Array:
+        """The results for all strips' indices, [number, ...]; they depend on an array `like`."""
+        return self.sum_and_map(lambda index: ((), function(index)), like)[1]
 
     def sum_and_map(
         self, function: Callable[[int | Array], tuple[Sums, Array]], like: Array
@@ -71,14 +69,19 @@ class Strips(NamedTuple):
             sums, part = function(0)
             return sums, part[None]
 
-        def add(total: Sums, index: Array) -> tuple[Sums, Array]:
+        def add(index: Array, state: tuple[Sums, Array]) -> tuple[Sums, Array]:
             sums, part = function(index)
-            return jax.tree.map(jnp.add, total, sums), part
+            total, parts = state
+            parts = lax.dynamic_update_index_in_dim(parts, part, index, 0)
+            return jax.tree.map(jnp.add, total, sums), parts
 
-        shapes = jax.eval_shape(function, 0)[0]
-        zeros = jax.tree.map(lambda a: zero_sum(a.shape, like), shapes)
-        total, parts = lax.scan(add, zeros, jnp.arange(self.number))
-        return jax.tree.map(lambda a, known: a.astype(known.dtype), total, shapes), parts
+        sums, part = jax.eval_shape(function, 0)
+        zeros = jax.tree.map(lambda a: zero_sum(a.shape, like), sums)
+        # Any values, for all are written. Zeros would be one array for all loops of a program,
+        # and copied for each.
+        parts = jnp.broadcast_to(like.ravel()[0].astype(part.dtype), (self.number, *part.shape))
+        total, parts = lax.fori_loop(0, self.number, add, (zeros, parts))
+        return jax.tree.map(lambda a, known: a.astype(known.dtype), total, sums), parts
 
 
 def strips_of(x: Float[Array, "B H W C"]) -> Strips:

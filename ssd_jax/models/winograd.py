@@ -37,7 +37,7 @@ def winograd(
     # Without the barriers a pool before would be fused into the transforms and computed again for
     # each of the 16 products.
     x = lax.optimization_barrier(x)
-    y = strips.map(convolve).reshape(*x.shape[:3], -1)
+    y = strips.map(convolve, like=x).reshape(*x.shape[:3], -1)
     return lax.optimization_barrier(y)
 
 

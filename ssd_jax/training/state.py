@@ -83,18 +83,33 @@ def _is_no_bias(params: Params) -> Params:
     return jax.tree.map(lambda bias: not bias, _is_bias(params))
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+def _momentum(decay: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.trace` that leaves the momentum as it is where the argument `good` is false."""
+
+    def update(
+        grads: Params, state: optax.TraceState, params: Params | None = None, *, good: Any = True
+    ) -> tuple[Params, optax.TraceState]:
+        del params
+        # Chosen here and not afterwards: the parameters then follow what is kept, and neither they
+        # nor the old momentum are copied, to be read when the new one has taken its place.
+        trace = jax.tree.map(lambda g, m: jnp.where(good, g + decay * m, m), grads, state.trace)
+        return trace, optax.TraceState(trace)
+
+    return optax.GradientTransformationExtraArgs(optax.trace(decay).init, update)
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     """The direction of SGD with momentum; the step takes it times the rate.
 
     Decay joins the gradient before the momentum, as in Caffe and PyTorch. With `caffe_biases` every
     bias moves at twice the rate and without decay. The rate is left to the step, which counts also
-    the steps that it skips.
+    the steps that it skips. An update with `good=False` leaves the momentum as it is.
     """
     mask = _is_no_bias if config.caffe_biases else None
     parts = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask),
-        optax.trace(config.momentum),
+        _momentum(config.momentum),
     ]
     if config.caffe_biases:
         parts.append(optax.masked(optax.scale(2.0), _is_bias))

@@ -69,7 +69,7 @@ def train_step(
     batch: Batch,
     *,
     model: SSD,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: Callable[[Array], Array],
     priors: np.ndarray,
     variances: tuple[float, float],
@@ -114,7 +114,9 @@ def train_step(
         batch_stats, sums = add_up(state.batch_stats, images)
     else:
         batch_stats, sums = _accumulate(add_up, state.batch_stats, images, config.accumulate)
-    sums, stop = lax.psum((sums, batch["stop"]), AXIS)
+    stop = batch["stop"]
+    if lax.axis_size(AXIS) > 1:  # XLA copies what there is nothing to add to
+        sums, stop = lax.psum((sums, stop), AXIS)
 
     norm = jnp.maximum(sums.positives, 1)
     grads, loss_loc, loss_conf, _ = jax.tree.map(lambda total: total / norm, sums)
@@ -122,23 +124,23 @@ def train_step(
     finite = jnp.isfinite(loss_loc) & jnp.isfinite(loss_conf) & jnp.isfinite(grad_norm)
     rate = schedule(state.step)
 
-    direction, opt_state = optimizer.update(grads, state.opt_state, trained)
-    trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
-    after = state.replace(
-        step=state.step + 1,
-        params=join_frozen(trained, frozen),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
-    if ema_decay:
-        after = after.replace(ema=_average(after, ema_decay))
     skip = config.on_nonfinite == "skip"
     good = finite if skip else finite & (state.bad_steps == 0)
-    after = jax.tree.map(partial(jnp.where, good), after, state)
-    after = after.replace(
-        step=state.step + 1 if skip else after.step,
+
+    direction, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
+    trained = jax.tree.map(lambda p, d: jnp.where(good, p - rate * d, p), trained, direction)
+    params = join_frozen(trained, frozen)
+    batch_stats = jax.tree.map(partial(jnp.where, good), batch_stats, state.batch_stats)
+    after = state.replace(
+        step=state.step + (1 if skip else good),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
         bad_steps=state.bad_steps + ~finite,
     )
+    if ema_decay:
+        ema = _average(after, ema_decay)
+        after = after.replace(ema=jax.tree.map(partial(jnp.where, good), ema, state.ema))
     metrics = {
         "loss": loss_loc + loss_conf,
         "loss_loc": loss_loc,

@@ -40,7 +40,7 @@ def test_a_strip_is_the_padded_maps(images, rows, per_image, columns):
     maps = maps.astype(np.float32)
     padded = np.pad(maps[0] - maps[1], ((0, 0), (1, 3), (1, 1 + columns % 2), (0, 0)))
     strips = Strips(1, rows, images * per_image)
-    found = strips.map(lambda index: strips.take(index, *maps, of=jnp.subtract))
+    found = strips.map(lambda index: strips.take(index, *maps, of=jnp.subtract), maps[0])
     assert len(found) == images * per_image
     for index, strip in enumerate(found):
         first = index % per_image * rows

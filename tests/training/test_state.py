@@ -54,6 +54,15 @@ def test_sgd_step_by_step(caffe_biases):
         np.testing.assert_allclose(params["conv"]["bias"], known["bias"], rtol=1e-5)
 
 
+def test_a_bad_gradient_leaves_the_momentum():
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.1, milestones=()))
+    params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(3.0)}}
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    broken = jax.tree.map(lambda p: p * jnp.nan, params)
+    _, after = optimizer.update(broken, state, params, good=jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
 def test_clipping_bounds_the_gradient():
     config = OptimConfig(learning_rate=1.0, milestones=(), weight_decay=0, clip_norm=5.0)
     optimizer = make_optimizer(config)

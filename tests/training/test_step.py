@@ -315,6 +315,28 @@ def test_the_fewest_all_reduces(batch_norm):
     assert sum(one.times * one.size for one in found) == 4 * (values + sums + 2 * statistics)
 
 
+def test_one_device_adds_nothing_up_and_copies_no_weights():
+    devices = jax.local_devices()[:1]
+    optim = dataclasses.replace(OPTIM, caffe_biases=True)
+    model = dataclasses.replace(TINY, batch_norm=False)
+    step, state = make_step(model, TINY_PRIORS, TrainConfig(batch_size=8), optim, devices)
+    compiled = step.lower(state, shard_batch(tiny_batch(), 1)).compile()
+    program = Program.parse(compiled.as_text())
+    assert program.all_reduces() == []
+    kernels = {
+        array.shape
+        for array in jax.tree.leaves(state.params)
+        if array.ndim == 4 and array.size > 100
+    }
+    copied = [
+        one.shape
+        for one, _ in program.running()
+        if one.opcode == "copy"
+        and any(one.shape.startswith(f"f32[{','.join(map(str, shape))}]") for shape in kernels)
+    ]
+    assert copied == []
+
+
 @pytest.mark.slow
 def test_all_buffers_of_the_state_are_donated():
     devices = jax.local_devices()[:2]
