@@ -83,6 +83,8 @@ def multiclass_nms(
     by prior. A score of NaN is no candidate.
 
     ssd.pytorch takes 200 candidates and returns what is left of every class, Caffe 400 and 200.
+    Of a batch a CPU takes one image after the other (`lax.map`) sooner than all at once: `vmap` has
+    both the way for few candidates and that for many computed.
 
     Raises ValueError if there is no class but background.
     """
