@@ -110,6 +110,7 @@ def multiclass_nms(
             return suppress(boxes, *_best_of(scores, words, few))
 
         def of_many() -> Detections:
+            # Compared a second time: to be kept for here it would be written in either case.
             best = choose_best(scores[:, 1:], scores[:, 1:] > score_threshold, candidates)
             return suppress(boxes, *_best_of(scores, best, candidates))
 
