@@ -1,6 +1,6 @@
 """A map in parts: the cells of its tiles, and strips of rows that follow one another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -12,16 +12,12 @@ Sums = TypeVar("Sums")
 
 # Rows from which a CPU works on a map an image, or a strip of rows, at a time: what comes of it
 # then stays in the cache, and no memory for the whole batch is asked of the system.
-LARGE_MAP = 30
+LARGE_MAP = 40
 
 # The most cells of a strip: Winograd's form makes 8 MB of so many with 64 channels. With too few
 # rows the neighbours' rows, which are read as well, tell.
 _STRIP_CELLS = 7_500
 _STRIP_ROWS = 8
-
-Square = list[list[Array]]
-"""Arrays by row and column: of the cells of all tiles, or, in Winograd's form, of what comes of
-them."""
 
 
 class Strips(NamedTuple):
@@ -36,13 +32,14 @@ class Strips(NamedTuple):
         index: int | Array,
         *maps: Float[Array, "B H W C"],
         of: Callable[..., Array] = lambda cells: cells,
+        tile: tuple[int, int],
     ) -> Float[Array, "b h w C"]:
         """`of(*maps)` at strip `index` and one cell around it; outside of the map it is 0.
 
-        A row or column more follows where they would be odd, so that 2x2 tiles fill the strip.
+        Rows and columns of 0 follow, so that whole tiles of so many, `tile`, fill a map.
         """
         _, rows, columns, _ = maps[0].shape
-        height = self.rows + self.rows % 2 + 2
+        height = self.rows + -self.rows % tile[0] + 2
         per_image = rows // self.rows
         image, strip = (index, 0) if per_image == 1 else (index // per_image, index % per_image)
         return take_rows(
@@ -51,7 +48,7 @@ class Strips(NamedTuple):
             begin=(image * self.images, strip * self.rows - 1),
             size=(self.images, height),
             beyond=(1, height - self.rows - 1),
-            sides=(1, 1 + columns % 2),
+            sides=(1, 1 + -columns % tile[1]),
         )
 
     def map(self, function: Callable[[int | Array], Array], like: Array) -> Array:
@@ -123,23 +120,19 @@ def take_rows(
     return lax.optimization_barrier(jnp.pad(cells, ((0, 0), (0, 0), sides, (0, 0))))
 
 
-def tile_cells(x: Float[Array, "B H W C"], size: int) -> Square:
-    """[i][j]: row i, column j, [B, h, w, C], of every whole tile of size x size cells of `x`.
+def tile_cells(x: Float[Array, "B H W C"], axis: int, *, step: int, size: int) -> list[Array]:
+    """The first to last of the cells of all whole tiles of `size` cells along an axis.
 
-    A tile begins at every other cell: tiles of 2x2 lie side by side, of 4x4 overlap by two.
+    A tile begins at every `step`-th cell, so those of a larger size overlap.
     """
-    tall, wide = (cells // 2 - size // 2 + 1 for cells in x.shape[1:3])
-    return [
-        [x[:, i : i + 2 * tall - 1 : 2, j : j + 2 * wide - 1 : 2] for j in range(size)]
-        for i in range(size)
-    ]
+    tiles = (x.shape[axis] - size) // step + 1
+    return [lax.slice_in_dim(x, i, i + (tiles - 1) * step + 1, step, axis) for i in range(size)]
 
 
-def interleave(cells: Square) -> Float[Array, "B H W C"]:
-    """The map whose 2x2 tiles have `cells`, 2x2 arrays [B, h, w, C] by row and column."""
-    y = jnp.stack([jnp.stack(row, axis=3) for row in cells], axis=2)
-    batch, tall, _, wide, _, channels = y.shape
-    return y.reshape(batch, 2 * tall, 2 * wide, channels)
+def interleave(cells: Sequence[Array], axis: int) -> Float[Array, "B H W C"]:
+    """The map whose tiles, side by side along an axis, have `cells`, the first to last of each."""
+    y = jnp.stack(cells, axis + 1)
+    return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
 
 
 def zero_sum(shape: tuple[int, ...], like: Array) -> Float32[Array, "..."]:

@@ -38,9 +38,11 @@ def test_a_strip_is_the_padded_maps(images, rows, per_image, columns):
         rows = 2 * rows + 2
     maps = np.random.default_rng(0).normal(size=(2, images, rows * per_image, columns, 2))
     maps = maps.astype(np.float32)
-    padded = np.pad(maps[0] - maps[1], ((0, 0), (1, 3), (1, 1 + columns % 2), (0, 0)))
+    padded = np.pad(maps[0] - maps[1], ((0, 0), (1, 3), (1, 1 + -columns % 4), (0, 0)))
     strips = Strips(1, rows, images * per_image)
-    found = strips.map(lambda index: strips.take(index, *maps, of=jnp.subtract), maps[0])
+    found = strips.map(
+        lambda index: strips.take(index, *maps, of=jnp.subtract, tile=(2, 4)), maps[0]
+    )
     assert len(found) == images * per_image
     for index, strip in enumerate(found):
         first = index % per_image * rows
@@ -52,7 +54,7 @@ def test_all_images_in_one_strip():
     x = jnp.arange(2 * 3 * 4.0).reshape(2, 3, 4, 1)
     strips = Strips(2, 3, 1)
     known = np.pad(x, ((0, 0), (1, 2), (1, 1), (0, 0)))
-    np.testing.assert_array_equal(strips.take(0, x), known)
+    np.testing.assert_array_equal(strips.take(0, x, tile=(2, 2)), known)
 
 
 @pytest.mark.parametrize("first", [-3, 0, 4, 9])
