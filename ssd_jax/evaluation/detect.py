@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import Source
 from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
+from ssd_jax.models.conv import PREPARED
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections, multiclass_nms
@@ -76,7 +77,8 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
     """`detect_step` compiled for the local devices, which share a batch among them.
 
     The function takes batches of any size; one that does not divide by the devices is filled up
-    and cut again.
+    and cut again. As long as it is given the same variables, arrays of JAX, it does not compute
+    again what depends on them alone.
     """
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     shared, split = PartitionSpec(), PartitionSpec("batch")
@@ -94,16 +96,48 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
             out_specs=split,
         )
     )
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    prepare = jax.jit(partial(_prepare, model)) if on_cpu else None
+    last = _Placed([], {})
+
+    def place(variables: Variables) -> Variables:
+        nonlocal last
+        if not last.holds(variables):
+            # No copy is made of what is on the devices already.
+            prepared = {**variables, **(prepare(variables) if prepare else {})}
+            placed = jax.device_put(prepared, NamedSharding(mesh, shared))
+            last = _Placed(jax.tree.leaves(variables), placed)
+        return last.placed
 
     def detect(variables: Variables, images: np.ndarray) -> Detections:
         missing = -len(images) % mesh.size
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        # No copy is made of variables that are on the devices already.
-        variables = jax.device_put(variables, NamedSharding(mesh, shared))
-        found = step(variables, jax.device_put(padded, NamedSharding(mesh, split)))
+        found = step(place(variables), jax.device_put(padded, NamedSharding(mesh, split)))
         return Detections(*(field[: len(images)] for field in found))
 
     return detect
+
+
+class _Placed(NamedTuple):
+    """Variables on the devices, with what was computed from them."""
+
+    leaves: list[Any]
+    placed: Variables
+
+    def holds(self, variables: Variables) -> bool:
+        """Whether they are these very arrays. NumPy's could have other values meanwhile."""
+        leaves = jax.tree.leaves(variables)
+        return len(leaves) == len(self.leaves) and all(
+            a is b and isinstance(a, Array) for a, b in zip(leaves, self.leaves, strict=True)
+        )
+
+
+def _prepare(model: SSD, variables: Variables) -> Variables:
+    """PREPARED of the network's layers."""
+    size = model.config.image_size
+    image = jnp.zeros((1, size, size, 3), jnp.uint8)
+    _, prepared = model.apply(variables, image, mutable=[PREPARED])
+    return prepared
 
 
 class StoppedError(Exception):

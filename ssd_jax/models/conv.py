@@ -19,9 +19,12 @@ from jaxtyping import Float
 
 from ssd_jax.models.epilogue import bias_gradient, epilogue, relu_gradient
 from ssd_jax.models.parts import LARGE_MAP, take_rows, zero_sum
-from ssd_jax.models.winograd import winograd, winograd_gradients
+from ssd_jax.models.winograd import transform_kernel, winograd, winograd_gradients
 
 CpuConv = Literal["auto", "direct", "winograd"]
+
+PREPARED = "prepared"
+"""A collection of what a CPU can compute from the weights once for many batches."""
 
 # With fewer channels (in, out), or fewer rows, Winograd's transforms cost more than they save.
 _WINOGRAD_CHANNELS = (64, 32)
@@ -125,7 +128,7 @@ def _conv_cpu(
     x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool, cpu_conv: CpuConv
 ) -> Array:
     if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-        return winograd(x, kernel, bias, relu=relu)
+        return winograd(x, transform_kernel(kernel), bias, relu=relu)
     convolve = _conv_by_taps if _uses_taps(window) else _conv_plain
     return epilogue(convolve(x, kernel, window=window), bias, relu)
 
@@ -217,6 +220,28 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     return total.astype(grad.dtype).reshape(shape)
 
 
+def conv2d_of(
+    layer: nn.Module,
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "k k I O"],
+    bias: Float[Array, " O"],
+    window: Window,
+    relu: bool = False,
+    cpu_conv: CpuConv = "auto",
+) -> Float[Array, "B h w O"]:
+    """`conv2d` with the weights of a layer.
+
+    Where the layer's PREPARED is mutable the kernel's transform is put there; where it is given, it
+    is used, for which the program must run on a CPU.
+    """
+    if not layer.is_initializing() and _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
+        if layer.is_mutable_collection(PREPARED):
+            layer.put_variable(PREPARED, "kernel", transform_kernel(kernel))
+        if layer.has_variable(PREPARED, "kernel"):
+            return winograd(x, layer.get_variable(PREPARED, "kernel"), bias, relu=relu)
+    return conv2d(x, kernel, bias, window, relu, cpu_conv)
+
+
 class ConvWeights(nn.Module):
     """The parameters of a convolution, float32.
 
@@ -254,4 +279,4 @@ class Conv(nn.Module):
         """The layer's output for a batch."""
         kernel, bias = (w.astype(self.dtype) for w in self.weights(x.shape[-1]))
         x = x.astype(self.dtype)
-        return conv2d(x, kernel, bias, self.window, relu=self.relu, cpu_conv=self.cpu_conv)
+        return conv2d_of(self, x, kernel, bias, self.window, self.relu, self.cpu_conv)

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
-from ssd_jax.models.conv import ConvWeights, CpuConv, Window, conv2d
+from ssd_jax.models.conv import ConvWeights, CpuConv, Window, conv2d_of
 from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
 from ssd_jax.ops.priors import make_priors, priors_per_cell
 
@@ -109,7 +109,7 @@ class MultiboxHead(nn.Module):
             for arrays in zip(*weights, strict=True)
         )
         x = x.astype(self.dtype)
-        y = conv2d(x, kernel, bias, Window(1, 1), cpu_conv=self.cpu_conv)
+        y = conv2d_of(self, x, kernel, bias, Window(1, 1), cpu_conv=self.cpu_conv)
         outputs = jnp.split(y, [self.boxes * 4], axis=-1)
         offsets, logits = (
             output.reshape(x.shape[0], -1, values)

@@ -28,13 +28,15 @@ _SIZE = (TWO.outputs, FOUR.outputs)
 
 def winograd(
     x: Float[Array, "B H W I"],
-    kernel: Float[Array, "3 3 I O"],
+    u: Factors,
     bias: Float[Array, " O"],
     *,
     relu: bool = False,
 ) -> Float[Array, "B H W O"]:
-    """The cross-correlation of `x`, padded by zeros, with a kernel at stride 1, plus the bias."""
-    u = _transform_kernel(kernel)
+    """The cross-correlation of `x`, padded by zeros, with a kernel at stride 1, plus the bias.
+
+    `u` is that of `transform_kernel`.
+    """
     strips = strips_of(x)
 
     def convolve(index: int | Array) -> Array:
@@ -60,7 +62,7 @@ def winograd_gradients(
     with the kernel turned by 180 degrees.
     """
     rows, columns = _TILE
-    u = _transform_kernel(kernel)
+    u = transform_kernel(kernel)
     turned = [[u[b][a].T for a in rows.turned] for b in columns.turned]
     strips = strips_of(x)
     x, y, grad = lax.optimization_barrier((x, y, grad))
@@ -79,7 +81,7 @@ def winograd_gradients(
         return (d_u, bias_gradient(own)), d_x.astype(grad.dtype)
 
     (d_u, d_bias), d_x = strips.sum_and_map(gradients, like=grad)
-    (d_kernel,) = jax.linear_transpose(_transform_kernel, kernel)(d_u)
+    (d_kernel,) = jax.linear_transpose(transform_kernel, kernel)(d_u)
     return d_x.reshape(x.shape), d_kernel, d_bias.astype(grad.dtype)
 
 
@@ -104,7 +106,8 @@ def _flat(tiles: Array) -> Array:
     return tiles.reshape(-1, tiles.shape[-1])
 
 
-def _transform_kernel(kernel: Array) -> Factors:
+def transform_kernel(kernel: Float[Array, "3 3 I O"]) -> Factors:
+    """The kernel's factors, float32 [I, O] each."""
     # By additions: as products with the transforms' matrices it takes longer than conv5's own.
     rows, columns = _TILE
     kernel = kernel.astype(jnp.float32)

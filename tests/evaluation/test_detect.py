@@ -11,6 +11,7 @@ from ssd_jax.data.records import Annotation
 from ssd_jax.evaluation.dataset import data_set
 from ssd_jax.evaluation.detect import StoppedError, detect_source, make_detect
 from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.models.winograd import transform_kernel
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections
 from tests.tiny import TINY, change
@@ -111,3 +112,53 @@ def test_it_stops_between_two_batches_when_asked():
     with pytest.raises(StoppedError):
         detect_source(detect, {}, Wide(), image_size=64, batch_size=1, stop=stop)
     assert len(asked) == 2  # of three batches
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+
+
+def make_winograd(monkeypatch):
+    """Detection with Winograd's form wherever it can be, and the kernels that it transforms."""
+    transformed = []
+
+    def transform(kernel):
+        transformed.append(kernel.shape)
+        return transform_kernel(kernel)
+
+    monkeypatch.setattr("ssd_jax.models.conv.transform_kernel", transform)
+    config = change(CONFIG, model={"cpu_conv": "winograd"})
+    return make_detect(make_model(config.model, config.priors), config), transformed
+
+
+def assert_same(found, known):
+    for a, b in zip(found, known, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_kernels_are_transformed_once_for_many_batches(monkeypatch):
+    detect, transformed = make_winograd(monkeypatch)
+    model, weights = variables()
+    known = make_detect(model, CONFIG)(weights, IMAGES)
+    assert known.count.min() > 0
+    assert_same(detect(weights, IMAGES), known)
+    # VGG16's thirteen and two heads, in the program that prepares: that which detects has none.
+    assert len(transformed) == 15
+    twice = detect(dict(weights), np.concatenate([IMAGES, IMAGES]))  # a program of its own
+    assert_same(twice, [np.concatenate([f, f]) for f in known])
+    assert len(transformed) == 15
+
+
+@pytest.mark.parametrize("kind", [jnp.array, np.array])
+def test_other_weights_are_prepared_anew(monkeypatch, kind):
+    detect, _ = make_winograd(monkeypatch)
+    model, weights = variables()
+    given = jax.tree.map(kind, weights)
+    first = detect(given, IMAGES)
+    if kind is np.array:
+        for array in jax.tree.leaves(given):
+            array *= 0.5  # the same arrays, with other values
+    else:
+        given = jax.tree.map(lambda a: 0.5 * a, given)
+    known = make_detect(model, CONFIG)(jax.tree.map(lambda a: 0.5 * a, weights), IMAGES)
+    assert np.abs(first.scores - known.scores).max() > 1e-2
+    assert_same(detect(given, IMAGES), known)

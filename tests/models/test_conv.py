@@ -102,7 +102,6 @@ def test_every_layer_of_the_network_equals_the_plain_convolution(size, monkeypat
         return plain(x, kernel, bias, window, relu)
 
     monkeypatch.setattr("ssd_jax.models.conv.conv2d", record)
-    monkeypatch.setattr("ssd_jax.models.ssd.conv2d", record)
     image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
     jax.eval_shape(make_model(config.model, config.priors).init, jax.random.key(0), image)
     assert len(layers) > 20
