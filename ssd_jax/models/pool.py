@@ -29,13 +29,13 @@ def _pool_forward(x: Array, ceil: bool) -> tuple[Array, tuple[Array, Array]]:
 def _pool_backward(ceil: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
     x, y = saved
     cells = _block_cells(x, ceil)
-    largest = jnp.full(y.shape, 3, jnp.int32)
+    largest = jnp.full(y.shape, 3, jnp.int8)
     for place in (2, 1, 0):
         largest = jnp.where(cells[place] == y, place, largest)
     # Cell by cell of the result, which is then written once; put together from four arrays it
     # would be three times.
     shape = (y.shape[0], y.shape[1], 2, y.shape[2], 2, y.shape[3])
-    row, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (2, 4))
+    row, column = (lax.broadcasted_iota(jnp.int8, shape, axis) for axis in (2, 4))
     largest, grad = (a[:, :, None, :, None] for a in (largest, grad))
     blocks = jnp.where(largest == 2 * row + column, grad, 0)
     blocks = blocks.reshape(shape[0], 2 * shape[1], 2 * shape[3], shape[5])

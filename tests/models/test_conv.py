@@ -29,11 +29,11 @@ LAYERS = [
     (1, 8, 24, 3, Window(1, 1)),
     (2, 8, 16, 4, Window(1, 1)),
     # Large maps go an image, or a strip of rows, at a time.
-    (31, 3, 8, 3, Window(1, 1)),
-    (30, 16, 8, 1, Window()),
+    (41, 3, 8, 3, Window(1, 1)),
+    (40, 16, 8, 1, Window()),
     (45, 8, 16, 3, Window(2, 6, 6)),
-    (37, 128, 130, 3, Window(1, 1)),
-    (36, 128, 128, 3, Window(1)),
+    (41, 128, 130, 3, Window(1, 1)),
+    (42, 128, 128, 3, Window(1)),
     (96, 3, 4, 3, Window(1, 1)),
     (95, 4, 4, 3, Window(1, 1)),
     (94, 4, 4, 3, Window(1, 1)),
@@ -132,7 +132,7 @@ def test_against_a_double_loop():
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("cells", "cpu_conv"), [(96, "winograd"), (38, "direct")])
+@pytest.mark.parametrize(("cells", "cpu_conv"), [(96, "winograd"), (42, "direct")])
 def test_one_program_for_batches_of_any_size(cells, cpu_conv):
     (batch,) = jax.export.symbolic_shape("b")
 
@@ -160,7 +160,7 @@ def test_other_platforms_get_the_compilers_own():
 
 
 @pytest.mark.parametrize("cpu_conv", ["direct", "winograd"])
-@pytest.mark.parametrize("cells", [19, 38])
+@pytest.mark.parametrize("cells", [19, 41])
 def test_is_as_exact_as_float32_allows(cells, cpu_conv):
     rng = np.random.default_rng(cells)
     x, grad = rng.random((2, cells, cells, 128)), rng.normal(size=(2, cells, cells, 128))
