@@ -20,7 +20,7 @@ import numpy as np
 from ssd_jax.data.augment import preprocess_eval
 from ssd_jax.data.sources import Shapes
 from ssd_jax.detector import Detector, read_image
-from ssd_jax.evaluation.detect import post_process
+from ssd_jax.evaluation.detect import make_prepare, post_process
 from ssd_jax.models.restore import read_config, restore_model
 from ssd_jax.models.ssd import model_priors
 from ssd_jax.visualize import Image
@@ -75,6 +75,7 @@ def benchmark(
         )
     )
     variables = jax.device_put(variables)
+    prepared = make_prepare(model)(variables)
     network = jax.jit(model.apply)
     for size in batch_sizes:
         detector = Detector(model, config, variables, batch_size=size)
@@ -83,11 +84,11 @@ def benchmark(
         detector(batch)
         first = time.perf_counter() - started
         inputs = jax.device_put(_prepare(batch, config.model.image_size))
-        outputs = network(variables, inputs)
+        outputs = network(prepared, inputs)
         programs: dict[str, Callable[[], Any]] = {
             "whole": partial(detector, batch),
             "pre": partial(_prepare, batch, config.model.image_size),
-            "network": partial(network, variables, inputs),
+            "network": partial(network, prepared, inputs),
             "post": partial(finish, *outputs),
         }
         times = _take_turns(programs)

@@ -96,16 +96,14 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
             out_specs=split,
         )
     )
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    prepare = jax.jit(partial(_prepare, model)) if on_cpu else None
+    prepare = make_prepare(model)
     last = _Placed([], {})
 
     def place(variables: Variables) -> Variables:
         nonlocal last
         if not last.holds(variables):
             # No copy is made of what is on the devices already.
-            prepared = {**variables, **(prepare(variables) if prepare else {})}
-            placed = jax.device_put(prepared, NamedSharding(mesh, shared))
+            placed = jax.device_put(prepare(variables), NamedSharding(mesh, shared))
             last = _Placed(jax.tree.leaves(variables), placed)
         return last.placed
 
@@ -116,6 +114,23 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
         return Detections(*(field[: len(images)] for field in found))
 
     return detect
+
+
+def make_prepare(model: SSD) -> Callable[[Variables], Variables]:
+    """A function that adds to the variables what depends on them alone.
+
+    That is PREPARED of the network's layers on a CPU, and nothing elsewhere.
+    """
+    if jax.default_backend() != "cpu":
+        return lambda variables: variables
+    size = model.config.image_size
+
+    @jax.jit
+    def prepare(variables: Variables) -> Variables:
+        image = jnp.zeros((1, size, size, 3), jnp.uint8)
+        return cast(Variables, model.apply(variables, image, mutable=[PREPARED])[1])
+
+    return lambda variables: {**variables, **prepare(variables)}
 
 
 class _Placed(NamedTuple):
@@ -130,14 +145,6 @@ class _Placed(NamedTuple):
         return len(leaves) == len(self.leaves) and all(
             a is b and isinstance(a, Array) for a, b in zip(leaves, self.leaves, strict=True)
         )
-
-
-def _prepare(model: SSD, variables: Variables) -> Variables:
-    """PREPARED of the network's layers."""
-    size = model.config.image_size
-    image = jnp.zeros((1, size, size, 3), jnp.uint8)
-    _, prepared = model.apply(variables, image, mutable=[PREPARED])
-    return prepared
 
 
 class StoppedError(Exception):

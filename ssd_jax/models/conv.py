@@ -137,13 +137,13 @@ def _uses_taps(window: Window) -> bool:
     return window.dilation > 1 and window.stride == 1
 
 
-def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
+def _conv_by_taps(x: Array, kernel: Array | Sequence[Sequence[Array]], *, window: Window) -> Array:
     """A matrix product for each tap with the cells it sees, at stride 1.
 
     A dilated kernel sees much padding: at conv6's 19x19 cells two thirds of the products are of
     cells.
     """
-    size = kernel.shape[0]
+    size = len(kernel)
     rows, columns = (window.output_size(cells, size) for cells in x.shape[1:3])
 
     def seen(cells: int, outputs: int, tap: int) -> tuple[int, int, int]:
@@ -152,7 +152,7 @@ def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
         first, last = max(0, -shift), min(outputs, cells - shift)
         return first, max(first, last), first + shift
 
-    y = jnp.zeros((x.shape[0], rows, columns, kernel.shape[-1]), jnp.float32)
+    y = jnp.zeros((x.shape[0], rows, columns, kernel[0][0].shape[-1]), jnp.float32)
     for i in range(size):
         top, bottom, row = seen(x.shape[1], rows, i)
         for j in range(size):
@@ -161,7 +161,7 @@ def _conv_by_taps(x: Array, kernel: Array, *, window: Window) -> Array:
                 continue
             part = x[:, row : row + bottom - top, column : column + right - left]
             products = jnp.matmul(
-                part.reshape(-1, x.shape[-1]), kernel[i, j], preferred_element_type=jnp.float32
+                part.reshape(-1, x.shape[-1]), kernel[i][j], preferred_element_type=jnp.float32
             )
             place = ((0, 0), (top, rows - bottom), (left, columns - right), (0, 0))
             y += jnp.pad(products.reshape(*part.shape[:3], -1), place)
@@ -231,14 +231,19 @@ def conv2d_of(
 ) -> Float[Array, "B h w O"]:
     """`conv2d` with the weights of a layer.
 
-    Where the layer's PREPARED is mutable the kernel's transform is put there; where it is given, it
-    is used, for which the program must run on a CPU.
+    Where the layer's PREPARED is mutable the kernel's matrices are put there; where they are given,
+    they are used, for which the program must run on a CPU.
     """
-    if not layer.is_initializing() and _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-        if layer.is_mutable_collection(PREPARED):
-            layer.put_variable(PREPARED, "kernel", transform_kernel(kernel))
+    by_winograd = _uses_winograd(x.shape, kernel.shape, window, cpu_conv)
+    if by_winograd or _uses_taps(window):
+        if layer.is_mutable_collection(PREPARED) and not layer.is_initializing():
+            matrices = transform_kernel(kernel) if by_winograd else [list(row) for row in kernel]
+            layer.put_variable(PREPARED, "kernel", matrices)
         if layer.has_variable(PREPARED, "kernel"):
-            return winograd(x, layer.get_variable(PREPARED, "kernel"), bias, relu=relu)
+            matrices = layer.get_variable(PREPARED, "kernel")
+            if by_winograd:
+                return winograd(x, matrices, bias, relu=relu)
+            return epilogue(_conv_by_taps(x, matrices, window=window), bias, relu)
     return conv2d(x, kernel, bias, window, relu, cpu_conv)
 
 
