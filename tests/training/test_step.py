@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
 from ssd_jax.hlo import Program
-from ssd_jax.models import conv, ssd
+from ssd_jax.models import conv
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import create_train_state, make_optimizer, make_schedule
 from ssd_jax.training.step import AXIS, pmap_train_step, replicate, shard_batch, train_step
@@ -177,7 +177,6 @@ def test_five_steps_follow_the_reference(golden, path, monkeypatch):
             return conv._conv_default(x, kernel, bias, window=window, relu=relu)
 
         monkeypatch.setattr(conv, "conv2d", plain)
-        monkeypatch.setattr(ssd, "conv2d", plain)
     known = np.load(golden / "trajectory.npz")
     loss = np.load(golden / "multibox_loss.npz")
     boxes = np.zeros((2, 64, 4), np.float32)
