@@ -50,8 +50,8 @@ TWO = Tile(2, _kernel_2, _inputs_2, _result_2, _result_gradient_2, (3, 1, 2, 0))
 """At the points 0, 1 and -1."""
 
 
-# With 1 and 2, as in the paper, results are two to five times less exact. Of a and 1 / a each is
-# the other for a kernel that is turned round, so its transforms are the same ones.
+# With 1 and 2, as in the paper, the worst results are two to three times as far off. a and 1 / a
+# change places for a kernel that is turned round, so its transforms are the same ones.
 _NEAR, _FAR = 0.5**0.5, 2**0.5
 
 
