@@ -1,8 +1,9 @@
 """Detection: images to boxes as one compiled program, for a batch and over a data set."""
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,33 +97,26 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
             out_specs=split,
         )
     )
+    replicated = NamedSharding(mesh, shared)
     prepare = make_prepare(model)
-    last = _Placed([], {})
-
-    def place(variables: Variables) -> Variables:
-        nonlocal last
-        if not last.holds(variables):
-            # No copy is made of what is on the devices already.
-            placed = jax.device_put(prepare(variables), NamedSharding(mesh, shared))
-            last = _Placed(jax.tree.leaves(variables), placed)
-        return last.placed
+    prepared = _KeepLast(lambda variables: jax.device_put(prepare(variables), replicated))
 
     def detect(variables: Variables, images: np.ndarray) -> Detections:
         missing = -len(images) % mesh.size
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        found = step(place(variables), jax.device_put(padded, NamedSharding(mesh, split)))
+        # No copy is made of variables that are on the devices already.
+        placed = {**jax.device_put(variables, replicated), **prepared(variables)}
+        found = step(placed, jax.device_put(padded, NamedSharding(mesh, split)))
         return Detections(*(field[: len(images)] for field in found))
 
     return detect
 
 
 def make_prepare(model: SSD) -> Callable[[Variables], Variables]:
-    """A function that adds to the variables what depends on them alone.
+    """A function to what depends on the variables alone, and may be given with them.
 
-    That is PREPARED of the network's layers on a CPU, and nothing elsewhere.
+    That is PREPARED of the network's layers on a CPU where they have none yet, and else nothing.
     """
-    if jax.default_backend() != "cpu":
-        return lambda variables: variables
     size = model.config.image_size
 
     @jax.jit
@@ -130,21 +124,34 @@ def make_prepare(model: SSD) -> Callable[[Variables], Variables]:
         image = jnp.zeros((1, size, size, 3), jnp.uint8)
         return cast(Variables, model.apply(variables, image, mutable=[PREPARED])[1])
 
-    return lambda variables: {**variables, **prepare(variables)}
+    on_cpu = jax.default_backend() == "cpu"
+    return lambda variables: prepare(variables) if on_cpu and PREPARED not in variables else {}
 
 
-class _Placed(NamedTuple):
-    """Variables on the devices, with what was computed from them."""
+class _KeepLast:
+    """A function whose last result is kept as long as all arrays live that it was given."""
 
-    leaves: list[Any]
-    placed: Variables
+    def __init__(self, function: Callable[[Variables], Variables]) -> None:
+        self._function = function
+        self._last: tuple[list[weakref.ref[Array]], Any, Variables] | None = None
 
-    def holds(self, variables: Variables) -> bool:
-        """Whether they are these very arrays. NumPy's could have other values meanwhile."""
-        leaves = jax.tree.leaves(variables)
-        return len(leaves) == len(self.leaves) and all(
-            a is b and isinstance(a, Array) for a, b in zip(leaves, self.leaves, strict=True)
-        )
+    def __call__(self, variables: Variables) -> Variables:
+        leaves, tree = jax.tree.flatten(variables)
+        if self._last is not None:
+            known, known_tree, result = self._last
+            if tree == known_tree and all(
+                ref() is leaf for ref, leaf in zip(known, leaves, strict=True)
+            ):
+                return result
+        self._last = None
+        result = self._function(variables)
+        # NumPy's arrays could have other values the next time.
+        if all(isinstance(leaf, Array) for leaf in leaves):
+            self._last = [weakref.ref(leaf, self._forget) for leaf in leaves], tree, result
+        return result
+
+    def _forget(self, _: weakref.ref[Array]) -> None:
+        self._last = None
 
 
 class StoppedError(Exception):

@@ -231,8 +231,8 @@ def conv2d_of(
 ) -> Float[Array, "B h w O"]:
     """`conv2d` with the weights of a layer.
 
-    Where the layer's PREPARED is mutable the kernel's matrices are put there; where they are given,
-    they are used, for which the program must run on a CPU.
+    Where the layer's PREPARED is mutable the kernel's matrices are put there. Where they are given,
+    they are used: on a CPU, and not for gradients, which would be those that JAX derives.
     """
     by_winograd = _uses_winograd(x.shape, kernel.shape, window, cpu_conv)
     if by_winograd or _uses_taps(window):

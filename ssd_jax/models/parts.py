@@ -14,7 +14,7 @@ Sums = TypeVar("Sums")
 # then stays in the cache, and no memory for the whole batch is asked of the system.
 LARGE_MAP = 40
 
-# The most cells of a strip: Winograd's form makes 8 MB of so many with 64 channels. With too few
+# The most cells of a strip: Winograd's form makes 6 MB of so many with 64 channels. With too few
 # rows the neighbours' rows, which are read as well, tell.
 _STRIP_CELLS = 7_500
 _STRIP_ROWS = 8
@@ -36,7 +36,8 @@ class Strips(NamedTuple):
     ) -> Float[Array, "b h w C"]:
         """`of(*maps)` at strip `index` and one cell around it; outside of the map it is 0.
 
-        Rows and columns of 0 follow, so that whole tiles of so many, `tile`, fill a map.
+        Rows and columns of 0 follow, so that whole tiles of so many, `tile`, fill a map. Where it
+        has several strips, their rows must be whole tiles: the next strip's would follow else.
         """
         _, rows, columns, _ = maps[0].shape
         height = self.rows + -self.rows % tile[0] + 2

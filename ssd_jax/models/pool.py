@@ -29,7 +29,7 @@ def _pool_forward(x: Array, ceil: bool) -> tuple[Array, tuple[Array, Array]]:
 def _pool_backward(ceil: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
     x, y = saved
     cells = _block_cells(x, ceil)
-    largest = jnp.full(y.shape, 3, jnp.int8)
+    largest = jnp.full(y.shape, 3, jnp.int8)  # the last cell, unless one before has the maximum
     for place in (2, 1, 0):
         largest = jnp.where(cells[place] == y, place, largest)
     # Cell by cell of the result, which is then written once; put together from four arrays it

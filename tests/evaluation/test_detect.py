@@ -1,6 +1,7 @@
 """Detection over a source: pixels of the original images, any batch size, any devices."""
 
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +163,16 @@ def test_other_weights_are_prepared_anew(monkeypatch, kind):
     known = make_detect(model, CONFIG)(jax.tree.map(lambda a: 0.5 * a, weights), IMAGES)
     assert np.abs(first.scores - known.scores).max() > 1e-2
     assert_same(detect(given, IMAGES), known)
+
+
+def test_what_was_prepared_goes_with_the_weights(monkeypatch):
+    detect, _ = make_winograd(monkeypatch)
+    _, weights = variables()
+    own = jax.tree.map(jnp.array, weights)
+    detect(own, IMAGES)
+    before = sum(a.nbytes for a in jax.live_arrays())
+    held = sum(a.nbytes for a in jax.tree.leaves(own))
+    del own
+    gc.collect()
+    # Winograd's matrices are 24 / 9 as large as the kernels, which are most of the weights.
+    assert before - sum(a.nbytes for a in jax.live_arrays()) > 2 * held
