@@ -127,10 +127,27 @@ conv2d.defvjp(_conv_forward, _conv_backward)
 def _conv_cpu(
     x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool, cpu_conv: CpuConv
 ) -> Array:
+    matrices = _kernel_matrices(x, kernel, window, cpu_conv)
+    if matrices is None:
+        return _conv_default(x, kernel, bias, window=window, relu=relu)
+    return _conv_by_matrices(x, matrices, bias, window=window, relu=relu)
+
+
+def _kernel_matrices(
+    x: Array, kernel: Array, window: Window, cpu_conv: CpuConv
+) -> Sequence[Sequence[Array]] | None:
+    """What the products for an input like `x` take of the kernel; None: XLA's own convolution."""
     if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
-        return winograd(x, transform_kernel(kernel), bias, relu=relu)
-    convolve = _conv_by_taps if _uses_taps(window) else _conv_plain
-    return epilogue(convolve(x, kernel, window=window), bias, relu)
+        return transform_kernel(kernel)
+    return [list(row) for row in kernel] if _uses_taps(window) else None
+
+
+def _conv_by_matrices(
+    x: Array, matrices: Sequence[Sequence[Array]], bias: Array, *, window: Window, relu: bool
+) -> Array:
+    if _uses_taps(window):
+        return epilogue(_conv_by_taps(x, matrices, window=window), bias, relu)
+    return winograd(x, matrices, bias, relu=relu)
 
 
 def _uses_taps(window: Window) -> bool:
@@ -234,16 +251,13 @@ def conv2d_of(
     Where the layer's PREPARED is mutable the kernel's matrices are put there. Where they are given,
     they are used: on a CPU, and not for gradients, which would be those that JAX derives.
     """
-    by_winograd = _uses_winograd(x.shape, kernel.shape, window, cpu_conv)
-    if by_winograd or _uses_taps(window):
-        if layer.is_mutable_collection(PREPARED) and not layer.is_initializing():
-            matrices = transform_kernel(kernel) if by_winograd else [list(row) for row in kernel]
+    if layer.is_mutable_collection(PREPARED) and not layer.is_initializing():
+        matrices = _kernel_matrices(x, kernel, window, cpu_conv)
+        if matrices is not None:
             layer.put_variable(PREPARED, "kernel", matrices)
-        if layer.has_variable(PREPARED, "kernel"):
-            matrices = layer.get_variable(PREPARED, "kernel")
-            if by_winograd:
-                return winograd(x, matrices, bias, relu=relu)
-            return epilogue(_conv_by_taps(x, matrices, window=window), bias, relu)
+    if layer.has_variable(PREPARED, "kernel"):
+        matrices = layer.get_variable(PREPARED, "kernel")
+        return _conv_by_matrices(x, matrices, bias, window=window, relu=relu)
     return conv2d(x, kernel, bias, window, relu, cpu_conv)
 
 

@@ -122,7 +122,7 @@ def take_rows(
 
 
 def tile_cells(x: Float[Array, "B H W C"], axis: int, *, step: int, size: int) -> list[Array]:
-    """The first to last of the cells of all whole tiles of `size` cells along an axis.
+    """The first to last of the cells, [B, h, w, C], of all whole tiles of `size` along an axis.
 
     A tile begins at every `step`-th cell, so those of a larger size overlap.
     """
@@ -131,7 +131,7 @@ def tile_cells(x: Float[Array, "B H W C"], axis: int, *, step: int, size: int) -
 
 
 def interleave(cells: Sequence[Array], axis: int) -> Float[Array, "B H W C"]:
-    """The map whose tiles, side by side along an axis, have `cells`, the first to last of each."""
+    """The map whose tiles, side by side along an axis, have `cells` in order, [B, h, w, C] each."""
     y = jnp.stack(cells, axis + 1)
     return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
 

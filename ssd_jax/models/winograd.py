@@ -17,13 +17,13 @@ from ssd_jax.models.epilogue import bias_gradient, epilogue, relu_gradient
 from ssd_jax.models.parts import interleave, strips_of, tile_cells
 from ssd_jax.models.tiles import FOUR, TWO, Transform
 
-Factors = list[list[Array]]
+Factors = Sequence[Sequence[Array]]
 """[column][row]: what is multiplied, or comes of it, by its place in the transformed tile."""
 
 # By rows and columns. Four of both save another quarter of the products, and their transforms take
 # more than that.
 _TILE = (TWO, FOUR)
-_SIZE = (TWO.outputs, FOUR.outputs)
+_SIZE = (_TILE[0].outputs, _TILE[1].outputs)
 
 
 def winograd(
@@ -35,7 +35,7 @@ def winograd(
 ) -> Float[Array, "B H W O"]:
     """The cross-correlation of `x`, padded by zeros, with a kernel at stride 1, plus the bias.
 
-    `u` is that of `transform_kernel`.
+    `u` are the factors of the kernel, from `transform_kernel`.
     """
     strips = strips_of(x)
 
