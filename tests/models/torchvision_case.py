@@ -11,6 +11,7 @@ import numpy as np
 from ssd_jax.models.layouts import PRIORS, ssd_model, torchvision_ssd_names
 from ssd_jax.models.ssd import make_model
 from ssd_jax.models.weights import main
+from ssd_jax.ops.boxes import pairwise_iou
 
 SEED = 20240229
 RECORDED = (0, 21)
@@ -115,8 +116,23 @@ def differences(ours, theirs, *, pixels, score):
                 break
         else:
             alone.append(("theirs", int(label), float(value), box.tolist()))
-    rest = [("ours", int(ours["labels"][k]), float(ours["scores"][k])) for k in left]
-    return alone + rest
+    for k in left:
+        box = ours["boxes"][k].tolist()
+        alone.append(("ours", int(ours["labels"][k]), float(ours["scores"][k]), box))
+    return alone
+
+
+def is_a_tie(one, ours, theirs, *, iou):
+    """Whether rounding alone can leave one of `differences` without a partner.
+
+    It overlaps a better one of the other side by `iou`, so that the other may drop it, or it is the
+    last of its side, in the place of one that was dropped.
+    """
+    side, label, score, box = one
+    own, other = (ours, theirs) if side == "ours" else (theirs, ours)
+    better = other["boxes"][(other["labels"] == label) & (other["scores"] > score)]
+    overlaps = np.asarray(pairwise_iou(np.float32([box]), np.float32(better).reshape(-1, 4)))
+    return score == own["scores"].min() or bool((abs(overlaps - iou) < 1e-5).any())
 
 
 def record():
