@@ -1,9 +1,13 @@
-"""python -m benchmarks [--only NAME ...] [--rounds N] [--out FILE] [--voc FOLDER] [--plot FILE]."""
+"""Measure speed: python -m benchmarks [--only NAME ...] [--rounds N] [--out FILE] ...
+
+python -m benchmarks accelerator --help: everything on an accelerator, in minutes.
+"""
 
 import argparse
 import importlib
 import json
 import platform
+import sys
 from pathlib import Path
 
 from benchmarks import growth
@@ -16,7 +20,15 @@ BENCHMARKS = (
 
 def main() -> None:
     """Run the benchmarks one after another, print their tables and write their figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    if sys.argv[1:2] == ["accelerator"]:
+        from benchmarks.accelerator.command import main as accelerator
+
+        raise SystemExit(accelerator(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument(

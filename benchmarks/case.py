@@ -8,7 +8,7 @@ import numpy as np
 from ssd_jax.cli import load_config
 from ssd_jax.config import Config
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = 20
 SIZE = 300
 
@@ -17,7 +17,7 @@ def voc_config(
     cpu_conv: str = "auto", batch_size: int = 4, *, classes: int = CLASSES, size: int = SIZE
 ) -> Config:
     """SSD300, or SSD512, for VOC's twenty classes or as many as asked for; all layers trained."""
-    config = load_config(_CONFIGS / f"ssd{size}_voc0712.py")
+    config = load_config(CONFIGS / f"ssd{size}_voc0712.py")
     names = tuple(f"class{k}" for k in range(classes))
     model = dataclasses.replace(config.model, classes=names, cpu_conv=cpu_conv, pretrained="")
     return dataclasses.replace(

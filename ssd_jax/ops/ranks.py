@@ -1,5 +1,7 @@
 """The k largest of many numbers, without a sort."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -29,6 +31,22 @@ def least_of_best(values: UInt32[jax.Array, "n C"], k: AnyArray | int) -> UInt32
     more than n. It is found from its highest bit to its lowest, by 32 sums at most instead of a
     sort, which takes a CPU ten times as long.
     """
+    return lax.platform_dependent(
+        values,
+        jnp.asarray(k),
+        cpu=partial(_bisect_bits, early_exit=True),
+        # A GPU would wait for its host in each turn of a loop of unknown length.
+        default=partial(_bisect_bits, early_exit=False),
+    )
+
+
+def _bisect_bits(
+    values: UInt32[jax.Array, "n C"], k: jax.Array, *, early_exit: bool
+) -> UInt32[jax.Array, " C"]:
+    """`least_of_best`, in fewer than 32 turns where `early_exit` allows it.
+
+    The remaining turns can raise the result, but not above the k-th largest value.
+    """
     values = jnp.pad(values, ((0, -len(values) % _FOLDS), (0, 0)))
     folded = values.reshape(_FOLDS, -1)
     height = len(values) // _FOLDS
@@ -48,4 +66,6 @@ def least_of_best(values: UInt32[jax.Array, "n C"], k: AnyArray | int) -> UInt32
     # Made from the values, not of constants: shard_map wants a loop's state to vary as its input.
     zero = values[0] & 0
     start = (zero[0] | jnp.uint32(1 << 31), zero, zero.astype(jnp.int32) - 1)
-    return lax.while_loop(lambda s: (s[0] > 0) & jnp.any(s[2] != k), add_bit, start)[1]
+    if early_exit:
+        return lax.while_loop(lambda s: (s[0] > 0) & jnp.any(s[2] != k), add_bit, start)[1]
+    return lax.fori_loop(0, 32, lambda _, state: add_bit(state), start)[1]

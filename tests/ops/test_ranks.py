@@ -1,3 +1,5 @@
+import functools
+
 import hypothesis.extra.numpy as hnp
 import jax
 import numpy as np
@@ -5,11 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.ops.ranks import least_of_best, ordered_bits
+from ssd_jax.ops.ranks import _bisect_bits, least_of_best, ordered_bits
 
 NUMBERS = st.floats(width=32, allow_nan=False, allow_subnormal=False)
 
 find = jax.jit(least_of_best)
+FINDERS = {
+    "this platform": find,
+    "accelerators": jax.jit(functools.partial(_bisect_bits, early_exit=False)),
+}
 
 
 @settings(deadline=None, max_examples=60)
@@ -23,11 +29,12 @@ def test_bits_are_in_the_order_of_the_numbers(x):
 
 @pytest.mark.parametrize("most", [3, 100, 2**32 - 1])
 @pytest.mark.parametrize("rows", [1, 31, 32, 100])
-def test_the_best_reach_it_and_the_others_do_not(most, rows):
+@pytest.mark.parametrize("finder", FINDERS.values(), ids=FINDERS)
+def test_the_best_reach_it_and_the_others_do_not(finder, most, rows):
     rng = np.random.default_rng(rows)
     values = rng.integers(0, most, (rows, 5), dtype=np.uint32)
     for k in {1, rows // 3 + 1, rows}:
-        least = np.asarray(find(values, k))
+        least = np.asarray(finder(values, k))
         falling = -np.sort(-values.astype(np.int64), axis=0)
         for column in range(5):
             reach = np.sum(values[:, column] >= least[column])

@@ -1,0 +1,149 @@
+"""A profiler trace of training steps, reduced to a table of kernels and the device's idle time."""
+
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.accelerator.context import Context
+from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, initial_state
+
+STEPS = 10
+LONGEST = 15
+CATEGORIES = (
+    (
+        "convolutions and products",
+        r"conv(?!ert)|cudnn|cutlass|xmma|implicit|wgrad|dgrad|fprop|gemm|dot",
+    ),
+    ("transposes", r"transpose|nchwto|nhwcto|tonhwc|tonchw"),
+    ("copies", r"copy|memcpy|memset|concatenate|dynamic.update|dynamic.slice"),
+    ("sorts", r"sort|top.?k"),
+    ("reductions", r"reduce"),
+)
+
+
+class Kernel(NamedTuple):
+    """One execution of a kernel on the device; times in ns."""
+
+    name: str
+    start: float
+    duration: float
+
+
+def run(context: Context) -> None:
+    """Trace ten steps in bfloat16 and record the longest kernels, categories and idle time."""
+    import jax
+
+    from ssd_jax.plan import lower_step
+    from ssd_jax.training.step import replicate, shard_batch
+
+    batch = TINY_BATCH if context.tiny else 32
+    config = config_for(dtype="bfloat16", batch=batch, tiny=context.tiny)
+    device = jax.devices()[0]
+    step = lower_step(config, [device], batch).compile()
+    state = replicate(initial_state(config), [device])
+    inputs = jax.device_put(shard_batch(host_batch(config, batch), 1), device)
+    for _ in range(3):
+        state, metrics = step(state, inputs)
+    jax.block_until_ready(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(STEPS):
+                state, metrics = step(state, inputs)
+            jax.block_until_ready(metrics)
+        kernels = read_kernels(Path(folder))
+    for name, value in reduce_trace(kernels, STEPS).items():
+        context.record(name, value)
+
+
+def read_kernels(folder: Path) -> list[Kernel]:
+    """Kernels of the first device in a profiler's folder.
+
+    Raises ValueError if the trace has none.
+    """
+    from jax.profiler import ProfileData
+
+    (file,) = folder.rglob("*.xplane.pb")
+    planes = list(ProfileData.from_file(str(file)).planes)
+    devices = sorted(
+        (p for p in planes if p.name.startswith("/device:") and "CUSTOM" not in p.name),
+        key=lambda plane: plane.name,
+    )
+    if devices:
+        # A GPU has a line for each stream, and others derived from them; a TPU one of operations.
+        lines = [x for x in devices[0].lines if x.name.startswith("Stream") or x.name == "XLA Ops"]
+    else:
+        # On CPUs kernels are events of the host's worker threads.
+        lines = [x for p in planes if p.name == "/host:CPU" for x in p.lines if "XLA" in x.name]
+    kernels = [
+        Kernel(event.name, event.start_ns, event.duration_ns)
+        for x in lines
+        for event in x.events
+        if not event.name.startswith("ThunkExecutor")  # what runs a CPU's kernels
+    ]
+    if not kernels:
+        names = [(plane.name, [line.name for line in plane.lines]) for plane in planes]
+        raise ValueError(f"the trace has no kernels; its planes and lines: {names}")
+    return kernels
+
+
+def reduce_trace(kernels: Iterable[Kernel], steps: int) -> dict[str, Any]:
+    """Shares of time by kernel and category, and the time in which the device was idle.
+
+    Returns:
+        "longest": the LONGEST kernels as {name, category, ms, calls, share}, both a step;
+        "categories": share of all kernel time; "device": milliseconds a step from the first
+        kernel to the last, busy, and idle in gaps, with the number of gaps above 10 µs.
+    """
+    kernels = list(kernels)
+    time: dict[str, float] = defaultdict(float)
+    calls: dict[str, int] = defaultdict(int)
+    for kernel in kernels:
+        time[kernel.name] += kernel.duration
+        calls[kernel.name] += 1
+    total = sum(time.values())
+    by_category: dict[str, float] = defaultdict(float)
+    for name, spent in time.items():
+        by_category[category(name)] += spent / total
+    longest = sorted(time, key=lambda name: -time[name])[:LONGEST]
+    busy, gaps = 0.0, []
+    end = first = min(kernel.start for kernel in kernels)
+    for kernel in sorted(kernels, key=lambda kernel: kernel.start):
+        if kernel.start > end:
+            gaps.append(kernel.start - end)
+        stop = kernel.start + kernel.duration
+        busy += max(0.0, stop - max(end, kernel.start))
+        end = max(end, stop)
+    ms = 1e6 * steps
+    return {
+        "longest": [
+            {
+                "name": name,
+                "category": category(name),
+                "ms": time[name] / ms,
+                "calls": calls[name] / steps,
+                "share": time[name] / total,
+            }
+            for name in longest
+        ],
+        "categories": dict(sorted(by_category.items(), key=lambda item: -item[1])),
+        "device": {
+            "ms": (end - first) / ms,
+            "busy_ms": busy / ms,
+            "idle_ms": sum(gaps) / ms,
+            "idle_share": sum(gaps) / (end - first),
+            "gaps_above_10us": sum(gap > 1e4 for gap in gaps) / steps,
+            "longest_gap_us": max(gaps, default=0.0) / 1e3,
+            "kernels": len(kernels) / steps,
+        },
+    }
+
+
+def category(name: str) -> str:
+    """Category of a kernel by its name: the first of CATEGORIES that fits, or "other"."""
+    for found, pattern in CATEGORIES:
+        if re.search(pattern, name.lower()):
+            return found
+    return "other"

@@ -1,0 +1,48 @@
+"""Defects of hot-rolled steel (NEU-DET: 1,800 photographs, 6 classes): SSD300 from VGG16's weights.
+
+    python train.py --config configs/neu_det.py --data.root NEU-DET --model.pretrained vgg16.npz
+
+For an accelerator. Published mAP of SSD300-VGG16: 0.714 (Kou et al., Measurement 182, 109454,
+2021).
+"""
+
+from ssd_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    PriorConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """SSD300 with elongated priors and an augmentation for grey textures without an up."""
+    return Config(
+        model=ModelConfig(pretrained_scale=0.02),
+        # With SSD's own ratios up to 3, 287 of 427 scratches have no prior at IoU 0.5; with these
+        # 64 have none.
+        priors=PriorConfig(
+            sizes=(36, 66, 111, 162, 213, 264, 315),
+            aspect_ratios=(*((2, 3, 5, 8),) * 4, (2, 3), (2,)),
+        ),
+        data=DataConfig(
+            format="voc",
+            root="NEU-DET",
+            train_split="trainval",
+            eval_split="test",
+            vertical_flip=True,
+            expand_ratio=1.5,
+            crop_scale=0.5,
+        ),
+        optim=OptimConfig(
+            learning_rate=4e-3,
+            schedule="cosine",
+            warmup_steps=200,
+            clip_norm=10.0,
+            ema_decay=0.999,
+        ),
+        train=TrainConfig(steps=8000, batch_size=32, checkpoint_every=1000),
+        eval=EvalConfig(batch_size=32),
+    )
