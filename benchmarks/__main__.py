@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from benchmarks import growth
+from ssd_jax.cli import version_line
 
 BENCHMARKS = (
     *("input_pipeline", "network", "boxes", "evaluation"),
@@ -24,6 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path, help="draw the growth to this file")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program; default: 5")
+    parser.add_argument("--version", action="version", version=version_line())
     options = parser.parse_args()
     figures = {
         "machine": f"{platform.processor() or platform.machine()}, {platform.python_version()}"
