@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import tyro
 
 from ssd_jax import __version__
-from ssd_jax.config import Config, ConfigError, UserError
+from ssd_jax.config import COMPILE_CACHE, Config, ConfigError, UserError
 from ssd_jax.streams import guard_streams
 
 
@@ -53,6 +53,17 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     parser.add_argument("--peer-timeout", type=int, default=60)
+
+
+def add_cache_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --compile-cache; `ssd_jax.runtime.use_compile_cache` takes its value."""
+    parser.add_argument(
+        "--compile-cache",
+        default=COMPILE_CACHE,
+        metavar="DIR",
+        help="where compiled programs are kept for the next start, unless "
+        "JAX_COMPILATION_CACHE_DIR names a folder; '' for nowhere; default: %(default)s",
+    )
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> int:

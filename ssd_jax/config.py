@@ -6,7 +6,6 @@ names the field and what to change. The range of a number stands beside its fiel
 """
 
 import dataclasses
-import functools
 import json
 import typing
 from dataclasses import dataclass, field
@@ -100,13 +99,8 @@ def _check_numbers(section: Any, path: str) -> None:
 
     Raises ConfigError for a number that is not finite, is out of its range or is of another type.
     """
-    for name, kind in _hints(type(section)).items():
+    for name, kind in typing.get_type_hints(type(section), include_extras=True).items():
         _check_number(kind, getattr(section, name), f"{path}.{name}", "is")
-
-
-@functools.cache
-def _hints(section: type) -> dict[str, Any]:
-    return typing.get_type_hints(section, include_extras=True)
 
 
 def _check_number(kind: Any, value: Any, path: str, verb: str) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ssd_jax.cli import Parser, run_main
+from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -409,6 +409,9 @@ def main(arguments: Sequence[str]) -> None:
     choices = find_choices(own.checkpoint)
     _check_address(own.host, own.port)
     signal.signal(signal.SIGTERM, _terminate)
+    from ssd_jax.runtime import use_compile_cache
+
+    use_compile_cache(own.compile_cache)
     next(iter(choices.values())).detector()
     with tempfile.TemporaryDirectory(prefix="ssd_jax_demo_") as folder:
         _set_environment(folder)
@@ -516,6 +519,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", metavar="DIR", help="runs or checkpoints to choose")
+    add_cache_flag(parser)
     add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     add("--port", type=int, default=7860, help="default: %(default)s")
     add("--max-upload-mb", type=int, default=20, metavar="N", help="default: %(default)s")

@@ -7,7 +7,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.augment import preprocess_eval
+from ssd_jax.data.errors import DataError, reason
 from ssd_jax.data.pictures import decode_picture, read_picture
 from ssd_jax.evaluation.detect import Variables, make_detect
 from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
@@ -147,7 +148,8 @@ class Detector:
             return self._detect_batch([images], 1, least)
         if not isinstance(images, Iterable) or isinstance(images, Mapping | AbstractSet):
             raise TypeError(f"images is {_kind(images)}; give {_KINDS}, or a list of them")
-        several, found = list(images), []
+        several = list(np.asarray(images) if _is_array(images) else images)
+        found = []
         for start in range(0, len(several), self.batch_size):
             batch = several[start : start + self.batch_size]
             found += self._detect_batch(batch, self.batch_size, least)
@@ -217,10 +219,11 @@ def _is_one(given: object) -> bool:
     """Whether it is an image, of the right kind or not, and no series of them."""
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview):
         return True
-    # Of an array of four dimensions each part is an image; PIL's images name none.
-    return hasattr(given, "__array_interface__") and getattr(given, "ndim", 3) != 4 or (
-        hasattr(given, "__array__") and getattr(given, "ndim", 3) != 4
-    )
+    return _is_array(given) and getattr(given, "ndim", 3) != 4  # PIL's images have no ndim
+
+
+def _is_array(given: object) -> bool:
+    return hasattr(given, "__array__") or hasattr(given, "__array_interface__")
 
 
 def _as_image(given: ImageLike) -> Image:
@@ -235,8 +238,11 @@ def _as_image(given: ImageLike) -> Image:
         # Wider numbers than bytes would be cut off, not scaled.
         if given.mode.startswith(("I", "F")):
             raise ValueError(f"an image is PIL's of mode {given.mode}; convert it to RGB")
-        given = given.convert("RGB")
-    if not (hasattr(given, "__array__") or hasattr(given, "__array_interface__")):
+        try:
+            given = given.convert("RGB")
+        except OSError as error:  # its file is read now
+            raise DataError(f"a PIL image cannot be read ({reason(error)})") from None
+    if not _is_array(given):
         raise TypeError(f"an image is {_kind(given)}; give {_KINDS}")
     image = np.asarray(given)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:

@@ -66,7 +66,7 @@ def _text(sink: Sink, like: TextIO | None) -> io.TextIOWrapper:
     if like is not None:
         like.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(sink),
+        io.BufferedWriter(sink),  # type: ignore[type-var]
         encoding=getattr(like, "encoding", None) or "utf-8",
         errors="backslashreplace",
         line_buffering=getattr(like, "line_buffering", False),

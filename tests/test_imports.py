@@ -32,7 +32,7 @@ MAY_IMPORT = {
     # It reads and prepares images by the same functions as the evaluation, and draws what it finds.
     "detector": {
         *("config", "runtime", "ops", "models", "evaluation.detect"),
-        *("data.augment", "data.pictures", "visualize"),
+        *("data.augment", "data.errors", "data.pictures", "visualize"),
     },
     "benchmark": {
         *("config", "ops", "models", "evaluation.detect", "detector", "visualize"),
