@@ -9,6 +9,7 @@ import contextlib
 import html
 import importlib.util
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ import numpy as np
 
 from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError, UserError
+from ssd_jax.guard import LOCAL_HOSTS, Guard, Hosts, OneLine, ShortTraceback, impatient
 
 if TYPE_CHECKING:
     from ssd_jax.detector import Detections, Detector
@@ -39,7 +41,6 @@ _SHORTEST, _LONGEST = 800, 1600  # pixels: the longer side of a picture as it is
 _LEAST = 0.01  # of the slider
 _MINUTE = 60
 _KEPT = 60 * _MINUTE  # seconds that an upload lies on the server
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 # From a file to what is shown of it: nothing here knows of a server.
@@ -418,7 +419,7 @@ def main(arguments: Sequence[str]) -> None:
         page = make_page(choices, threshold=own.score_threshold, most_mb=own.max_upload_mb)
         try:
             address = _launch(page, own)
-            if own.host not in _LOCAL:
+            if own.host not in LOCAL_HOSTS:
                 print(
                     f"demo: warning: whoever reaches port {own.port} of this machine can use the "
                     "page: it has no login",
@@ -437,6 +438,8 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
+    _shorten_tracebacks()
+    hosts = Hosts(own.host, own.allow_host)
     try:
         _, address, _ = page.queue(max_size=64, default_concurrency_limit=4).launch(
             server_name=f"[{own.host}]" if ":" in own.host else own.host,
@@ -453,7 +456,7 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
             mcp_server=False,
             ssr_mode=False,
             pwa=False,
-            app_kwargs={"middleware": [Middleware(_Headers)]},
+            app_kwargs={"middleware": [Middleware(Guard, hosts), Middleware(_Headers)]},
             theme=gr.themes.Default(
                 primary_hue="blue",
                 neutral_hue="slate",
@@ -464,7 +467,21 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
         )
     except OSError as error:
         raise ConfigError(f"--port: {own.host}:{own.port} cannot be served: {error}") from None
+    server = page.server.config
+    # Gradio answers some questions of browsers (CORS) before any app of its own is asked.
+    server.loaded_app = Guard(server.loaded_app, hosts)
+    server.http_protocol_class = impatient(server.http_protocol_class)
     return str(address)
+
+
+def _shorten_tracebacks() -> None:
+    """Let whatever a request makes fail be one line of the log: anybody can send thousands."""
+    from gradio import queueing, route_utils, routes
+
+    for module in (queueing, route_utils, routes):
+        module.traceback = ShortTraceback()  # type: ignore[attr-defined]
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(OneLine())
 
 
 def _set_environment(folder: str) -> None:
@@ -521,6 +538,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--checkpoint", type=Path, nargs="+", metavar="DIR", help="runs or checkpoints to choose")
     add_cache_flag(parser)
     add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    add(
+        "--allow-host",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="further names under which browsers may ask for the page, as that of a proxy",
+    )
     add("--port", type=int, default=7860, help="default: %(default)s")
     add("--max-upload-mb", type=int, default=20, metavar="N", help="default: %(default)s")
     add("--score-threshold", type=float, default=0.5, metavar="X", help="default: %(default)s")
