@@ -22,6 +22,8 @@ _IDLE = 20.0
 """Seconds without a byte after which a request that is half sent is given up."""
 _LONGEST = 300.0
 """Seconds that a request may take to arrive."""
+_LINE = 300
+"""Characters of an error that a log gets."""
 
 
 class Hosts:
@@ -104,6 +106,7 @@ class Guard:
         self._hosts = hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, or let the app answer it."""
         refusal = self._hosts.refusal(scope["headers"]) if "headers" in scope else ""
         if not refusal:
             await self._app(scope, receive, send)
@@ -163,7 +166,8 @@ def one_line(error: BaseException) -> str:
     """An error with where it was raised, as one line for a log."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"demo: {type(error).__name__}: {printable(str(error))}{where}"
+    text = printable(str(error)[:_LINE])
+    return f"demo: {type(error).__name__}: {text}{where}"
 
 
 class ShortTraceback:

@@ -56,7 +56,7 @@ def test_what_is_served(hosts, host, origin):
         (LOCAL, "localhost:x", None, "the host"),
         (LOCAL, None, None, "a request names one Host"),
         (ANY, "evil.example", "http://evil.example", "the host"),
-        (ONE, "localhost", None, "the host"),
+        (ONE, "192.0.2.8", None, "the host"),
         (LOCAL, "localhost:7860", "http://evil.example", "a page of 'http://evil.example' may not"),
         (LOCAL, "localhost:7860", "http://localhost:3000", "a page of"),
         (LOCAL, "localhost:7860", "http://127.0.0.1:7860", "a page of"),
@@ -161,11 +161,13 @@ def test_half_sent_requests_are_given_up(port):
 def test_a_request_byte_by_byte_has_an_end(port):
     with socket.create_connection(("127.0.0.1", port)) as connection:
         start = time.monotonic()
-        with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+        try:
             while time.monotonic() < start + 8:
                 connection.sendall(b"x")
                 time.sleep(0.1)
-    assert 1 < time.monotonic() - start < 7
+        except OSError:  # reset, or a broken pipe
+            pass
+        assert 1 < time.monotonic() - start < 7
 
 
 def test_errors_are_one_line_of_the_log(capfd):
@@ -176,7 +178,7 @@ def test_errors_are_one_line_of_the_log(capfd):
         short.print_exc()
         error = short.format_exc()
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(r"demo: KeyError: 'evil\\n\\x1b")
+    assert line.startswith(r"demo: KeyError: 'evil\n\x1b")
     assert line.endswith(")")
     assert "test_guard.py:" in line
     assert len(line) < 500
