@@ -161,6 +161,7 @@ def test_half_sent_requests_are_given_up(port):
 def test_a_request_byte_by_byte_has_an_end(port):
     with socket.create_connection(("127.0.0.1", port)) as connection:
         start = time.monotonic()
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         try:
             while time.monotonic() < start + 8:
                 connection.sendall(b"x")
