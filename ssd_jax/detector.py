@@ -223,7 +223,8 @@ def _is_one(given: object) -> bool:
 
 
 def _is_array(given: object) -> bool:
-    return hasattr(given, "__array__") or hasattr(given, "__array_interface__")
+    # Of the type: PIL would decode the image for the attribute of the object.
+    return hasattr(type(given), "__array__") or hasattr(type(given), "__array_interface__")
 
 
 def _as_image(given: ImageLike) -> Image:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import os
 
 import cv2
 import jax
@@ -127,7 +126,7 @@ def test_images_of_other_libraries_and_encoded_ones(detector, tmp_path, kind):
         "bytes": png,
         "bytearray": lambda pixels: bytearray(png(pixels)),
         "memoryview": lambda pixels: memoryview(png(pixels)),
-        "pathlike": lambda pixels: os.scandir(write_file(tmp_path / "x", png(pixels))).__next__(),
+        "pathlike": lambda pixels: File(tmp_path / f"{len(pixels)}.png", png(pixels)),
     }[kind]
     known = detector(IMAGES)
     (alone,) = detector(IMAGES[0])
@@ -140,10 +139,15 @@ def test_images_of_other_libraries_and_encoded_ones(detector, tmp_path, kind):
         assert [len(each) for each in several] == [len(known[1])] * 3
 
 
-def write_file(folder, content):
-    folder.mkdir(exist_ok=True)
-    (folder / "x.png").write_bytes(content)
-    return folder
+class File:
+    """A path that is neither a text nor pathlib's."""
+
+    def __init__(self, path, content):
+        path.write_bytes(content)
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
 
 
 def test_other_modes_of_pil(detector):
