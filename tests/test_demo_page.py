@@ -4,6 +4,7 @@ Needs the extras demo and browser, and Debian's packages chromium and chromium-d
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -411,7 +412,8 @@ def test_no_file_of_the_server_is_given(server, runs, tmp_path):
 def test_another_host_or_page_gets_nothing(server):
     before = server.uploads()
     local = f"127.0.0.1:{server.port}"
-    body = b'--B\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\nx\r\n--B--\r\n'
+    part = b'Content-Disposition: form-data; name="files"; filename="x.png"\r\n\r\nx'
+    body = b"--B\r\n" + part + b"\r\n--B--\r\n"
     for headers in (
         {"Host": "evil.example"},
         {"Host": f"evil.example:{server.port}", "Origin": f"http://evil.example:{server.port}"},
@@ -456,10 +458,8 @@ def test_a_half_sent_request_is_given_up(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
         start = time.monotonic()
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert connection.recv(100) == b""
-        except ConnectionResetError:
-            pass
         assert 15 < time.monotonic() - start < 40
 
 
