@@ -24,7 +24,7 @@ TRUSTED_FIELDS = {
         *("pretrained_channels", "pretrained_scale", "trainable_from", "cpu_conv"),
     ),
     "priors": ("sizes", "steps", "aspect_ratios", "variances", "clip", "clip_size"),
-    # evaluate.py reads annotations and images there, and nothing else: no code, no output.
+    # evaluate.py only reads there: annotations and images.
     "data": (
         *("format", "root", "train_split", "eval_split", "tfds"),
         *("max_objects", "use_difficult", "use_empty"),
