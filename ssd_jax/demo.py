@@ -553,6 +553,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError("--checkpoint is missing; name a run's folder, e.g. runs/quickstart")
     if not 1 <= own.port <= 65535:
         raise ConfigError(f"--port is {own.port}; use 1 to 65535")
+    for name in own.allow_host:
+        if not name or set(name) & set("/:@ "):
+            raise ConfigError(f"--allow-host is {name!r}; write a name alone: demo.example.org")
     if own.max_upload_mb < 1:
         raise ConfigError(f"--max-upload-mb is {own.max_upload_mb}; use 1 or more")
     if not _LEAST <= own.score_threshold <= 1:

@@ -181,6 +181,13 @@ def test_a_number_out_of_range_is_refused_wherever_it_stands(path, kind, replace
                 make(**{name: value})
 
 
+def test_more_priors_than_memory_bears_are_refused():
+    model = ModelConfig(image_size=4096, sources=("conv1_1", "conv7"), extras=())
+    priors = PriorConfig(sizes=(30, 60, 90), steps=(), aspect_ratios=((2,), (2,)))
+    with pytest.raises(ConfigError, match=r"model.image_size 4096 .* has 67,.* priors, above 2,0"):
+        model_priors(model, priors)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"train": {"seed": ' + "9" * 5000 + "}}"])
 def test_json_that_python_cannot_take(text):
     with pytest.raises(ConfigError, match="not valid JSON"):
