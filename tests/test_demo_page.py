@@ -19,6 +19,7 @@ import urllib.request
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -62,7 +63,10 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **proxies, "TMPDIR": str(self.temporary)},
+                env={
+                    **{**os.environ, **proxies, "TMPDIR": str(self.temporary)},
+                    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+                },
             )
         self.ready = self.process.stdout.readline()
 
