@@ -468,8 +468,8 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
     except OSError as error:
         raise ConfigError(f"--port: {own.host}:{own.port} cannot be served: {error}") from None
     server = page.server.config
-    # The guard within holds from the first request on, but Gradio answers some questions of browsers
-    # (CORS) before it asks it.
+    # The guard within holds from the first request on, but Gradio answers some questions of
+    # browsers (CORS) before it asks it.
     server.loaded_app = Guard(server.loaded_app, hosts)
     server.http_protocol_class = impatient(server.http_protocol_class)
     return str(address)
