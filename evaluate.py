@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ssd_jax.cli import Parser, add_process_flags, override, run_main
+from ssd_jax.cli import Parser, add_process_flags, check_first_word, override, run_main
 from ssd_jax.config import Config, ConfigError
 
 if typing.TYPE_CHECKING:
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--metrics")
     add_process_flags(parser)
     own, overrides = parser.parse_known_args(arguments)
+    check_first_word(overrides, "" if own.checkpoint or own.detections else "--checkpoint")
     if {"-h", "--help"} & set(overrides) and own.checkpoint is None:
         override(Config(), ["--help"], description=_DESCRIPTION)
     if own.detections is not None:
@@ -75,10 +76,12 @@ def main(arguments: Sequence[str]) -> None:
     from ssd_jax.runtime import processes
 
     with processes(own):
-        _evaluate_checkpoint(own, overrides)
+        _evaluate_checkpoint(own, overrides, parser.flags)
 
 
-def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _evaluate_checkpoint(
+    own: argparse.Namespace, overrides: Sequence[str], flags: Sequence[str]
+) -> None:
     from rich.console import Console
 
     from ssd_jax.data.sources import open_source
@@ -89,7 +92,7 @@ def _evaluate_checkpoint(own: argparse.Namespace, overrides: Sequence[str]) -> N
     from ssd_jax.runtime import is_first_process, use_compile_cache
 
     checkpoint = find_checkpoint(own.checkpoint)
-    config = override(read_config(checkpoint), overrides, description=_DESCRIPTION)
+    config = override(read_config(checkpoint), overrides, description=_DESCRIPTION, flags=flags)
     checkpoints = [(checkpoint, config)]
     out_dir = own.out or checkpoint.parent.parent / "eval" / checkpoint.name
     out_dirs = [out_dir]

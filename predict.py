@@ -5,10 +5,12 @@ python predict.py --checkpoint DIR INPUT [INPUT ...] [--out DIR] [--score-thresh
 
 import argparse
 import contextlib
+import errno
 import glob
 import json
 import math
 import os
+import stat
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ssd_jax.cli import Parser, run_main
+from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -117,8 +119,10 @@ def main(arguments: Sequence[str]) -> None:
 
     from ssd_jax.detector import Detector
     from ssd_jax.models.restore import find_checkpoint
+    from ssd_jax.runtime import use_compile_cache
     from ssd_jax.visualize import replace_file
 
+    use_compile_cache(own.compile_cache)
     # One image is not made a batch of many.
     still = all(i.kind == "image" for i in inputs)
     detector = Detector.from_checkpoint(
@@ -201,8 +205,9 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
     """The images, videos and cameras that the arguments mean, each file once.
 
     An argument is a file, a folder (its own images and videos, not those of folders in it), a
-    pattern with * ? [ or **, or the number of a camera. Raises ConfigError for one that gives
-    nothing.
+    pattern with * ? [ or **, or the number of a camera. What is called like an image or a video
+    counts as one, also where it is none that can be read: it is reported later. Raises
+    ConfigError for an argument that gives nothing.
     """
     found: dict[str, tuple[Path, str]] = {}  # by what it is, so that nothing is there twice
     for text in given:
@@ -211,7 +216,10 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
             found[text] = path, "camera"
             continue
         if path.is_dir():
-            files = [p for p in sorted(path.iterdir()) if _is_known(p)]
+            try:
+                files = [p for p in sorted(path.iterdir()) if _is_known(p)]
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
             missing = f"{path} has no images or videos of its own; for folders in it: '{path}/**'"
         elif path.exists():
             files, missing = [path], ""
@@ -225,13 +233,34 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
             raise ConfigError(missing)
         for file in files:
             kind = "video" if file.suffix.lower() in _VIDEOS else "image"
-            found.setdefault(str(file.resolve()), (file, kind))
+            found.setdefault(str(_resolved(file)), (file, kind))
     return _with_stems(list(found.values()))
 
 
 def _is_known(path: Path) -> bool:
-    known = path.suffix.lower() in (*_IMAGES, *_VIDEOS)
-    return known and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in (*_IMAGES, *_VIDEOS) and not path.name.startswith(".")
+
+
+def _resolved(path: Path) -> Path:
+    """The file that a path leads to; the path itself where its links go in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
+def _defect(path: Path) -> str:
+    """What keeps an input from being opened, if anything: it is no regular file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            where = "in a circle" if error.errno == errno.ELOOP else "to a file that does not exist"
+            return f"is a link that leads {where}"
+        return f"cannot be read ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return "" if stat.S_ISREG(mode) else "is a pipe or a device"
 
 
 def _with_stems(found: Sequence[tuple[Path, str]]) -> list[Input]:
@@ -239,7 +268,7 @@ def _with_stems(found: Sequence[tuple[Path, str]]) -> list[Input]:
     taken, inputs = set(), []
     for path, kind in found:
         stem = f"camera{path}" if kind == "camera" else path.stem
-        folder = path.resolve().parent.name
+        folder = _resolved(path).parent.name
         choices = [stem, f"{folder}-{stem}"]
         choices += [f"{stem}-{k}" for k in range(2, 2 + len(found))]
         # Some file systems do not tell A from a.
@@ -251,9 +280,9 @@ def _with_stems(found: Sequence[tuple[Path, str]]) -> list[Input]:
 
 def _check_outputs(inputs: Sequence[Input], out: Path) -> None:
     """Raises ConfigError if something that is going to be written is an input."""
-    sources = {Path(i.name).resolve() for i in inputs}
+    sources = {_resolved(Path(i.name)) for i in inputs}
     for i in inputs:
-        if _output(i, out).resolve() in sources:
+        if _resolved(_output(i, out)) in sources:
             raise ConfigError(f"--out: {_output(i, out)} is an input; name another folder")
 
 
@@ -283,6 +312,8 @@ def detect_images(
     def readable() -> Iterator[tuple[Input, "Image"]]:
         for given in inputs:
             try:
+                if defect := _defect(Path(given.name)):
+                    raise DataError(f"{given.name} {defect}")
                 yield given, read_image(given.name)
             except DataError as error:
                 results.fail(given.name, error.what)
@@ -310,6 +341,10 @@ def detect_video(
     import cv2
 
     live = given.kind == "camera"
+    defect = "" if live else _defect(Path(given.name))
+    if defect:  # FFmpeg would wait for somebody to write into a pipe
+        results.fail(given.name, f"{given.name} {defect}")
+        return
     capture = cv2.VideoCapture(int(given.name) if live else given.name)
     if not capture.isOpened():
         results.fail(given.name, f"{'camera ' * live}{given.name} cannot be opened")
@@ -479,6 +514,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--score-threshold", type=float, default=0.5, metavar="X", help="default: %(default)s")
     add("--classes", metavar="A,B", help="the only classes to tell; default: all")
     add("--batch-size", type=int, default=8, metavar="N", help="images at once; default: 8")
+    add_cache_flag(parser)
     add("--xml", action="store_true", help="also write VOC's xml/NAME.xml for each image")
     add("--benchmark", action="store_true", help="time the detector instead; inputs are images")
     add("--batch-sizes", default="1,8,32", metavar="N,N", help="to time; default: %(default)s")

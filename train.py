@@ -8,8 +8,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_jax.cli import Parser, add_process_flags, load_config, override, run_main
+from ssd_jax.cli import (
+    Parser,
+    add_process_flags,
+    check_first_word,
+    load_config,
+    override,
+    run_main,
+)
 from ssd_jax.config import Config, ConfigError, from_json
+from ssd_jax.trust import with_local_cache
 
 _DESCRIPTION = """Train a detector.
 
@@ -42,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--replay", type=Path)
     add_process_flags(parser)
     own, overrides = parser.parse_known_args(arguments)
+    check_first_word(overrides, "" if own.config or own.replay else "--config")
     if own.replay:
         return _replay(own.replay, overrides)
     asks_help = bool({"-h", "--help"} & set(overrides))
@@ -49,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         Config() if asks_help and not own.config else _base_config(own),
         overrides,
         description=_DESCRIPTION,
+        flags=parser.flags,
     )
     workdir = own.workdir or Path("runs") / own.config.stem
 
@@ -69,7 +79,7 @@ def _base_config(own: argparse.Namespace) -> Config:
     saved = own.workdir / "config.json"
     if not saved.is_file():
         raise ConfigError(f"--resume: there is no run in {own.workdir}; name one, or a --config")
-    return from_json(saved.read_text(encoding="utf-8"))
+    return with_local_cache(from_json(saved.read_text(encoding="utf-8")))
 
 
 def _replay(file: Path, overrides: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import growth
+from ssd_jax.cli import version_line
 
 BENCHMARKS = (
     *("input_pipeline", "network", "boxes", "evaluation"),
@@ -36,6 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path, help="draw the growth to this file")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program; default: 5")
+    parser.add_argument("--version", action="version", version=version_line())
     options = parser.parse_args()
     figures = {
         "machine": f"{platform.processor() or platform.machine()}, {platform.python_version()}"

@@ -1,1 +1,3 @@
 """SSD (Single Shot MultiBox Detector) in JAX and Flax."""
+
+__version__ = "0.1.0"

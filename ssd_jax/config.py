@@ -2,17 +2,68 @@
 
 A config file returns a `Config`; the command line replaces single fields of it; the resolved
 result is saved with every checkpoint. Values are checked when a section is made, and an error
-names the field and what to change.
+names the field and what to change. The range of a number stands beside its field.
 """
 
 import dataclasses
 import json
-import math
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-Extra = tuple[int, int, int, int, int]
+
+@dataclass(frozen=True)
+class Range:
+    """Range of a number in a config. NaN and infinity are never in it."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    above: bool = False
+    """Exclude `low` itself."""
+    below: bool = False
+    """Exclude `high` itself."""
+    name: str = ""
+    """Name of the number where a field has several kinds."""
+
+    def __contains__(self, value: float) -> bool:
+        # Comparisons with NaN are false.
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low, high = f"{self.low:,}", f"{self.high:,}"
+        if self.above:
+            return f"above {low}, at most {high}"
+        return f"from {low} up to, not including, {high}" if self.below else f"from {low} to {high}"
+
+
+# What no experiment comes near, and what memory and JAX's integers bear.
+_MOST_STEPS = 1_000_000_000
+_MOST_IMAGES = 65_536
+
+COMPILE_CACHE = "~/.cache/ssd_jax"
+"""Folder where this machine keeps compiled programs, unless it is told otherwise."""
+
+Steps = Annotated[int, Range(1, _MOST_STEPS)]
+StepsOrNone = Annotated[int, Range(0, _MOST_STEPS)]
+BatchSize = Annotated[int, Range(1, _MOST_IMAGES)]
+Fraction = Annotated[float, Range(0, 1)]
+Pixels = Annotated[float, Range(0.1, 100_000)]
+_Level = Annotated[float, Range(0, 255)]
+_Ratio = Annotated[float, Range(0.01, 100)]
+_Variance = Annotated[float, Range(0.001, 1000)]
+_Factor = Annotated[float, Range(0, 1000, above=True)]
+_BelowOne = Annotated[float, Range(0, 1, below=True)]
+
+Extra = tuple[
+    Annotated[int, Range(1, 65_536, name="1x1 channels")],
+    Annotated[int, Range(1, 65_536, name="channels")],
+    Annotated[int, Range(1, 32, name="kernel")],
+    Annotated[int, Range(1, 32, name="stride")],
+    Annotated[int, Range(0, 32, name="padding")],
+]
 """One pair of extra layers: (1x1 channels, channels, kernel, stride, padding of the second)."""
 
 # VGG16's convolutions up to the last one of the base, in order. conv6 and conv7 are the reduced
@@ -43,6 +94,42 @@ def _check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_numbers(section: Any, path: str) -> None:
+    """Check every number of a section, also those in tuples, against the range beside its field.
+
+    Raises ConfigError for a number that is not finite, is out of its range or is of another type.
+    """
+    for name, kind in typing.get_type_hints(type(section), include_extras=True).items():
+        _check_number(kind, getattr(section, name), f"{path}.{name}", "is")
+
+
+def _check_number(kind: Any, value: Any, path: str, verb: str) -> None:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        _check(isinstance(value, tuple | list), f"{path} is {_show(value)}; give a tuple")
+        kinds = (args[0],) * len(value) if args[-1] is Ellipsis else args
+        _check(len(value) == len(kinds), f"{path} {verb} {_show(value)}; give {len(kinds)} values")
+        for each, part in zip(kinds, value, strict=True):
+            _check_number(each, part, path, "has")
+    elif origin is Annotated:
+        number, limits = args
+        what = f"{path} {verb} {limits.name}{' ' * bool(limits.name)}{_show(value)}"
+        # A bool is an int to Python; a whole number is a float to whoever writes it.
+        fits = isinstance(value, int if number is int else int | float)
+        fits = fits and not isinstance(value, bool)
+        noun = "a whole number" if number is int else "a number"
+        _check(fits and value in limits, f"{what}; use {noun} {limits}")
+
+
+def _show(value: Any) -> str:
+    """The value as an error shows it: short, also for a number of a million digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. The defaults are SSD300."""
@@ -50,9 +137,9 @@ class ModelConfig:
     classes: tuple[str, ...] = ()
     """Names of the classes to detect, without background. Empty: read from data.class_file, or
     found in the annotations."""
-    image_size: int = 300
+    image_size: Annotated[int, Range(32, 4096)] = 300
     """Side of the square input (pixels)."""
-    width: float = 1.0
+    width: Annotated[float, Range(0, 16, above=True)] = 1.0
     """Multiplier of every layer's channels; 1.0 is VGG16."""
     sources: tuple[str, ...] = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2")
     """Layers that feed the heads, from fine to coarse: a convolution of the base, or convK_2 of
@@ -68,13 +155,13 @@ class ModelConfig:
     """Batch norm after each convolution of base and extras; needed to train from scratch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters and loss stay float32."""
-    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)
     """RGB mean that is subtracted from the image (0 to 255)."""
     pretrained: str = ""
     """File of VGG16 convolutions (.npz or .safetensors) to start the base from; empty: none."""
     pretrained_channels: Literal["bgr", "rgb"] = "bgr"
     """Channel order that the pretrained file's conv1_1 expects; Caffe's and Keras' VGG16: bgr."""
-    pretrained_scale: float = 1.0
+    pretrained_scale: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
     """What the outputs of the last pretrained layer are multiplied by; VGG16's conv5_3 gives values
     about 50 times as large as layers that start fresh are made for, so use 0.02 before those."""
     init_from: str = ""
@@ -88,8 +175,12 @@ class ModelConfig:
     auto: winograd from 64 channels on; direct: faster to compile."""
 
     def __post_init__(self) -> None:
-        _check(self.image_size >= 32, f"model.image_size is {self.image_size}; use 32 or more")
-        _check(self.width > 0, f"model.width is {self.width}; use a number above 0")
+        for extra in self.extras:
+            _check(
+                len(extra) == 5,
+                f"model.extras has {extra}; give (1x1 channels, channels, kernel, stride, padding)",
+            )
+        _check_numbers(self, "model")
         _check(len(self.sources) > 0, "model.sources is empty; name at least one layer")
         names = self.layer_names
         for name in self.sources:
@@ -102,15 +193,6 @@ class ModelConfig:
         _check(
             order == sorted(set(order)),
             f"model.sources is {self.sources}; name each layer once, from fine to coarse",
-        )
-        for extra in self.extras:
-            _check(
-                len(extra) == 5 and min(extra[:4]) > 0 and extra[4] >= 0,
-                f"model.extras has {extra}; give (1x1 channels, channels, kernel, stride, padding)",
-            )
-        _check(
-            self.pretrained_scale > 0 and math.isfinite(self.pretrained_scale),
-            f"model.pretrained_scale is {self.pretrained_scale}; use a number above 0",
         )
         _check(
             not (self.pretrained and self.init_from),
@@ -152,14 +234,14 @@ class ModelConfig:
 class PriorConfig:
     """The default boxes of SSD, section 2.2. The defaults are those of SSD300 on VOC."""
 
-    sizes: tuple[float, ...] = (30, 60, 111, 162, 213, 264, 315)
+    sizes: tuple[Pixels, ...] = (30, 60, 111, 162, 213, 264, 315)
     """Size of each source's square prior, and one more that only the last source's larger square
     uses (pixels of the input image)."""
-    steps: tuple[float, ...] = (8, 16, 32, 64, 100, 300)
+    steps: tuple[Pixels, ...] = (8, 16, 32, 64, 100, 300)
     """Distance between two cells of each source (pixels). Empty: the image divided by the cells."""
-    aspect_ratios: tuple[tuple[float, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+    aspect_ratios: tuple[tuple[_Ratio, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
     """Further shapes of each source, width over height; each is used upright as well."""
-    variances: tuple[float, float] = (0.1, 0.2)
+    variances: tuple[_Variance, _Variance] = (0.1, 0.2)
     """What offsets of centre and of log size are divided by."""
     clip: bool = False
     """Clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe does not. Part of the weights."""
@@ -167,9 +249,10 @@ class PriorConfig:
     """Clip (w, h) alone to [0, 1] as torchvision does. Part of the weights."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "priors")
         _check(
-            len(self.sizes) >= 2 and min(self.sizes) > 0,
-            f"priors.sizes is {self.sizes}; give one size above 0 a source and one more",
+            len(self.sizes) >= 2,
+            f"priors.sizes is {self.sizes}; give one size a source and one more",
         )
         sources = len(self.sizes) - 1
         _check(
@@ -180,13 +263,6 @@ class PriorConfig:
         _check(
             len(self.steps) in (0, sources),
             f"priors.steps has {len(self.steps)} entries; give {sources}, or none",
-        )
-        _check(
-            all(r > 0 for ratios in self.aspect_ratios for r in ratios),
-            f"priors.aspect_ratios is {self.aspect_ratios}; every ratio must be above 0",
-        )
-        _check(
-            min(self.variances) > 0, f"priors.variances is {self.variances}; use numbers above 0"
         )
 
 
@@ -230,7 +306,7 @@ class DataConfig:
     """What to evaluate on; the same form."""
     class_file: str = ""
     """Text file with one class name a line; empty: model.classes, or found in the annotations."""
-    max_objects: int = 64
+    max_objects: Annotated[int, Range(1, 10_000)] = 64
     """Objects that an image may have; ground truth is padded to this number."""
     use_difficult: bool = True
     """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside. COCO's
@@ -240,28 +316,21 @@ class DataConfig:
     augment: Literal["caffe", "ssd.pytorch", "none"] = "caffe"
     """caffe: the full augmentation of the SSD paper; ssd.pytorch: what that program does, smallest
     IoU of its crops not held; none: resize only."""
-    expand_ratio: float = 4.0
+    expand_ratio: Annotated[float, Range(1, 100)] = 4.0
     """Largest side of the canvas that an image is placed on (times the image); 1: no expansion."""
-    crop_scale: float = 0.3
+    crop_scale: Annotated[float, Range(0, 1, above=True)] = 0.3
     """Smallest side of a random crop (times the image); 1: no crop."""
-    crop_aspect: float = 2.0
+    crop_aspect: Annotated[float, Range(1, 100)] = 2.0
     """Largest stretch of a random crop against the image; 1: none."""
     vertical_flip: bool = False
     """Mirror top to bottom as well; for images without an up, as from a microscope or the air."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Processes that load and augment; 0: in the training process, in threads."""
     tfds: TfdsFields = field(default_factory=TfdsFields)
     """Where a record of a TFDS data set has what; tfds only."""
 
     def __post_init__(self) -> None:
-        _check(self.max_objects > 0, f"data.max_objects is {self.max_objects}; use 1 or more")
-        _check(self.workers >= 0, f"data.workers is {self.workers}; use 0 or more")
-        _check(self.expand_ratio >= 1, f"data.expand_ratio is {self.expand_ratio}; use 1.0 or more")
-        _check(
-            0 < self.crop_scale <= 1,
-            f"data.crop_scale is {self.crop_scale}; use a number in (0, 1]",
-        )
-        _check(self.crop_aspect >= 1, f"data.crop_aspect is {self.crop_aspect}; use 1.0 or more")
+        _check_numbers(self, "data")
         _check(
             self.format in ("shapes", "tfds") or self.root != "",
             "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",
@@ -272,49 +341,33 @@ class DataConfig:
 class OptimConfig:
     """SGD and its schedule. The defaults are those of the paper on VOC 07+12."""
 
-    learning_rate: float = 1e-3
+    learning_rate: _Factor = 1e-3
     """Rate after the warm-up."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     """multistep: times gamma at each milestone; cosine: down to 0 at train.steps."""
-    milestones: tuple[int, ...] = (80_000, 100_000)
+    milestones: tuple[StepsOrNone, ...] = (80_000, 100_000)
     """Where the rate drops (steps); multistep only."""
-    gamma: float = 0.1
+    gamma: _Factor = 0.1
     """Factor at a milestone; multistep only."""
-    warmup_steps: int = 0
+    warmup_steps: StepsOrNone = 0
     """Length of the linear warm-up from 0 (steps)."""
-    momentum: float = 0.9
+    momentum: _BelowOne = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
     """L2 decay that is added to the gradient."""
     caffe_biases: bool = False
     """Biases at twice the rate and without decay, as in Caffe; False: as every other parameter."""
-    clip_norm: float = 0.0
+    clip_norm: Annotated[float, Range(0, 1_000_000_000)] = 0.0
     """Largest norm of the gradient; 0: no clipping."""
-    rate_batch_size: int = 0
+    rate_batch_size: Annotated[int, Range(0, _MOST_IMAGES)] = 0
     """Batch that learning_rate is for: the rate is multiplied by train.batch_size over this (linear
     scaling). 0: learning_rate as it is."""
-    ema_decay: float = 0.0
+    ema_decay: _BelowOne = 0.0
     """Decay of a moving average of the weights, e.g. 0.9998; where there is one it is what is
     evaluated and exported. 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "gamma"):
-            value = getattr(self, name)
-            _check(
-                value > 0 and math.isfinite(value),
-                f"optim.{name} is {value}; use a number above 0",
-            )
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "rate_batch_size"):
-            value = getattr(self, name)
-            _check(value >= 0, f"optim.{name} is {value}; use 0 or more")
-        _check(
-            0 <= self.ema_decay < 1,
-            f"optim.ema_decay is {self.ema_decay}; use a number from 0 up to, not including, 1",
-        )
-        _check(
-            0 <= self.momentum < 1,
-            f"optim.momentum is {self.momentum}; use a number from 0 up to, not including, 1",
-        )
+        _check_numbers(self, "optim")
         _check(
             list(self.milestones) == sorted(set(self.milestones)),
             f"optim.milestones is {self.milestones}; give rising steps",
@@ -325,64 +378,52 @@ class OptimConfig:
 class TrainConfig:
     """Length, loss and bookkeeping of the training."""
 
-    steps: int = 120_000
+    steps: Steps = 120_000
     """Length of the training (steps)."""
-    batch_size: int = 32
+    batch_size: BatchSize = 32
     """Images a step, over all devices of all processes."""
-    accumulate: int = 1
+    accumulate: BatchSize = 1
     """Parts of the batch that are worked on one after the other, for less memory; the loss is that
     of the whole batch. Batch norm takes its statistics over a part."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of initial weights, data order and augmentation."""
     matching: Literal["bipartite", "per_object"] = "bipartite"
     """How priors get objects. bipartite: Caffe's, every object has a prior of its own;
     per_object: ssd.pytorch's, a later object takes a shared prior."""
-    match_iou: float = 0.5
+    match_iou: Annotated[float, Range(0, 1, above=True)] = 0.5
     """IoU from which a prior is positive."""
-    negative_ratio: float = 3.0
+    negative_ratio: Annotated[float, Range(0, 1_000_000, above=True)] = 3.0
     """Hard negatives for each positive."""
-    log_every: int = 10
+    log_every: Steps = 10
     """Steps between two lines of the log."""
-    eval_every: int = 0
+    eval_every: StepsOrNone = 0
     """Steps between two evaluations; 0: only at the end."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Steps = 1000
     """Steps between two checkpoints; the last step is always saved."""
-    keep: int = 3
+    keep: Steps = 3
     """Checkpoints to keep, the latest ones."""
-    keep_best: int = 0
+    keep_best: StepsOrNone = 0
     """Checkpoints to keep besides, the best ones by best_metric."""
     best_metric: str = "mAP"
     """What keep_best goes by, a name in the evaluations' lines of metrics.jsonl: mAP, AP/CLASS,
     voc/mAP, coco/AP75, ..."""
-    keep_every: int = 0
+    keep_every: StepsOrNone = 0
     """Keep the checkpoints of multiples of this step besides; 0: no."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does; the state is never touched by it. stop: end
     the run; skip: leave the step out, and count it."""
-    profile_steps: int = 0
+    profile_steps: StepsOrNone = 0
     """Steps to trace with JAX's profiler, from the fifth after a start; 0: none."""
-    compile_cache: str = "~/.cache/ssd_jax"
+    compile_cache: str = COMPILE_CACHE
     """Folder where compiled programs are kept for the next start; empty: none. The environment's
-    JAX_COMPILATION_CACHE_DIR goes before."""
+    JAX_COMPILATION_CACHE_DIR goes before. A checkpoint's config never decides it."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
-            value = getattr(self, name)
-            _check(value > 0, f"train.{name} is {value}; use 1 or more")
-        for name in ("eval_every", "seed", "keep_best", "keep_every", "profile_steps"):
-            value = getattr(self, name)
-            _check(value >= 0, f"train.{name} is {value}; use 0 or more")
+        _check_numbers(self, "train")
         _check(
             self.batch_size % self.accumulate == 0,
             f"train.batch_size {self.batch_size} must divide by train.accumulate "
             f"{self.accumulate}; change one of them",
-        )
-        _check(
-            0 < self.match_iou <= 1, f"train.match_iou is {self.match_iou}; use a number in (0, 1]"
-        )
-        _check(
-            self.negative_ratio > 0,
-            f"train.negative_ratio is {self.negative_ratio}; use a number above 0",
         )
 
 
@@ -390,55 +431,43 @@ class TrainConfig:
 class EvalConfig:
     """Detection and its scoring."""
 
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     """Images detected at once."""
-    score_threshold: float = 0.01
+    score_threshold: Fraction = 0.01
     """Lowest score of a detection."""
-    nms_iou: float = 0.45
+    nms_iou: Fraction = 0.45
     """IoU above which the lower of two boxes of a class is dropped."""
-    candidates: int = 400
+    candidates: Annotated[int, Range(1, 1_000_000)] = 400
     """Boxes of a class that enter suppression, the best ones."""
-    max_detections: int = 200
+    max_detections: Annotated[int, Range(1, 100_000)] = 200
     """Detections kept of an image, the best ones."""
     clip_boxes: bool = False
     """Clip boxes to the image before suppression, as torchvision does; False: after it."""
-    max_growth: float = 0.0
+    max_growth: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Largest side of a box (times its prior's); torchvision's is 62.5. 0: no limit."""
     metrics: tuple[Literal["voc", "voc07", "coco"], ...] = ("voc",)
     """What to compute; the first one's mean is the run's mAP. voc: area under the precision-recall
     curve (VOC 2010 and later); voc07: 11 points; coco: COCO's twelve figures."""
-    iou_threshold: float = 0.5
+    iou_threshold: Fraction = 0.5
     """IoU from which a detection counts as right; voc and voc07 only."""
     pixels: Literal["inclusive", "exclusive"] = "inclusive"
     """inclusive: a box covers its last pixel, as in the VOC devkit; exclusive: it ends before. voc
     and voc07 only."""
-    pictures: int = 16
+    pictures: Annotated[int, Range(0, 10_000)] = 16
     """Images to draw with their detections and their ground truth."""
     report: bool = True
     """Write report.html: curves, errors, confusions, the best and the worst images."""
-    report_score: float = 0.3
+    report_score: Fraction = 0.3
     """Score from which a detection is drawn, and counted as an error or a confusion."""
-    report_images: int = 8
+    report_images: Annotated[int, Range(0, 10_000)] = 8
     """Best and worst images in the report, so many of each."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "candidates", "max_detections"):
-            value = getattr(self, name)
-            _check(value > 0, f"eval.{name} is {value}; use 1 or more")
-        for name in ("score_threshold", "nms_iou", "iou_threshold", "report_score"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, f"eval.{name} is {value}; use a number from 0 to 1")
-        _check(
-            self.max_growth >= 0 and math.isfinite(self.max_growth),
-            f"eval.max_growth is {self.max_growth}; use 0 or more",
-        )
+        _check_numbers(self, "eval")
         _check(
             0 < len(self.metrics) == len(set(self.metrics)),
             f"eval.metrics is {self.metrics}; name voc, voc07 or coco, each once",
         )
-        for name in ("pictures", "report_images"):
-            value = getattr(self, name)
-            _check(value >= 0, f"eval.{name} is {value}; use 0 or more")
 
 
 @dataclass(frozen=True)
@@ -484,7 +513,7 @@ def from_json(text: str) -> Config:
     """
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the config is not valid JSON: {error}") from None
     section = tree.get("eval") if isinstance(tree, dict) else None
     # Configs that were saved before an evaluation could have several metrics.
@@ -497,24 +526,24 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
     """`value` of JSON as `kind`: dataclasses, tuples, Literals and plain types, checked."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        _check(isinstance(value, dict), f"{path} is {value!r}; expected an object")
+        _check(isinstance(value, dict), f"{path} is {_show(value)}; expected an object")
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
         _check(not unknown, f"{path} has unknown fields: {', '.join(unknown)}")
         return kind(**{k: _parse(hints[k], v, f"{path}.{k}") for k, v in value.items()})
     if origin is tuple:
-        _check(isinstance(value, list), f"{path} is {value!r}; expected a list")
+        _check(isinstance(value, list), f"{path} is {_show(value)}; expected a list")
         if args[-1] is Ellipsis:
             return tuple(_parse(args[0], v, path) for v in value)
-        _check(len(value) == len(args), f"{path} is {value!r}; expected {len(args)} values")
+        _check(len(value) == len(args), f"{path} is {_show(value)}; expected {len(args)} values")
         return tuple(_parse(a, v, path) for a, v in zip(args, value, strict=True))
     if origin is Literal:
-        _check(value in args, f"{path} is {value!r}; use one of {', '.join(map(str, args))}")
+        _check(value in args, f"{path} is {_show(value)}; use one of {', '.join(map(str, args))}")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return value
     _check(
         isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
-        f"{path} is {value!r}; expected {kind.__name__}",
+        f"{path} is {_show(value)}; expected {kind.__name__}",
     )
     return value

@@ -9,6 +9,7 @@ import contextlib
 import html
 import importlib.util
 import json
+import logging
 import os
 import signal
 import socket
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ssd_jax.cli import Parser, run_main
+from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError, UserError
+from ssd_jax.guard import LOCAL_HOSTS, Guard, Hosts, OneLine, ShortTraceback, impatient
 
 if TYPE_CHECKING:
     from ssd_jax.detector import Detections, Detector
@@ -39,7 +41,6 @@ _SHORTEST, _LONGEST = 800, 1600  # pixels: the longer side of a picture as it is
 _LEAST = 0.01  # of the slider
 _MINUTE = 60
 _KEPT = 60 * _MINUTE  # seconds that an upload lies on the server
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 # From a file to what is shown of it: nothing here knows of a server.
@@ -409,13 +410,16 @@ def main(arguments: Sequence[str]) -> None:
     choices = find_choices(own.checkpoint)
     _check_address(own.host, own.port)
     signal.signal(signal.SIGTERM, _terminate)
+    from ssd_jax.runtime import use_compile_cache
+
+    use_compile_cache(own.compile_cache)
     next(iter(choices.values())).detector()
     with tempfile.TemporaryDirectory(prefix="ssd_jax_demo_") as folder:
         _set_environment(folder)
         page = make_page(choices, threshold=own.score_threshold, most_mb=own.max_upload_mb)
         try:
             address = _launch(page, own)
-            if own.host not in _LOCAL:
+            if own.host not in LOCAL_HOSTS:
                 print(
                     f"demo: warning: whoever reaches port {own.port} of this machine can use the "
                     "page: it has no login",
@@ -434,6 +438,8 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
+    _shorten_tracebacks()
+    hosts = Hosts(own.host, own.allow_host)
     try:
         _, address, _ = page.queue(max_size=64, default_concurrency_limit=4).launch(
             server_name=f"[{own.host}]" if ":" in own.host else own.host,
@@ -450,7 +456,7 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
             mcp_server=False,
             ssr_mode=False,
             pwa=False,
-            app_kwargs={"middleware": [Middleware(_Headers)]},
+            app_kwargs={"middleware": [Middleware(Guard, hosts), Middleware(_Headers)]},
             theme=gr.themes.Default(
                 primary_hue="blue",
                 neutral_hue="slate",
@@ -461,7 +467,22 @@ def _launch(page: Any, own: argparse.Namespace) -> str:
         )
     except OSError as error:
         raise ConfigError(f"--port: {own.host}:{own.port} cannot be served: {error}") from None
+    server = page.server.config
+    # The guard within holds from the first request on, but Gradio answers some questions of
+    # browsers (CORS) before it asks it.
+    server.loaded_app = Guard(server.loaded_app, hosts)
+    server.http_protocol_class = impatient(server.http_protocol_class)
     return str(address)
+
+
+def _shorten_tracebacks() -> None:
+    """Let whatever a request makes fail be one line of the log: anybody can send thousands."""
+    from gradio import queueing, route_utils, routes
+
+    for module in (queueing, route_utils, routes):
+        module.traceback = ShortTraceback()  # type: ignore[attr-defined]
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(OneLine())
 
 
 def _set_environment(folder: str) -> None:
@@ -516,7 +537,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", metavar="DIR", help="runs or checkpoints to choose")
+    add_cache_flag(parser)
     add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    add(
+        "--allow-host",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="further names under which browsers may ask for the page, as that of a proxy",
+    )
     add("--port", type=int, default=7860, help="default: %(default)s")
     add("--max-upload-mb", type=int, default=20, metavar="N", help="default: %(default)s")
     add("--score-threshold", type=float, default=0.5, metavar="X", help="default: %(default)s")
@@ -525,6 +554,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError("--checkpoint is missing; name a run's folder, e.g. runs/quickstart")
     if not 1 <= own.port <= 65535:
         raise ConfigError(f"--port is {own.port}; use 1 to 65535")
+    for name in own.allow_host:
+        if not name or set(name) & set("/:@ "):
+            raise ConfigError(f"--allow-host is {name!r}; write a name alone: demo.example.org")
     if own.max_upload_mb < 1:
         raise ConfigError(f"--max-upload-mb is {own.max_upload_mb}; use 1 or more")
     if not _LEAST <= own.score_threshold <= 1:

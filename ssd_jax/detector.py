@@ -5,21 +5,32 @@
 >>> drawn = found.draw(read_image("photo.jpg"))
 """
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import jax
 import numpy as np
 
 from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.augment import preprocess_eval
-from ssd_jax.data.pictures import read_picture
+from ssd_jax.data.errors import DataError, reason
+from ssd_jax.data.pictures import decode_picture, read_picture
 from ssd_jax.evaluation.detect import Variables, make_detect
 from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
 from ssd_jax.models.ssd import SSD
+from ssd_jax.runtime import use_compile_cache
 from ssd_jax.visualize import Array, Image, draw_boxes, resize
+
+ImageLike: TypeAlias = Any
+"""Image as arrays of NumPy or JAX or PIL hold it (uint8 [H, W, 3], RGB), the bytes of an image file
+or the path of one."""
+
+_KINDS = "an array, a PIL image, the path of an image file or its bytes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +112,12 @@ class Detector:
     ) -> Self:
         """The detector of a run (its newest checkpoint) or of one of its checkpoints/STEP.
 
+        What is compiled is kept in ~/.cache/ssd_jax for the next start, unless JAX has been told
+        another folder or `jax_enable_compilation_cache` is off.
+
         Raises ConfigError where there is no checkpoint or it cannot be read.
         """
+        use_compile_cache()
         checkpoint = find_checkpoint(Path(path), field="path")
         config = read_config(checkpoint)
         model, variables = restore_model(checkpoint, config)
@@ -110,25 +125,31 @@ class Detector:
 
     def __call__(
         self,
-        images: Image | str | Path | Sequence[Image | str | Path],
+        images: ImageLike | Iterable[ImageLike],
         *,
         threshold: float | None = None,
     ) -> list[Detections]:
         """The detections of each image, a list also for one.
 
         Args:
-            images: one or several, each uint8 [H, W, 3], RGB, of any size, or the path of a file,
-                which is read as by `read_image`. Files are opened as their batch comes.
+            images: one or several, of any size. An array of NumPy, JAX or PyTorch is uint8
+                [H, W, 3], RGB; four dimensions are several images. A PIL image counts as its
+                pixels are stored. A path or the bytes of an image file are read as by
+                `read_image`, files as their batch comes.
             threshold: score above which a detection is told; None: the detector's.
 
         Raises:
-            ValueError: an image of another type or shape.
-            DataError: a file that cannot be read.
+            TypeError: an image of another kind.
+            ValueError: an array of another type or shape.
+            DataError: a file or bytes that cannot be read.
         """
         least = self.threshold if threshold is None else _check_threshold(threshold)
-        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        if _is_one(images):
             return self._detect_batch([images], 1, least)
-        several, found = list(images), []
+        if not isinstance(images, Iterable) or isinstance(images, Mapping | AbstractSet):
+            raise TypeError(f"images is {_kind(images)}; give {_KINDS}, or a list of them")
+        several = list(np.asarray(images) if _is_array(images) else images)
+        found = []
         for start in range(0, len(several), self.batch_size):
             batch = several[start : start + self.batch_size]
             found += self._detect_batch(batch, self.batch_size, least)
@@ -140,7 +161,7 @@ class Detector:
         self._detect_batch([black], self.batch_size, self.threshold)
 
     def _detect_batch(
-        self, images: Sequence[Image | str | Path], size: int, threshold: float
+        self, images: Sequence[ImageLike], size: int, threshold: float
     ) -> list[Detections]:
         """The detections of at most `size` images by the program for that many."""
         inputs = np.zeros((size, self._size, self._size, 3), np.uint8)
@@ -194,15 +215,51 @@ def turn_upright(image: Image, orientation: int) -> Image:
     return np.ascontiguousarray(image)
 
 
-def _as_image(given: Image | str | Path) -> Image:
-    if isinstance(given, str | Path):
-        return read_image(given)
+def _is_one(given: object) -> bool:
+    """Whether it is an image, of the right kind or not, and no series of them."""
+    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview):
+        return True
+    return _is_array(given) and getattr(given, "ndim", 3) != 4  # PIL's images have no ndim
+
+
+def _is_array(given: object) -> bool:
+    # Of the type: PIL would decode the image for the attribute of the object.
+    return hasattr(type(given), "__array__") or hasattr(type(given), "__array_interface__")
+
+
+def _as_image(given: ImageLike) -> Image:
+    if isinstance(given, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", given):
+        raise TypeError(f"an image is the address {given}; download it and give {_KINDS}")
+    if isinstance(given, str | os.PathLike):
+        return read_image(Path(given))
+    if isinstance(given, bytes | bytearray | memoryview):
+        header, image = decode_picture(bytes(given), Path(f"{len(given)} bytes given"))
+        return turn_upright(image, header.orientation)
+    if _is_pil(given):
+        # Wider numbers than bytes would be cut off, not scaled.
+        if given.mode.startswith(("I", "F")):
+            raise ValueError(f"an image is PIL's of mode {given.mode}; convert it to RGB")
+        try:
+            given = given.convert("RGB")
+        except OSError as error:  # its file is read now
+            raise DataError(f"a PIL image cannot be read ({reason(error)})") from None
+    if not _is_array(given):
+        raise TypeError(f"an image is {_kind(given)}; give {_KINDS}")
     image = np.asarray(given)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"an image is {image.dtype} {list(image.shape)}; give uint8 [height, width, 3], RGB"
         )
     return image
+
+
+def _is_pil(given: object) -> bool:
+    """Whether it is a PIL image; PIL itself is not needed."""
+    return any(kind.__module__ == "PIL.Image" for kind in type(given).__mro__)
+
+
+def _kind(given: object) -> str:
+    return "None" if given is None else f"of type {type(given).__name__}"
 
 
 def _check_threshold(threshold: float) -> float:

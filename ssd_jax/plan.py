@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssd_jax.cards import SLICES, Card, Target, Times, least_times, parse_target
-from ssd_jax.cli import Parser, load_config, override, run_main
+from ssd_jax.cli import Parser, resolve_config, run_main
 from ssd_jax.config import Config, ConfigError, UserError
 from ssd_jax.hlo import AllReduce, Program, convolution_flops
 
@@ -265,12 +265,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--efficiency", type=float, default=0.4)
     parser.add_argument("--no-largest", action="store_true")
     own, overrides = parser.parse_known_args(arguments)
-    asks_help = bool({"-h", "--help"} & set(overrides))
-    if not own.config and not asks_help:
-        raise ConfigError("--config is missing; name an experiment, e.g. configs/ssd300_voc0712.py")
-    config = override(
-        load_config(own.config) if own.config else Config(), overrides, description=_DESCRIPTION
-    )
+    config = resolve_config(own.config, overrides, description=_DESCRIPTION, flags=parser.flags)
     if not 0 < own.efficiency <= 1:
         raise ConfigError(f"--efficiency is {own.efficiency}; use a number above 0, up to 1")
     if own.classes is not None and own.classes < 1:

@@ -5,6 +5,7 @@ Every function here does the right thing in a single process too.
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssd_jax.cli import print_error
-from ssd_jax.config import ConfigError, UserError
+from ssd_jax.config import COMPILE_CACHE, ConfigError, UserError
 
 _LONGEST_WAIT_MS = 3_600_000
 
@@ -94,13 +95,31 @@ def _join(
         ) from None
 
 
-def use_compile_cache(folder: str) -> None:
+def use_compile_cache(folder: str = COMPILE_CACHE) -> None:
     """Keep compiled programs in `folder` for the next start; empty: do not.
 
-    A folder that JAX has been told already, as by JAX_COMPILATION_CACHE_DIR, stays.
+    A folder that JAX has been told already, as by JAX_COMPILATION_CACHE_DIR, stays. Programs are
+    run when they are loaded, so the folder is one that only its user can write to.
+
+    Raises:
+        ConfigError: the folder cannot be made or written; this machine's own is left out then.
     """
-    if folder and not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    if not folder:
+        # Whatever asks for this machine's own folder later leaves it at that.
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    try:
+        path = Path(folder).expanduser()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    except (OSError, RuntimeError, ValueError) as error:  # no home; a zero byte in the name
+        if folder == COMPILE_CACHE:
+            return
+        raise ConfigError(f"the compile cache {folder} cannot be used: {error}") from None
+    jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def is_first_process() -> bool:

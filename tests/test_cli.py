@@ -1,11 +1,15 @@
 """Wrong input: one line, exit status 2, no traceback, nothing written."""
 
+import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
 import evaluate as evaluate_main
+import predict as predict_main
 import train as train_main
+from ssd_jax import __version__
 from ssd_jax.cli import run_main
 from tests.tiny import TINY, change, write_config_file
 
@@ -42,9 +46,24 @@ def failing(monkeypatch, capfd, tmp_path):
     ("arguments", "message"),
     [
         (["--optim.lerning-rate", "3"], "perhaps you meant --optim.learning-rate"),
+        (["--train.step", "3"], "unknown argument --train.step; perhaps you meant --train.steps;"),
+        (["--train.step=3"], "unknown argument --train.step; perhaps you meant --train.steps;"),
+        (["--train.batch_sise", "3"], "perhaps you meant --train.batch-size"),
+        (["--batch-size", "3"], "perhaps you meant --train.batch-size or --eval.batch-size"),
+        (["--wrkdir", "x"], "unknown argument --wrkdir; perhaps you meant --workdir;"),
+        (["--zzz"], "unknown argument --zzz; see --help"),
+        (["--train.steps", "4", "runs/x"], "unexpected argument 'runs/x'; take it out"),
+        (["runs/x"], "unexpected argument 'runs/x'; take it out"),
         (["--optim.learning-rate", "abc"], "--optim.learning-rate: could not convert"),
         (["--model.dtype", "float16"], "invalid choice 'float16' for argument '--model.dtype'"),
-        (["--train.batch-size", "0"], "train.batch_size is 0; use 1 or more"),
+        (["--train.batch-size", "0"], "train.batch_size is 0; use a whole number from 1 to 65,536"),
+        (["--train.batch-size", "64"], "train.batch_size is 64 and the data set has 32 images"),
+        (["--train.seed", str(2**64)], "train.seed is 18446744073709551616; use a whole number"),
+        (["--model.image-size", "1000000"], "model.image_size is 1000000; use a whole number from"),
+        (["--eval.max-detections", "1" + "0" * 12], "eval.max_detections is 1000000000000; use"),
+        (["--model.mean", "nan", "1", "2"], "model.mean has nan; use a number from 0 to 255"),
+        (["--priors.steps", "1e-300", "8"], "priors.steps has 1e-300; use a number from 0.1 to"),
+        (["--optim.clip-norm", "inf"], "optim.clip_norm is inf; use a number from 0 to"),
         (["--train.batch-size", "3"], "train.batch_size 3 must divide by the 2 devices; try 2"),
         (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
@@ -60,7 +79,49 @@ def test_wrong_values(tiny, failing, tmp_path, arguments, message):
     assert message in err
 
 
+def test_a_word_without_its_flag(failing, tmp_path):
+    err = failing(train_main, "configs/x.py", "--train.steps", "3")
+    assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
+    err = failing(evaluate_main, "runs/x", "--data.root", "x")
+    assert err.endswith("unexpected argument 'runs/x'; write --checkpoint runs/x\n")
+    for command in ("data.check", "data.show", "plan"):
+        err = failing(importlib.import_module(f"ssd_jax.{command}"), "configs/x.py")
+        assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
+
+
+MAINS = ["data.__main__", "data.check", "data.show", "data.prepare", "plan", "export.__main__"]
+MAINS += ["demo", "models.weights"]
+
+
+@pytest.mark.parametrize(
+    "main",
+    [train_main, evaluate_main, predict_main, *map("ssd_jax.{}".format, MAINS)],
+    ids=lambda main: getattr(main, "__name__", main),
+)
+def test_version(main, monkeypatch, capfd):
+    main = importlib.import_module(main) if isinstance(main, str) else main
+    monkeypatch.setattr(sys, "argv", ["main", "--version"])
+    assert run_main(main.main) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"ssd_jax {__version__} (jax ")
+    assert out.count("\n") == 1
+    assert err == ""
+
+
+def test_every_command_is_asked_for_its_version():
+    package = Path(train_main.__file__).parent / "ssd_jax"
+    commands = {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if "run_main(main)" in path.read_text() or "def main(arguments" in path.read_text()
+    }
+    assert commands == set(MAINS)
+
+
 def test_config_files_that_do_not_work(failing, tmp_path):
+    assert f"--config: {tmp_path} is a folder; name a config file" in failing(
+        train_main, "--config", tmp_path
+    )
     assert "there is no file" in failing(train_main, "--config", tmp_path / "none.py")
     assert "--config is missing" in failing(train_main)
     assert "--config: expected one argument" in failing(train_main, "--config")

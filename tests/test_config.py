@@ -1,6 +1,9 @@
 """Configs: every file loads, JSON gives back what was saved, errors name the field."""
 
+import dataclasses
 import json
+import math
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from ssd_jax.config import (
     ModelConfig,
     OptimConfig,
     PriorConfig,
+    Range,
     TrainConfig,
     from_json,
     to_json,
@@ -55,7 +59,7 @@ def test_published_configs_have_the_published_priors():
         (lambda: PriorConfig(sizes=(1,)), "priors.sizes is"),
         (lambda: PriorConfig(aspect_ratios=()), "priors.aspect_ratios has 0 entries"),
         (lambda: PriorConfig(steps=(1,)), "priors.steps has 1 entries"),
-        (lambda: PriorConfig(variances=(0, 1)), "priors.variances is"),
+        (lambda: PriorConfig(variances=(0, 1)), "priors.variances has 0; use a number from 0.001"),
         (lambda: DataConfig(format="voc"), "data.root is empty"),
         (lambda: DataConfig(max_objects=0), "data.max_objects is 0"),
         (lambda: DataConfig(crop_scale=0), "data.crop_scale is 0"),
@@ -115,3 +119,76 @@ def test_a_config_from_before_several_metrics_is_read():
 def test_text_that_is_no_json():
     with pytest.raises(ConfigError, match="not valid JSON"):
         from_json("<html>")
+
+
+def numbers(kind, value, replace, path):
+    """Every number of a config: its field, its annotation, and a way to replace it in JSON."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        for name, each in typing.get_type_hints(kind, include_extras=True).items():
+
+            def replace_field(new, name=name):
+                return replace({**value, name: new})
+
+            yield from numbers(each, value[name], replace_field, f"{path}.{name}")
+    elif origin is tuple:
+        for k, each in enumerate(args[:1] if args[-1] is ... else args):
+
+            def replace_part(new, k=k):
+                return replace([*value[:k], new, *value[k + 1 :]])
+
+            part = value[k] if k < len(value) else None
+            yield from numbers(each, part, replace_part, path)
+    elif origin is typing.Annotated or kind in (int, float):
+        yield path.removeprefix("config."), kind, replace
+
+
+TREE = json.loads(to_json(Config()))
+NUMBERS = list(numbers(Config, TREE, lambda tree: tree, "config"))
+
+
+def test_every_number_has_a_finite_range_beside_its_field():
+    assert len(NUMBERS) > 50
+    for path, kind, _ in NUMBERS:
+        assert typing.get_origin(kind) is typing.Annotated, path
+        limits = typing.get_args(kind)[1]
+        assert isinstance(limits, Range), path
+        assert math.isfinite(limits.low), path
+        assert math.isfinite(limits.high), path
+
+
+def outside(kind):
+    number, limits = typing.get_args(kind)
+    values = [limits.low - 1, limits.high * 2 + 1, 10**12 * limits.high, 10**400, True, "1"]
+    values += [limits.low] * limits.above + [limits.high] * limits.below
+    return values + ([math.nan, math.inf, -math.inf] if number is float else [0.5, 2**64])
+
+
+@pytest.mark.parametrize(("path", "kind", "replace"), NUMBERS, ids=[n[0] for n in NUMBERS])
+def test_a_number_out_of_range_is_refused_wherever_it_stands(path, kind, replace):
+    section, name = path.rsplit(".", 1)
+    for value in outside(kind):
+        tree = replace(value)
+        with pytest.raises(ConfigError, match=f"{section}.{name} (is|has) ") as error:
+            from_json(json.dumps(tree))
+        assert len(str(error.value)) < 300
+        # As a config file makes the section.
+        part, make = tree, Config
+        for key in section.split("."):
+            make, part = typing.get_type_hints(make)[key], part[key]
+        if make is not Config and isinstance(part[name], (int, float, str)):
+            with pytest.raises(ConfigError, match=f"{section}.{name} is .*; use a "):
+                make(**{name: value})
+
+
+def test_more_priors_than_memory_bears_are_refused():
+    model = ModelConfig(image_size=4096, sources=("conv1_1", "conv7"), extras=())
+    priors = PriorConfig(sizes=(30, 60, 90), steps=(), aspect_ratios=((2,), (2,)))
+    with pytest.raises(ConfigError, match=r"model.image_size 4096 .* has 67,.* priors, above 2,0"):
+        model_priors(model, priors)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"train": {"seed": ' + "9" * 5000 + "}}"])
+def test_json_that_python_cannot_take(text):
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        from_json(text)

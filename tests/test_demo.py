@@ -279,6 +279,7 @@ def with_gradio(monkeypatch):
         (["--checkpoint", "x", "--max-upload-mb", "0"], "--max-upload-mb is 0; use 1 or more"),
         (["--checkpoint", "x", "--score-threshold", "0"], "--score-threshold is 0.0; use"),
         (["--checkpoint", "none"], "there is no checkpoint in none"),
+        (["--checkpoint", "x", "--allow-host", "http://a"], "--allow-host is 'http://a'; write a"),
         (["--share"], "unrecognized arguments: --share"),
     ],
 )

@@ -4,6 +4,7 @@ Needs the extras demo and browser, and Debian's packages chromium and chromium-d
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ import urllib.request
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -61,7 +63,10 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **proxies, "TMPDIR": str(self.temporary)},
+                env={
+                    **{**os.environ, **proxies, "TMPDIR": str(self.temporary)},
+                    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+                },
             )
         self.ready = self.process.stdout.readline()
 
@@ -406,6 +411,60 @@ def test_no_file_of_the_server_is_given(server, runs, tmp_path):
     # Nor is one fetched from elsewhere for whoever asks.
     assert not call(server, "http://example.invalid/x.png")[0]
     assert "http://example.invalid/x.png is no upload" in server.log.read_text()
+
+
+def test_another_host_or_page_gets_nothing(server):
+    before = server.uploads()
+    local = f"127.0.0.1:{server.port}"
+    part = b'Content-Disposition: form-data; name="files"; filename="x.png"\r\n\r\nx'
+    body = b"--B\r\n" + part + b"\r\n--B--\r\n"
+    for headers in (
+        {"Host": "evil.example"},
+        {"Host": f"evil.example:{server.port}", "Origin": f"http://evil.example:{server.port}"},
+        {"Host": local, "Origin": "http://evil.example"},
+        {"Host": local, "Origin": "null"},
+        {"Host": local, "Origin": "http://127.0.0.1:3000"},
+    ):
+        for path, data in (("/", None), ("/config", None), ("/gradio_api/upload", body)):
+            kind = {"Content-Type": "multipart/form-data; boundary=B"} if data else {}
+            status, content, answered = ask(server, path, data, {**headers, **kind})
+            assert status == 403, (headers, path)
+            assert "access-control-allow-credentials" not in map(str.lower, answered)
+            assert len(content) < 200
+    assert server.uploads() == before
+    assert (
+        ask(server, "/", headers={"Host": "localhost:1", "Origin": "http://localhost:1"})[0] == 200
+    )
+
+
+def test_malformed_calls_are_one_line_each(server):
+    kind = {"Content-Type": "application/json"}
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    calls = [
+        {"data": [1, 2, 3], "fn_index": 0, "session_hash": "a"},
+        {"data": [], "fn_index": 99, "session_hash": "a"},
+        {"data": [file, "x"], "fn_index": 0, "session_hash": "a"},
+        {"data": ["a"], "fn_index": 1, "session_hash": "a"},
+        {"data": ["x", ["a"], {}], "fn_index": 1, "session_hash": "a"},
+    ]
+    before, count = len(server.log.read_text().splitlines()), 0
+    for route in ("queue/join", "run/predict", "call/x"):
+        for body in (b"{", b"[]", b"\xff", *(json.dumps(call).encode() for call in calls)):
+            ask(server, f"/gradio_api/{route}", body, kind)
+            count += 1
+    time.sleep(1)  # the queue works on some
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    assert len(log.splitlines()) - before <= count
+
+
+def test_a_half_sent_request_is_given_up(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+        assert 15 < time.monotonic() - start < 40
 
 
 def test_uploads_have_a_limit(server):

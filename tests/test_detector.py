@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 
 import cv2
 import jax
@@ -108,6 +109,91 @@ def test_one_image_or_many_files_or_arrays(detector, tmp_path):
             np.testing.assert_allclose(found.scores, together[k].scores, atol=1e-5)
     assert detector([]) == []
     assert len(detector(np.stack([IMAGES[1]] * 3))) == 3
+
+
+def png(pixels):
+    ok, data = cv2.imencode(".png", pixels[..., ::-1])
+    assert ok
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["jax", "pil", "bytes", "bytearray", "memoryview", "pathlike"])
+def test_images_of_other_libraries_and_encoded_ones(detector, tmp_path, kind):
+    pil = pytest.importorskip("PIL.Image") if kind == "pil" else None
+    make = {
+        "jax": jnp.asarray,
+        "pil": lambda pixels: pil.fromarray(pixels),
+        "bytes": png,
+        "bytearray": lambda pixels: bytearray(png(pixels)),
+        "memoryview": lambda pixels: memoryview(png(pixels)),
+        "pathlike": lambda pixels: File(tmp_path / f"{len(pixels)}.png", png(pixels)),
+    }[kind]
+    known = detector(IMAGES)
+    (alone,) = detector(IMAGES[0])
+    (found,) = detector(make(IMAGES[0]))
+    np.testing.assert_array_equal(found.boxes, alone.boxes)
+    for each, expected in zip(detector([make(i) for i in IMAGES]), known, strict=True):
+        np.testing.assert_array_equal(each.boxes, expected.boxes)
+    if kind == "jax":
+        several = detector(jnp.stack([IMAGES[1]] * 3))
+        assert [len(each) for each in several] == [len(known[1])] * 3
+
+
+class File:
+    """A path that is neither a text nor pathlib's."""
+
+    def __init__(self, path, content):
+        path.write_bytes(content)
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+def test_other_modes_of_pil(detector):
+    pil = pytest.importorskip("PIL.Image")
+    grey = pil.fromarray(IMAGES[0]).convert("L")
+    (known,) = detector(np.repeat(np.asarray(grey)[..., None], 3, 2))
+    for mode in ("L", "RGBA", "P"):
+        (found,) = detector(grey.convert(mode))
+        np.testing.assert_array_equal(found.boxes, known.boxes)
+    with pytest.raises(ValueError, match=r"an image is PIL's of mode I;16; convert it to RGB"):
+        detector(pil.fromarray(np.zeros((4, 4), np.uint16)))
+    cut = pil.open(io.BytesIO(png(IMAGES[1])[:-3000]))
+    with pytest.raises(DataError, match="a PIL image cannot be read"):
+        detector(cut)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, TypeError, "images is None; give an array, a PIL image, the path of an image file"),
+        ({"a": 1}, TypeError, "images is of type dict; give"),
+        ({1, 2}, TypeError, "images is of type set; give"),
+        (3, TypeError, "images is of type int; give"),
+        ([None], TypeError, "an image is None; give"),
+        ([{}], TypeError, "an image is of type dict; give"),
+        ([[1, 2, 3]], TypeError, "an image is of type list; give"),
+        ("https://example.org/a.jpg", TypeError, "is the address https://example.org/a.jpg; down"),
+        (["s3://bucket/a.jpg"], TypeError, "an image is the address s3://bucket/a.jpg; download"),
+        (b"", DataError, "0 bytes given is not an image that can be decoded"),
+        (b"no image", DataError, "8 bytes given is not an image that can be decoded"),
+        (np.zeros((4, 4)), ValueError, r"an image is float64 \[4, 4\]; give uint8"),
+        (jnp.zeros((4, 4, 3)), ValueError, r"an image is float32 \[4, 4, 3\]; give uint8"),
+        (np.uint8(3), ValueError, r"an image is uint8 \[\]; give uint8"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image(detector, given, error, message):
+    with pytest.raises(error, match=message):
+        detector(given)
+
+
+def test_it_uses_the_compile_cache_of_the_machine(run, monkeypatch):
+    used = []
+    monkeypatch.setattr("ssd_jax.detector.use_compile_cache", lambda: used.append("default"))
+    Detector.from_checkpoint(run)
+    assert used == ["default"]
 
 
 def test_few_programs_are_compiled(detector):

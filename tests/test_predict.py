@@ -1,6 +1,7 @@
 """predict.py: what it reads, what it writes under which names, and what it says when it cannot."""
 
 import json
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -12,6 +13,7 @@ import pytest
 
 import predict as predict_main
 from ssd_jax.cli import run_main
+from ssd_jax.config import COMPILE_CACHE
 from ssd_jax.detector import Detections, Detector
 from ssd_jax.models.restore import write_checkpoint
 from ssd_jax.models.ssd import make_model
@@ -115,6 +117,52 @@ def test_folders_patterns_and_videos_in_one_run(predict, checkpoint, tmp_path):
     while (read := video.read())[0]:
         shapes.append(read[1].shape)
     assert shapes == [(300, 400, 3)] * 3
+
+
+def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "dir.jpg").mkdir(parents=True)
+    write_image(folder / "a.png", image(1))
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop1.jpg").symlink_to("loop2.jpg")
+    (folder / "loop2.jpg").symlink_to("loop1.jpg")
+    (folder / "self.mp4").symlink_to("self.mp4")
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    expected = {
+        "dir.jpg": "is a folder",
+        "dangling.jpg": "is a link that leads to a file that does not exist",
+        "loop1.jpg": "is a link that leads in a circle",
+        "loop2.jpg": "is a link that leads in a circle",
+        "self.mp4": "is a link that leads in a circle",
+        "pipe.jpg": "is a pipe or a device",
+        "pipe.mp4": "is a pipe or a device",
+        "zero.png": "is a pipe or a device",
+    }
+    for given in (folder, folder / "*"):
+        status, errors = predict(given, "--out", tmp_path / "out")
+        assert status == 1
+        assert sorted(errors[:-1]) == sorted(
+            f"predict.py: {folder / name} {defect}" for name, defect in expected.items()
+        )
+        assert errors[-1] == "predict.py: 8 of 9 inputs could not be read"
+        assert files_in(tmp_path / "out") == ["a.jpg", "detections.json"]
+    # Named by itself.
+    status, errors = predict(folder / "pipe.mp4", "--out", tmp_path / "out")
+    assert (status, len(errors)) == (1, 2)
+    status, errors = predict(folder / "dangling.jpg", "--out", tmp_path / "out")
+    assert status == 2
+    assert "there is no file or folder" in errors[0]
+
+
+def test_which_compile_cache_it_uses(predict, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr("ssd_jax.runtime.use_compile_cache", used.append)
+    write_image(tmp_path / "x.png", image(0))
+    for arguments in ([], ["--compile-cache", tmp_path / "mine"], ["--compile-cache", ""]):
+        predict(tmp_path / "x.png", "--out", tmp_path / "out", *arguments)
+    assert used == [COMPILE_CACHE, str(tmp_path / "mine"), ""]
 
 
 def test_one_class_alone(predict, tmp_path):

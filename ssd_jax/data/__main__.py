@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ssd_jax.cli import run_main
+from ssd_jax.cli import run_main, version_line
 from ssd_jax.config import ConfigError
 
 COMMANDS = {
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str]) -> None:
     if name in ("", "-h", "--help"):
         print("python -m ssd_jax.data COMMAND [...]; COMMAND --help says more\n")
         print("\n".join(f"{name:9}{what}" for name, what in COMMANDS.items()))
+        return
+    if name == "--version":
+        print(version_line())
         return
     if name not in COMMANDS:
         raise ConfigError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--fix-report", type=Path)
     own, overrides = parser.parse_known_args(arguments)
-    config = resolve_config(own.config, overrides, description=_DESCRIPTION)
+    config = resolve_config(own.config, overrides, description=_DESCRIPTION, flags=parser.flags)
     if own.fix_report and not own.fix_report.absolute().parent.is_dir():
         raise ConfigError(f"--fix-report: {own.fix_report.parent} is not a folder; make it")
 

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     own, overrides = parser.parse_known_args(arguments)
     if not 1 <= own.count <= _MAX_COUNT:
         raise ConfigError(f"--count is {own.count}; use a number from 1 to {_MAX_COUNT}")
-    config = resolve_config(own.config, overrides, description=_DESCRIPTION)
+    config = resolve_config(own.config, overrides, description=_DESCRIPTION, flags=parser.flags)
 
     # JAX starts here, after everything that can be wrong with the command line. It leaves an
     # accelerator to the training that may be running there.

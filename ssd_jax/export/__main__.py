@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssd_jax import __version__
 from ssd_jax.cli import Parser, run_main
 from ssd_jax.config import ConfigError
 
@@ -139,7 +140,7 @@ def _about(network: "Network", own: argparse.Namespace, form: Form, file: str) -
             "candidates": config.eval.candidates,
             "max_detections": config.eval.max_detections,
         },
-        "written by": ", ".join(f"{name} {version(name)}" for name in ("ssd_jax", "jax")),
+        "written by": f"ssd_jax {__version__}, jax {version('jax')}",
     }
     return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 

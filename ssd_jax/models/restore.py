@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
 from ssd_jax.models.ssd import SSD, make_model
+from ssd_jax.trust import with_local_fields
 
 
 class CheckpointError(UserError):
@@ -36,9 +37,9 @@ def find_checkpoint(path: Path, *, field: str = "--checkpoint") -> Path:
 
 
 def read_config(checkpoint: Path) -> Config:
-    """The resolved config that lies in a checkpoint."""
+    """The resolved config that lies in a checkpoint, with this machine's own fields."""
     try:
-        return from_json(read_json(checkpoint, "config")["config"])
+        return with_local_fields(from_json(read_json(checkpoint, "config")["config"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{checkpoint} holds no readable config: {error}") from None
 

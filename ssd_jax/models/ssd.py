@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
 from ssd_jax.models.conv import ConvWeights, CpuConv, Window, conv2d_of
 from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
-from ssd_jax.ops.priors import make_priors, priors_per_cell
+from ssd_jax.ops.priors import make_priors, num_priors, priors_per_cell
 
 
 def feature_sizes(config: ModelConfig) -> tuple[int, ...]:
@@ -34,10 +34,24 @@ def feature_sizes(config: ModelConfig) -> tuple[int, ...]:
     return tuple(sizes[name] for name in config.sources)
 
 
+MAX_PRIORS = 2_000_000
+"""Largest number of priors; SSD300 has 8,732. Matching compares each with every object."""
+
+
 def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[np.ndarray, "P 4"]:
-    """The priors of a network (cx, cy, w, h in [0, 1]), in the order of its outputs."""
+    """The priors of a network (cx, cy, w, h in [0, 1]), in the order of its outputs.
+
+    Raises ConfigError where they are more than MAX_PRIORS.
+    """
+    sides = feature_sizes(model)
+    count = num_priors(sides, priors.aspect_ratios)
+    if count > MAX_PRIORS:
+        raise ConfigError(
+            f"model.image_size {model.image_size} with model.sources {', '.join(model.sources)} "
+            f"has {count:,} priors, above {MAX_PRIORS:,}; use a smaller image or coarser sources"
+        )
     return make_priors(
-        feature_sizes(model),
+        sides,
         model.image_size,
         sizes=priors.sizes,
         steps=priors.steps,

@@ -78,6 +78,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    _check_batch_size(config.train.batch_size, batches.get_state()["records"])
 
     model = make_model(config.model, config.priors, AXIS)
     priors = model_priors(config.model, config.priors)
@@ -274,6 +275,15 @@ def resolve(config: Config, *, devices: int) -> Config:
             f"train.best_metric is {config.train.best_metric!r}; use one of {', '.join(known)}"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))
+
+
+def _check_batch_size(batch_size: int, records: int) -> None:
+    """Raises ConfigError, before anything is compiled, for a batch larger than the data set."""
+    if batch_size > records:
+        raise ConfigError(
+            f"train.batch_size is {batch_size} and the data set has {records} images to train on; "
+            f"use {records} or less"
+        )
 
 
 def _initial_variables(state: TrainState, config: Config) -> tuple[Params, list[str]]:
