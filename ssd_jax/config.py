@@ -346,14 +346,15 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between two evaluations; 0: only at the end."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between two checkpoints; every step that is evaluated, as the last one, is saved
+    too."""
     keep: int = 3
     """Checkpoints to keep, the latest ones."""
-    keep_best: int = 0
+    keep_best: int = 1
     """Checkpoints to keep besides, the best ones by best_metric."""
     best_metric: str = "mAP"
-    """What keep_best goes by, a name in the evaluations' lines of metrics.jsonl: mAP, AP/CLASS,
-    voc/mAP, coco/AP75, ..."""
+    """What the best checkpoint has most of, a name in the evaluations' lines of metrics.jsonl:
+    mAP, AP/CLASS, voc/mAP, coco/AP75, ..."""
     keep_every: int = 0
     """Keep the checkpoints of multiples of this step besides; 0: no."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -484,7 +485,7 @@ def from_json(text: str) -> Config:
     """
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:  # as of brackets without end
         raise ConfigError(f"the config is not valid JSON: {error}") from None
     section = tree.get("eval") if isinstance(tree, dict) else None
     # Configs that were saved before an evaluation could have several metrics.

@@ -1,6 +1,8 @@
 """Checkpoints that are kept, damaged, and on disks that are full."""
 
 import contextlib
+import json
+import math
 import shutil
 import subprocess
 
@@ -11,13 +13,10 @@ import optax
 import pytest
 
 from ssd_jax.config import TrainConfig
-from ssd_jax.models.restore import CheckpointError
+from ssd_jax.models.checkpoint_items import CheckpointError
 from ssd_jax.training.checkpoint import Checkpoints, SaveError
 from ssd_jax.training.state import TrainState
 from tests.tiny import TINY
-
-# Where one of many reads fails, tensorstore answers the others when nobody listens any more.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def state_of(step, size=64):
@@ -37,8 +36,9 @@ def save(workdir, *steps, scores=(), size=64, **fields):
     with contextlib.closing(Checkpoints(workdir, TrainConfig(**fields))) as checkpoints:
         notes = checkpoints.open()
         for k, step in enumerate(steps):
-            score = scores[k] if scores else None
-            checkpoints.save(state_of(step, size), {"at": step}, TINY, score=score)
+            if scores:
+                checkpoints.add_score(step, scores[k])
+            checkpoints.save(state_of(step, size), {"at": step}, TINY)
     return notes
 
 
@@ -69,7 +69,7 @@ def test_the_latest_the_best_and_every_fourth_are_kept(tmp_path):
 
 
 def test_a_checkpoint_that_was_not_evaluated_is_not_the_best(tmp_path):
-    save(tmp_path, 1, 2, 3, scores=[0.5, None, None], keep=1, keep_best=1)
+    save(tmp_path, 1, 2, 3, scores=[0.5, math.nan, math.nan], keep=1, keep_best=1)
     assert kept(tmp_path) == [1, 3]
 
 
@@ -110,7 +110,7 @@ def test_damage_anywhere_is_found_or_harmless(two, tmp_path):
             assert_is((state, place, notes), int(state.step))
             if int(state.step) == 4:
                 (note,) = notes
-                assert "checkpoint 5 is damaged (" in note
+                assert "checkpoints/5 is damaged (" in note
                 assert "\n" not in note
                 assert kept(workdir) == [4]
                 assert (workdir / "damaged/5").is_dir()
@@ -118,23 +118,16 @@ def test_damage_anywhere_is_found_or_harmless(two, tmp_path):
     assert found == {"changed", "deleted", "emptied"}
 
 
-def test_a_number_that_changed_is_named(two, tmp_path, monkeypatch):
+def test_a_number_that_changed_is_named(two, tmp_path):
     """Bytes that the file format itself takes for good."""
-    import ssd_jax.training.checkpoint as module
-
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
-    true_read = module.read_json
-
-    def read(path, item):
-        value = true_read(path, item)
-        if item == "checksums" and path.name == "5":
-            value["params/base/conv"] ^= 1
-        return value
-
-    monkeypatch.setattr(module, "read_json", read)
+    file = workdir / "checkpoints/5/checksums/metadata"
+    checksums = json.loads(file.read_text())
+    checksums["params/base/conv"] ^= 1
+    file.write_text(json.dumps(checksums))
     _, _, (note,) = restore(workdir)
-    assert "checkpoint 5 is damaged (params/base/conv is not what was saved)" in note
+    assert "checkpoints/5 is damaged (params/base/conv is not what was saved)" in note
 
 
 def test_half_a_checkpoint_is_not_used(two, tmp_path):
@@ -155,7 +148,7 @@ def test_without_a_whole_one_it_says_so_and_moves_nothing(two, tmp_path):
     shutil.copytree(two, workdir)
     for step in (4, 5):
         shutil.rmtree(workdir / f"checkpoints/{step}/state")
-    with pytest.raises(CheckpointError, match=r"checkpoint 5 .* checkpoint 4 .*no checkpoint is"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/5 .*checkpoints/4 .*no checkpoint is"):
         restore(workdir)
     assert kept(workdir) == [4, 5]
 
