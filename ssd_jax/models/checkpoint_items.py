@@ -4,10 +4,11 @@ A checkpoint is a folder with the items `state`, `config` and, of a training run
 `checksums` holds the CRC-32 of each array by its path in the state, and of each item of JSON.
 """
 
+import asyncio
 import contextlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def checkpoint_args(
     checksums = {name: _array_checksum(array) for name, array in named_arrays(state).items()}
     checksums |= {name: _json_checksum(item) for name, item in items.items()}
     return ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
+        state=ocp.args.PyTreeSave(state),
         checksums=ocp.args.JsonSave(checksums),
         **{name: ocp.args.JsonSave(item) for name, item in items.items()},
     )
@@ -65,13 +66,7 @@ class CheckpointReader:
 
     def __init__(self, checkpoint: Path) -> None:
         self._path = checkpoint
-        self._handler = ocp.PyTreeCheckpointHandler(
-            type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-                (np.ndarray, _OneByOne()),
-                # Unused, but Orbax logs a warning where it is missing.
-                (jax.Array, ocp.type_handlers.ArrayHandler()),
-            )
-        )
+        self._handler = item_handlers()["state"]
         with self._refuse("checksums"):
             for file in checkpoint.rglob("*"):
                 if not (file.is_file() or file.is_dir()):  # a pipe would never answer
@@ -150,22 +145,48 @@ class CheckpointReader:
         return CheckpointError(f"checkpoint {self._path} is damaged ({why})")
 
 
-class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Reads one array after the other; each is read in parallel.
+class _SettledHandler(ocp.type_handlers.NumpyHandler):
+    """Reads and writes arrays in parallel, and waits for all of them before it raises an error.
 
-    Where one of many reads fails, tensorstore answers the others when Orbax has closed the event
-    loop that they belong to, and writes a traceback for each.
+    Orbax closes the event loop as soon as one has failed. Tensorstore then has nobody to report the
+    others to, writes a traceback for each, and goes on writing files that are being removed.
     """
 
     async def metadata(self, infos: Any) -> Any:
         read = super().metadata
-        return [found for info in infos for found in await read([info])]
+        return await _gather(read([info]) for info in infos)
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
         read = super().deserialize
         args = args or [ocp.RestoreArgs()] * len(infos)
-        pairs = zip(infos, args, strict=True)
-        return [found for info, arg in pairs for found in await read([info], [arg])]
+        return await _gather(read([i], [a]) for i, a in zip(infos, args, strict=True))
+
+    async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+        write = super()._background_serialize
+        arrays = zip(values, infos, args, strict=True)
+        await _gather(write([v], [i], [a]) for v, i, a in arrays)
+
+
+async def _gather(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Await all calls, then raise the first error or give the items of all results."""
+    results: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [item for result in results for item in result or ()]
+
+
+def item_handlers() -> dict[str, Any]:
+    """Build Orbax's handler of each item."""
+    state = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, _SettledHandler()),
+            # Unused, but Orbax logs a warning where it is missing.
+            (jax.Array, ocp.type_handlers.ArrayHandler()),
+        )
+    )
+    items = ("checksums", *_JSON_ITEMS)
+    return {"state": state, **{name: ocp.JsonCheckpointHandler() for name in items}}
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ssd_jax.models.checkpoint_items import (
     CheckpointReader,
     checkpoint_args,
     is_finite,
+    item_handlers,
     named_arrays,
     reason,
 )
@@ -177,7 +178,7 @@ def write_checkpoint(run: Path, config: Config, variables: dict[str, Any]) -> No
     try:
         part.mkdir(parents=True)
         (part / "config.json").write_text(to_json(config), encoding="utf-8")
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
             writer.save(
                 part / "checkpoints" / "0",
                 args=checkpoint_args(variables, config),

@@ -21,6 +21,7 @@ from ssd_jax.models.checkpoint_items import (
     CheckpointError,
     CheckpointReader,
     checkpoint_args,
+    item_handlers,
     reason,
 )
 from ssd_jax.models.restore import BEST, check_shapes, checkpoint_steps
@@ -75,6 +76,7 @@ class Checkpoints:
             self._scores |= read_scores(self._workdir, self._config.best_metric)
             self._manager = ocp.CheckpointManager(
                 self._folder,
+                item_handlers=item_handlers(),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -105,7 +107,8 @@ class Checkpoints:
             return None
         if math.isfinite(score):
             self._scores[step] = score
-        steps = _by_score(self._scores, {*self._steps(), step})
+        saved = {*self._steps(), step} | ({self._saving} if self._saving is not None else set())
+        steps = _by_score(self._scores, saved)
         return steps[-1] if steps else None
 
     def save(self, state: TrainState, place: Mapping[str, Any], config: Config) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ssd_jax.config import TrainConfig
 from ssd_jax.models.checkpoint_items import CheckpointError
+from ssd_jax.models.restore import find_checkpoint
 from ssd_jax.training.checkpoint import Checkpoints, SaveError
 from ssd_jax.training.state import TrainState
 from tests.tiny import TINY
@@ -130,6 +131,14 @@ def test_a_number_that_changed_is_named(two, tmp_path):
     assert "checkpoints/5 is damaged (params/base/conv is not what was saved)" in note
 
 
+def test_a_changed_place_is_named(two, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    (workdir / "checkpoints/5/place/metadata").write_text('{"at": 7}')
+    _, _, (note,) = restore(workdir)
+    assert "checkpoints/5 is damaged (place is not what was saved)" in note
+
+
 def test_half_a_checkpoint_is_not_used(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
@@ -165,12 +174,48 @@ def test_what_a_kill_left_is_named_and_removed(two, tmp_path):
     assert_is(restore(workdir), 5)
 
 
-def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk):
+def test_the_best_one_is_named(tmp_path):
+    file = tmp_path / "checkpoints/best"
+    save(tmp_path, 1, 2, scores=[math.nan, math.nan])
+    assert not file.exists()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "kind": "eval", "mAP": 0.3}\n{"st')
+    save(tmp_path)  # evaluated after it was saved
+    assert file.read_text() == "2\n"
+    save(tmp_path, 3, 4, scores=[0.4, 0.35], keep=1)
+    assert file.read_text() == "3\n"
+    assert kept(tmp_path) == [3, 4]
+    file.write_text("broken")
+    with contextlib.closing(Checkpoints(tmp_path, TrainConfig())) as checkpoints:
+        checkpoints.open()
+        assert checkpoints.add_score(5, 0.4) == 5
+        assert checkpoints.best is None
+        checkpoints.save(state_of(5), {"at": 5}, TINY)
+    assert checkpoints.best == (5, 0.4)
+    assert file.read_text() == "5\n"
+
+
+def test_what_is_no_checkpoint_hides_none(two, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    folder = workdir / "checkpoints"
+    (folder / "9999").write_bytes(b"")
+    for name in ("\u00b2", "\u0664", "77", "notes"):
+        (folder / name).mkdir()
+    assert find_checkpoint(workdir) == folder / "5"
+    assert_is(restore(workdir), 5)
+    notes = save(workdir, 6)
+    assert len(notes) == 3
+    assert f"{folder}/77 is not a checkpoint; moved to {workdir}/damaged/77" in notes
+    assert_is(restore(workdir), 6)
+
+
+def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk, capfd):
     workdir = small_disk / "run"
     save(workdir, 1)
     before = {p: p.read_bytes() for p in files_of(workdir, 1)}
     with pytest.raises(SaveError) as raised:
         save(workdir, 2, size=400_000)
+    assert capfd.readouterr().err == ""
     assert "(No space left on device); the newest whole one is 1; make room" in str(raised.value)
     assert {p: p.read_bytes() for p in files_of(workdir, 1)} == before
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["1"]
