@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssd_jax.config import Config, UserError, to_json
+from ssd_jax.config import Config, ConfigError, UserError, to_json
 
 _JSON_ITEMS = ("config", "place")
 _MAX_JSON_BYTES = 64 << 20
@@ -58,14 +58,17 @@ class CheckpointReader:
     """Reads the items of one checkpoint and verifies each one that it returns.
 
     Every method raises CheckpointError, which names the checkpoint and the item, for one that is
-    damaged. Checkpoints written before the items of JSON had checksums are read without those.
+    damaged, and ConfigError for one that may not be read. Checkpoints written before the items of
+    JSON had checksums are read without those.
 
     Args:
         checkpoint: the folder of the checkpoint.
+        advice: what to do about a damaged one, at the end of the message.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, *, advice: str = "; use another checkpoint") -> None:
         self._path = checkpoint
+        self._advice = advice
         self._handler = item_handlers()["state"]
         with self._refuse("checksums"):
             for file in checkpoint.rglob("*"):
@@ -137,12 +140,17 @@ class CheckpointReader:
         """Make a CheckpointError of whatever damaged bytes make of their reader."""
         try:
             yield
+        except PermissionError:
+            raise ConfigError(
+                f"checkpoint {self._path} cannot be read ({item}: Permission denied); fix the "
+                "permissions"
+            ) from None
         except Exception as error:
             why = reason(error).replace(f"{self._path.absolute()}/", "")
             raise self._damaged(f"{item}: {why}") from None
 
     def _damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"checkpoint {self._path} is damaged ({why})")
+        return CheckpointError(f"checkpoint {self._path} is damaged ({why}){self._advice}")
 
 
 class _SettledHandler(ocp.type_handlers.NumpyHandler):

@@ -311,7 +311,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
 
     Raises ConfigError for a state of another shape, CheckpointError for one that is damaged.
     """
-    reader = CheckpointReader(path)
+    reader = CheckpointReader(path, advice="")
     place = reader.json("place")
     check_shapes(path, reader.shapes(), like)
     return reader.arrays(like), place

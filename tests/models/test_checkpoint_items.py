@@ -130,7 +130,7 @@ def test_a_changed_config(copy):
     file = copy / "config/metadata"
     text = to_json(change(CONFIG, eval={"nms_iou": 0.55}))
     file.write_text(json.dumps({"config": text}))
-    with pytest.raises(CheckpointError, match=r"is damaged \(config is not what was saved\)"):
+    with pytest.raises(CheckpointError, match=r"\(config is not what was saved\); use another"):
         read_config(copy)
     file.write_bytes(b"[" * 100_000)
     with pytest.raises(CheckpointError, match=r"is damaged \(config: "):
@@ -162,6 +162,15 @@ def test_a_pipe_is_refused_at_once(copy):
     with pytest.raises(CheckpointError, match=r"damaged \(checksums: state/.* is not a file\)"):
         read_saved_variables(copy)
     assert time.monotonic() - start < 5
+
+
+def test_permissions_are_no_damage(copy, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    with pytest.raises(ConfigError, match=r"cannot be read \(checksums: Permission denied\); fix"):
+        read_config(copy)
 
 
 def test_the_best_checkpoint_of_a_run(copy):
