@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import zlib
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,9 @@ class _SettledHandler(ocp.type_handlers.NumpyHandler):
     others to, writes a traceback for each, and goes on writing files that are being removed.
     """
 
-    async def metadata(self, infos: Any) -> Any:
+    def metadata(self, infos: Any) -> Any:
         read = super().metadata
-        return await _gather(read([info]) for info in infos)
+        return _Later(lambda: _gather(read([info]) for info in infos))
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
         read = super().deserialize
@@ -173,6 +173,16 @@ class _SettledHandler(ocp.type_handlers.NumpyHandler):
         write = super()._background_serialize
         arrays = zip(values, infos, args, strict=True)
         await _gather(write([v], [i], [a]) for v, i, a in arrays)
+
+
+class _Later:
+    """A call that starts when it is awaited; of a coroutine that never is, Python warns."""
+
+    def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self._call = call
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._call().__await__()
 
 
 async def _gather(calls: Iterable[Awaitable[Any]]) -> list[Any]:

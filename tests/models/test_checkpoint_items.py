@@ -1,5 +1,6 @@
 """Damaged checkpoints: every reader refuses them in one line, and nothing is written."""
 
+import gc
 import json
 import os
 import shutil
@@ -145,13 +146,21 @@ def test_a_changed_config(copy):
         read_config(copy)
 
 
-def test_missing_files_are_quiet(copy, capfd):
+def test_a_missing_file_is_quiet(copy, capfd):
     """Many reads fail at once; warnings are errors, and so are tracebacks of other threads."""
-    for file in (copy / "state").rglob("d/*"):
-        file.unlink()
+    data_file(copy).unlink()
     with pytest.raises(CheckpointError, match=r"is damaged \(state: "):
         read_saved_variables(copy)
     assert capfd.readouterr().err == ""
+
+
+def test_a_damaged_type_is_quiet(copy, recwarn):
+    file = copy / "state/_METADATA"
+    file.write_text(file.read_text()[::-1].replace("yarradn.pn", "zarradn.pn", 1)[::-1])
+    with pytest.raises(CheckpointError, match=r"is damaged \(state: "):
+        read_saved_variables(copy)
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_a_pipe_is_refused_at_once(copy):
