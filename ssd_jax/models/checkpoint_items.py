@@ -194,17 +194,22 @@ async def _gather(calls: Iterable[Awaitable[Any]]) -> list[Any]:
     return [item for result in results for item in result or ()]
 
 
-def item_handlers() -> dict[str, Any]:
-    """Build Orbax's handler of each item."""
+def item_handlers(processes: ocp.options.MultiprocessingOptions | None = None) -> dict[str, Any]:
+    """Build Orbax's handler of each item, for those processes that take part; None: all."""
+    processes = processes or ocp.options.MultiprocessingOptions()
     state = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=processes,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
             (np.ndarray, _SettledHandler()),
             # Unused, but Orbax logs a warning where it is missing.
             (jax.Array, ocp.type_handlers.ArrayHandler()),
-        )
+        ),
     )
     items = ("checksums", *_JSON_ITEMS)
-    return {"state": state, **{name: ocp.JsonCheckpointHandler() for name in items}}
+    json_items = {
+        name: ocp.JsonCheckpointHandler(multiprocessing_options=processes) for name in items
+    }
+    return {"state": state, **json_items}
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Checkpoints:
             keep.append(policies.EveryNSteps(self._config.keep_every))
         if self._config.keep_best:
             keep.append(_BestN(self._scores, self._config.keep_best))
+        first = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         # Each error that Orbax logs is raised too, and reported in one line.
         logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
         try:
@@ -76,12 +77,10 @@ class Checkpoints:
             self._scores |= read_scores(self._workdir, self._config.best_metric)
             self._manager = ocp.CheckpointManager(
                 self._folder,
-                item_handlers=item_handlers(),
+                item_handlers=item_handlers(first),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
-                    multiprocessing_options=ocp.options.MultiprocessingOptions(
-                        primary_host=0, active_processes={0}
-                    ),
+                    multiprocessing_options=first,
                     create=False,
                     # Else a folder that cannot be made keeps threads waiting for it for minutes.
                     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
