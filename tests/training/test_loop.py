@@ -187,7 +187,7 @@ def test_the_loop_waits_for_the_devices_only_where_a_line_is_due(tmp_path, monke
         return wait
 
     checks = []
-    monkeypatch.setattr(loop.Checkpoints, "check", checks.append)
+    monkeypatch.setattr(loop.Checkpoints, "check", lambda self: checks.append(self))
     monkeypatch.setattr(window, "jax", SimpleNamespace(device_get=counted("device_get")))
     monkeypatch.setattr(jax, "block_until_ready", counted("block_until_ready"))
     config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
