@@ -187,7 +187,7 @@ def _data_url(kind: str, data: bytes) -> str:
 class Choice:
     """A checkpoint that can be chosen; its detector is loaded and compiled once, when first used.
 
-    Raises ConfigError if the checkpoint holds no readable config.
+    Raises UserError if the config of the checkpoint cannot be read.
     """
 
     def __init__(self, checkpoint: Path) -> None:

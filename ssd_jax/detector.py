@@ -101,7 +101,7 @@ class Detector:
     ) -> Self:
         """The detector of a run (its newest checkpoint) or of one of its checkpoints/STEP.
 
-        Raises ConfigError where there is no checkpoint or it cannot be read.
+        Raises ConfigError where there is no checkpoint, CheckpointError where it is damaged.
         """
         checkpoint = find_checkpoint(Path(path), field="path")
         config = read_config(checkpoint)
