@@ -22,6 +22,8 @@ if typing.TYPE_CHECKING:
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
 
 --checkpoint DIR    a run's folder (its newest checkpoint) or one of its checkpoints/STEP
+--best              of a run the best checkpoint, not the newest; for --compare name the file
+                    checkpoints/best of the other run instead
 --compare DIR       another run or checkpoint, evaluated on the same data; both go side by side to
                     comparison.html and comparison.json, each one's own to a/ and b/
 --out DIR           where metrics.json, report.html and the pictures go; default: eval/STEP in the
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("checkpoint", "compare", "out", "detections", "annotations", "images"):
         name = f"--{name}"
         parser.add_argument(name, type=Path)
+    parser.add_argument("--best", action="store_true")
     parser.add_argument("--save-detections", action="store_true")
     parser.add_argument("--split")
     parser.add_argument("--metrics")
@@ -58,9 +61,10 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(overrides) and own.checkpoint is None:
         override(Config(), ["--help"], description=_DESCRIPTION)
     if own.detections is not None:
-        if own.checkpoint is not None or own.save_detections:
+        if own.checkpoint is not None or own.best or own.save_detections:
             raise ConfigError(
-                "--checkpoint and --save-detections do not go with --detections; leave them out"
+                "--checkpoint, --best and --save-detections do not go with --detections; leave "
+                "them out"
             )
         _evaluate_files(own, overrides)
         return
@@ -91,7 +95,7 @@ def _evaluate_checkpoint(
     from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
     from ssd_jax.runtime import is_first_process, use_compile_cache
 
-    checkpoint = find_checkpoint(own.checkpoint)
+    checkpoint = find_checkpoint(own.checkpoint, best=own.best)
     config = override(read_config(checkpoint), overrides, description=_DESCRIPTION, flags=flags)
     checkpoints = [(checkpoint, config)]
     out_dir = own.out or checkpoint.parent.parent / "eval" / checkpoint.name

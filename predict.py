@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     # One image is not made a batch of many.
     still = all(i.kind == "image" for i in inputs)
     detector = Detector.from_checkpoint(
-        find_checkpoint(own.checkpoint),
+        find_checkpoint(own.checkpoint, best=own.best),
         batch_size=min(own.batch_size, len(inputs)) if still else own.batch_size,
         threshold=own.score_threshold,
     )
@@ -188,9 +188,8 @@ def _benchmark(own: argparse.Namespace) -> None:
     from ssd_jax.visualize import replace_file
 
     console = Console(highlight=False, soft_wrap=True)
-    figures = benchmark(
-        find_checkpoint(own.checkpoint), [int(size) for size in sizes], [i.name for i in inputs]
-    )
+    checkpoint = find_checkpoint(own.checkpoint, best=own.best)
+    figures = benchmark(checkpoint, [int(size) for size in sizes], [i.name for i in inputs])
     print_benchmark(figures, console)
     try:
         own.out.mkdir(parents=True, exist_ok=True)
@@ -510,6 +509,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="image, video, folder, pattern or camera number")
     add("--checkpoint", type=Path, metavar="DIR", help="a run's folder or one of its checkpoints")
+    add("--best", action="store_true", help="of a run the best checkpoint, not the newest")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
     add("--score-threshold", type=float, default=0.5, metavar="X", help="default: %(default)s")
     add("--classes", metavar="A,B", help="the only classes to tell; default: all")

@@ -399,14 +399,15 @@ class TrainConfig:
     eval_every: StepsOrNone = 0
     """Steps between two evaluations; 0: only at the end."""
     checkpoint_every: Steps = 1000
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between two checkpoints; every step that is evaluated, as the last one, is saved
+    too."""
     keep: Steps = 3
     """Checkpoints to keep, the latest ones."""
-    keep_best: StepsOrNone = 0
+    keep_best: StepsOrNone = 1
     """Checkpoints to keep besides, the best ones by best_metric."""
     best_metric: str = "mAP"
-    """What keep_best goes by, a name in the evaluations' lines of metrics.jsonl: mAP, AP/CLASS,
-    voc/mAP, coco/AP75, ..."""
+    """What the best checkpoint has most of, a name in the evaluations' lines of metrics.jsonl:
+    mAP, AP/CLASS, voc/mAP, coco/AP75, ..."""
     keep_every: StepsOrNone = 0
     """Keep the checkpoints of multiples of this step besides; 0: no."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

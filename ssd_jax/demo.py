@@ -188,7 +188,7 @@ def _data_url(kind: str, data: bytes) -> str:
 class Choice:
     """A checkpoint that can be chosen; its detector is loaded and compiled once, when first used.
 
-    Raises ConfigError if the checkpoint holds no readable config.
+    Raises UserError if the config of the checkpoint cannot be read.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -214,25 +214,25 @@ class Choice:
             return self._detector
 
 
-def find_choices(paths: Sequence[Path]) -> dict[str, Choice]:
+def find_choices(paths: Sequence[Path], *, best: bool = False) -> dict[str, Choice]:
     """The checkpoints that the paths mean, each once, by a name to show.
 
-    A path is a checkpoint, a run (its newest) or a folder of runs (the newest of each).
+    A path is a checkpoint, a run (its newest, or its `best`) or a folder of runs (one of each).
 
     Raises ConfigError for a path that gives none.
     """
-    checkpoints = dict.fromkeys(p.absolute() for path in paths for p in _checkpoints(path))
+    checkpoints = dict.fromkeys(p.absolute() for path in paths for p in _checkpoints(path, best))
     names = Counter(map(_name, checkpoints))
     return {
         _name(p) if names[_name(p)] == 1 else f"{_name(p)} ({p})": Choice(p) for p in checkpoints
     }
 
 
-def _checkpoints(path: Path) -> Iterator[Path]:
+def _checkpoints(path: Path, best: bool) -> Iterator[Path]:
     from ssd_jax.models.restore import find_checkpoint
 
     try:
-        yield find_checkpoint(path)
+        yield find_checkpoint(path, best=best)
         return
     except ConfigError as error:
         missing = error
@@ -240,7 +240,7 @@ def _checkpoints(path: Path) -> Iterator[Path]:
     for folder in sorted(path.iterdir()) if path.is_dir() else ():
         if (folder / "checkpoints").is_dir():
             with contextlib.suppress(ConfigError):  # a run that has not saved yet
-                yield find_checkpoint(folder)
+                yield find_checkpoint(folder, best=best)
                 found = True
     if not found:
         raise missing
@@ -407,7 +407,7 @@ def main(arguments: Sequence[str]) -> None:
     own = _parse(arguments)
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs gradio; pip install 'ssd_jax[demo]'")
-    choices = find_choices(own.checkpoint)
+    choices = find_choices(own.checkpoint, best=own.best)
     _check_address(own.host, own.port)
     signal.signal(signal.SIGTERM, _terminate)
     from ssd_jax.runtime import use_compile_cache
@@ -537,6 +537,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", metavar="DIR", help="runs or checkpoints to choose")
+    add("--best", action="store_true", help="of a run the best checkpoint, not the newest")
     add_cache_flag(parser)
     add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     add(

@@ -115,7 +115,7 @@ class Detector:
         What is compiled is kept in ~/.cache/ssd_jax for the next start, unless JAX has been told
         another folder or `jax_enable_compilation_cache` is off.
 
-        Raises ConfigError where there is no checkpoint or it cannot be read.
+        Raises ConfigError where there is no checkpoint, CheckpointError where it is damaged.
         """
         use_compile_cache()
         checkpoint = find_checkpoint(Path(path), field="path")

@@ -294,7 +294,7 @@ def test_a_folder_that_is_no_checkpoint(failing, run, tmp_path):
     shutil.copytree(run, tmp_path / "broken")
     for path in (tmp_path / "broken/checkpoints/0/config").iterdir():
         path.write_text("{")
-    assert "holds no readable config" in failing("--checkpoint", tmp_path / "broken")
+    assert "checkpoints/0 is damaged (config: " in failing("--checkpoint", tmp_path / "broken")
 
 
 @pytest.mark.usefixtures("with_gradio")

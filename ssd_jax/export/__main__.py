@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     from ssd_jax.export.network import Network
     from ssd_jax.visualize import replace_file
 
-    network = Network.from_checkpoint(own.checkpoint, own.score_threshold)
+    network = Network.from_checkpoint(own.checkpoint, own.score_threshold, best=own.best)
     writer: Writer = getattr(import_module(f"ssd_jax.export.{form.writer[0]}"), form.writer[1])
     part = own.out.with_name(f".{own.out.name}.{os.getpid()}.part")
     about_part = part.with_name(f"{part.name}.json")
@@ -154,6 +154,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a run's folder or one of its checkpoints")
+    add("--best", action="store_true", help="of a run the best checkpoint, not the newest")
     add("--to", choices=list(FORMS), help="the form of the file")
     add("--out", type=Path, metavar="PATH", help="the file; for savedmodel a folder")
     add("--batch", default="free", metavar="N", help="images at once, or free; default: free")

@@ -26,9 +26,11 @@ class Network:
     """float32 [P, 4], cx, cy, width, height as fractions."""
 
     @classmethod
-    def from_checkpoint(cls, path: Path, score_threshold: float) -> "Network":
+    def from_checkpoint(
+        cls, path: Path, score_threshold: float, *, best: bool = False
+    ) -> "Network":
         """The network of a run or checkpoint. Raises UserError where it cannot be read."""
-        checkpoint = find_checkpoint(path)
+        checkpoint = find_checkpoint(path, best=best)
         config = read_config(checkpoint)
         _, variables = restore_model(checkpoint, config)
         # The CPU's own path is for training; a type other than float32 for accelerators.

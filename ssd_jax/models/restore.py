@@ -1,89 +1,134 @@
 """A network from a checkpoint alone, its config and its variables, and such a checkpoint."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
+from ssd_jax.models.checkpoint_items import (
+    CheckpointReader,
+    checkpoint_args,
+    is_finite,
+    item_handlers,
+    named_arrays,
+    reason,
+)
 from ssd_jax.models.ssd import SSD, make_model
 from ssd_jax.trust import with_local_fields
 
+BEST = "best"
+"""File in a run's checkpoints/ that holds the step of the best one."""
+_STEP = re.compile("0|[1-9][0-9]*")
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read; the message names it."""
 
+def find_checkpoint(path: Path, *, best: bool = False, field: str = "--checkpoint") -> Path:
+    """Find the checkpoint that `path` means.
 
-def find_checkpoint(path: Path, *, field: str = "--checkpoint") -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a run or of its checkpoints/.
+    Args:
+        path: a checkpoint, a run or its checkpoints/, of which the newest is taken, or the file
+            checkpoints/best.
+        best: of a run take the one that checkpoints/best names instead.
+        field: what gave the path, for the message.
 
-    Raises ConfigError, naming the `field` that gave the path, if there is none.
+    Raises:
+        ConfigError: there is none.
     """
-    if (path / "state").is_dir() and (path / "config").is_dir():
-        return path
-    for folder in (path / "checkpoints", path):
-        if folder.is_dir():
-            steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
-            if steps:
-                return folder / str(max(steps))
+    try:
+        if path.name == BEST and path.is_file():
+            return _read_best(path)
+        if best:
+            for folder in (path / "checkpoints", path):
+                if (folder / BEST).is_file():
+                    return _read_best(folder / BEST)
+            raise ConfigError(
+                f"--best: {path} has no checkpoints/{BEST}, which a run writes after an "
+                "evaluation; name one of its checkpoints/STEP without --best"
+            )
+        if _is_checkpoint(path):
+            return path
+        for folder in (path / "checkpoints", path):
+            if steps := checkpoint_steps(folder):
+                return folder / str(steps[-1])
+    except OSError as error:
+        raise ConfigError(f"{field}: {path} cannot be read: {reason(error)}") from None
     raise ConfigError(
         f"{field}: there is no checkpoint in {path}; name a run's folder or one of its "
         "checkpoints/STEP"
     )
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """List the steps of the checkpoints in a run's checkpoints/, whole or damaged, ascending.
+
+    A file, or a folder of another name or without a checkpoint's items, is ignored.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if _STEP.fullmatch(path.name) and _is_checkpoint(path)
+    )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    items = [(path / item).is_dir() for item in ("state", "config")]
+    return all(items) or (any(items) and _STEP.fullmatch(path.name) is not None)
+
+
+def _read_best(file: Path) -> Path:
+    with file.open("rb") as lines:
+        name = lines.read(20).decode("ascii", "replace").strip()
+    if not _STEP.fullmatch(name) or not _is_checkpoint(file.parent / name):
+        raise ConfigError(f"{file} names no checkpoint; name one of the checkpoints/STEP instead")
+    return file.parent / name
+
+
 def read_config(checkpoint: Path) -> Config:
-    """The resolved config that lies in a checkpoint, with this machine's own fields."""
+    """Read the resolved config of a checkpoint, with this machine's own fields.
+
+    Raises CheckpointError for a damaged checkpoint, ConfigError for a config that is not valid.
+    """
+    text = CheckpointReader(checkpoint).json("config")
     try:
-        return with_local_fields(from_json(read_json(checkpoint, "config")["config"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{checkpoint} holds no readable config: {error}") from None
-
-
-def read_json(checkpoint: Path, item: str) -> Any:
-    """An item of a checkpoint that is JSON. Raises OSError or ValueError where it cannot."""
-    return ocp.JsonCheckpointHandler().restore((checkpoint / item).absolute())
+        return with_local_fields(from_json(text["config"]))
+    except (KeyError, TypeError, UserError) as error:
+        raise ConfigError(f"{checkpoint} has no valid config: {error}") from None
 
 
 def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """The parameters and batch statistics of a checkpoint, shaped as `like`.
+    """Read the parameters and batch statistics of a checkpoint, shaped as `like`.
 
     They are the moving averages where the checkpoint has some.
 
-    Raises ConfigError, naming the first array that differs, for a checkpoint of another shape.
+    Raises CheckpointError for a damaged checkpoint, ConfigError, naming the first array that
+    differs, for one of another shape.
     """
     return _read(checkpoint, like)
 
 
 def read_saved_variables(checkpoint: Path) -> dict[str, Any]:
-    """The parameters and batch statistics of a checkpoint, averaged or not, of any shape."""
+    """Read the parameters and batch statistics of a checkpoint, averaged or not, of any shape.
+
+    Raises CheckpointError for a damaged checkpoint.
+    """
     return _read(checkpoint, None)
 
 
 def _read(checkpoint: Path, like: dict[str, Any] | None) -> dict[str, Any]:
-    path = (checkpoint / "state").absolute()
-    try:
-        reader = ocp.PyTreeCheckpointHandler()
-        tree = reader.metadata(path).tree
-        averages = tree.get("ema")
-        tree = averages or tree
-        saved = {name: tree.get(name) or {} for name in ("params", "batch_stats")}
-        if like is not None:
-            check_shapes(checkpoint, saved, like)
-        item = {"ema": saved} if averages else saved
-        # As NumPy arrays: where they lay when they were saved does not matter.
-        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        found = reader.restore(
-            path,
-            args=ocp.args.PyTreeRestore(item=item, restore_args=arrays, partial_restore=True),
-        )
-        return found["ema"] if averages else found
-    except (OSError, KeyError) as error:
-        raise ConfigError(f"{checkpoint} cannot be read: {error}") from None
+    reader = CheckpointReader(checkpoint)
+    tree = reader.shapes()
+    averages = tree.get("ema")
+    tree = averages or tree
+    saved = {name: tree.get(name) or {} for name in ("params", "batch_stats")}
+    if like is not None:
+        check_shapes(checkpoint, saved, like)
+    return reader.arrays({"ema": saved})["ema"] if averages else reader.arrays(saved)
 
 
 def check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
@@ -94,15 +139,9 @@ def check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
         saved: what the checkpoint holds: a tree of what has a shape.
         like: what the config asks for: another one.
     """
-
-    def flat(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in leaves
-        }
-
-    have, want = flat(saved), flat(like)
+    have, want = (
+        {name: leaf.shape for name, leaf in named_arrays(tree).items()} for tree in (saved, like)
+    )
     for name in sorted(set(have) | set(want)):
         if have.get(name) != want.get(name):
             raise ConfigError(
@@ -133,16 +172,17 @@ def write_checkpoint(run: Path, config: Config, variables: dict[str, Any]) -> No
     if run.exists():
         raise ConfigError(f"--out: {run} exists; name a new folder")
     part = run.absolute().with_name(f".{run.name}.{os.getpid()}.part")
+    variables = jax.device_get(variables)
+    for name, array in named_arrays(variables).items():
+        if not is_finite(array):
+            raise ConfigError(f"--out: {name} is not finite, so no checkpoint is written")
     try:
         part.mkdir(parents=True)
         (part / "config.json").write_text(to_json(config), encoding="utf-8")
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
             writer.save(
                 part / "checkpoints" / "0",
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(variables),
-                    config=ocp.args.JsonSave({"config": to_json(config)}),
-                ),
+                args=checkpoint_args(variables, config),
             )
         part.rename(run)
     except OSError as error:

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "export", help="a checkpoint as another program's file", allow_abbrev=False
     )
     add.add_argument("checkpoint", type=Path, help="a run's folder or one of its checkpoints")
+    add.add_argument("--best", action="store_true", help="of a run the best, not the newest")
     add.add_argument("--to", required=True, choices=("ssd.pytorch", "torchvision", "safetensors"))
     add.add_argument("--out", type=Path, required=True, help="a new .pth or .safetensors file")
     return parser
@@ -92,7 +93,7 @@ def _export(own: argparse.Namespace) -> None:
     from ssd_jax.models.exports import export_arrays, export_notes
     from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
 
-    checkpoint = find_checkpoint(own.checkpoint)
+    checkpoint = find_checkpoint(own.checkpoint, best=own.best)
     config = read_config(checkpoint)
     _, variables = restore_model(checkpoint, config)
     arrays = export_arrays(config, variables, own.to)

@@ -3,9 +3,10 @@
 `ssd_jax.models.restore` reads a network back without any of the training.
 """
 
+import logging
+import math
 import shutil
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +16,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from ssd_jax.config import Config, TrainConfig, UserError, to_json
-from ssd_jax.models.restore import CheckpointError, check_shapes, read_json
+from ssd_jax.config import Config, TrainConfig, UserError
+from ssd_jax.models.checkpoint_items import (
+    CheckpointError,
+    CheckpointReader,
+    checkpoint_args,
+    item_handlers,
+    reason,
+)
+from ssd_jax.models.restore import BEST, check_shapes, checkpoint_steps
 from ssd_jax.runtime import broadcast_json, broadcast_tree, is_first_process
+from ssd_jax.training.log import read_scores
 from ssd_jax.training.state import TrainState
+from ssd_jax.visualize import replace_file
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 
@@ -33,13 +43,18 @@ class Checkpoints:
     Saving goes on in the background. A checkpoint appears under its name only when it is
     complete, and holds a checksum of every array. The first process alone reads and writes files:
     the state is the same in all of them, and the others get it from there.
+
+    The file checkpoints/best holds the step of the best checkpoint by `train.best_metric`.
     """
 
     def __init__(self, workdir: Path, config: TrainConfig) -> None:
+        self._workdir = workdir
         self._folder = (workdir / "checkpoints").absolute()
         self._aside = workdir / "damaged"
         self._config = config
         self._manager: ocp.CheckpointManager | None = None
+        self._scores: dict[int, float] = {}
+        self._saving: int | None = None
 
     def open(self) -> list[str]:
         """Get ready to save, making the folder; what was found there, one line each.
@@ -48,53 +63,60 @@ class Checkpoints:
         """
         if not is_first_process():
             return []
-        unfinished = sorted(self._folder.glob(f"*{_TEMPORARY}*"))
         keep: list[Any] = [policies.LatestN(self._config.keep)]
         if self._config.keep_every:
             keep.append(policies.EveryNSteps(self._config.keep_every))
         if self._config.keep_best:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["best"],
-                    n=self._config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            keep.append(_BestN(self._scores, self._config.keep_best))
+        first = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        # Each error that Orbax logs is raised too, and reported in one line.
+        logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in unfinished:
-                shutil.rmtree(path)
+            notes = self._clear()
+            self._scores |= read_scores(self._workdir, self._config.best_metric)
             self._manager = ocp.CheckpointManager(
                 self._folder,
+                item_handlers=item_handlers(first),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
-                    multiprocessing_options=ocp.options.MultiprocessingOptions(
-                        primary_host=0, active_processes={0}
-                    ),
+                    multiprocessing_options=first,
                     create=False,
                     # Else a folder that cannot be made keeps threads waiting for it for minutes.
                     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 ),
             )
+            self._point_to_best()
         except OSError as error:
             raise self._save_error("checkpoints", error) from None
-        return [f"{path.name} was not finished when the run ended; removed" for path in unfinished]
+        return notes
 
-    def save(
-        self,
-        state: TrainState,
-        place: Mapping[str, Any],
-        config: Config,
-        *,
-        score: float | None = None,
-    ) -> None:
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the best checkpoint; None without any, and in all other processes."""
+        steps = _by_score(self._scores, self._steps())
+        return (steps[-1], self._scores[steps[-1]]) if steps else None
+
+    def add_score(self, step: int, score: float) -> int | None:
+        """Record the score of the state after `step`, before it is saved.
+
+        Returns the best step until now; None in all processes but the first.
+        """
+        if self._manager is None:
+            return None
+        if math.isfinite(score):
+            self._scores[step] = score
+        saved = {*self._steps(), step} | ({self._saving} if self._saving is not None else set())
+        steps = _by_score(self._scores, saved)
+        return steps[-1] if steps else None
+
+    def save(self, state: TrainState, place: Mapping[str, Any], config: Config) -> None:
         """Save what the run needs to go on after `state.step`, in the background.
 
         Args:
             state: of the training.
             place: of the run beside the state, as JSON takes it; `restore` gives it back.
             config: the resolved one.
-            score: what the best checkpoints are kept by; None: not evaluated at this step.
 
         Raises SaveError if this checkpoint, or the one before in the background, cannot be
         written.
@@ -104,19 +126,13 @@ class Checkpoints:
         step = int(state.step)
         try:
             self._manager.wait_until_finished()
-            if step in self._manager.all_steps():  # resumed, and stopped again at once
+            self._point_to_best()
+            if step in self._steps():  # resumed, and stopped again at once
                 return
-            host = jax.device_get(state)
-            self._manager.save(
-                step,
-                metrics=None if score is None else {"best": score},
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(host),
-                    place=ocp.args.JsonSave(dict(place)),
-                    checksums=ocp.args.JsonSave(_checksums(host)),
-                    config=ocp.args.JsonSave({"config": to_json(config)}),
-                ),
-            )
+            args = checkpoint_args(jax.device_get(state), config, place)
+            if not self._manager.save(step, args=args):
+                raise ValueError("Orbax refused to save it")
+            self._saving = step
         except Exception as error:  # tensorstore's come as ValueError and others
             raise self._save_error(f"checkpoint {step}", error) from None
 
@@ -125,6 +141,9 @@ class Checkpoints:
         if self._manager is not None:
             try:
                 self._manager.check_for_errors()
+                if self._saving is not None and (self._folder / str(self._saving)).is_dir():
+                    self._saving = None
+                    self._point_to_best()
             except Exception as error:
                 raise self._save_error("the last checkpoint", error) from None
 
@@ -135,6 +154,7 @@ class Checkpoints:
             try:
                 manager.wait_until_finished()
                 manager.check_for_errors()
+                self._point_to_best()
             except Exception as error:
                 raise self._save_error("the last checkpoint", error) from None
             finally:
@@ -183,11 +203,8 @@ class Checkpoints:
         return state, told["place"], found[2] if found else []
 
     def _read_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any], list[str]] | None:
-        steps = sorted(
-            (int(p.name) for p in self._folder.glob("*") if p.name.isdigit()), reverse=True
-        )
         damaged: dict[Path, str] = {}
-        for step in steps:
+        for step in reversed(self._steps()):
             path = self._folder / str(step)
             try:
                 state, place = _read(path, like)
@@ -204,44 +221,88 @@ class Checkpoints:
             )
         return None
 
+    def _steps(self) -> list[int]:
+        return checkpoint_steps(self._folder)
+
+    def _point_to_best(self) -> None:
+        """Write the step of the best checkpoint to checkpoints/best."""
+        file = self._folder / BEST
+        if self.best is None:
+            file.unlink(missing_ok=True)
+            return
+        text = f"{self.best[0]}\n".encode()
+        if not file.is_file() or file.read_bytes() != text:
+            replace_file(file, text)
+
+    def _clear(self) -> list[str]:
+        """Remove from checkpoints/ what Orbax would stumble over; one line for each."""
+        notes = []
+        for path in sorted(self._folder.glob(f"*{_TEMPORARY}*")):
+            shutil.rmtree(path)
+            notes.append(f"{path.name} was not finished when the run ended; removed")
+        steps = {str(step) for step in self._steps()}
+        for path in sorted(self._folder.iterdir()):
+            # It would be taken for a step, and nothing be saved before it.
+            if path.name.isdecimal() and path.name not in steps:
+                notes.append(f"{path} is not a checkpoint; moved to {self._move_aside(path)}")
+        return notes
+
     def _set_aside(self, path: Path, why: str) -> str:
+        return f"{why}; moved to {self._move_aside(path)}, going on from the one before it"
+
+    def _move_aside(self, path: Path) -> Path:
         self._aside.mkdir(exist_ok=True)
         place, count = self._aside / path.name, 1
         while place.exists():
             count += 1
             place = self._aside / f"{path.name}-{count}"
         path.rename(place)
-        return f"{why}; moved to {place}, going on from the one before it"
+        return place
 
     def _save_error(self, what: str, error: Exception) -> SaveError:
         for path in self._folder.glob(f"*{_TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
-        steps = [int(p.name) for p in self._folder.glob("*") if p.name.isdigit()]
-        kept = f"the newest whole one is {max(steps)}" if steps else "there is none yet"
+        steps = self._steps()
+        kept = f"the newest whole one is {steps[-1]}" if steps else "there is none yet"
         return SaveError(
-            f"{what} cannot be written to {self._folder} ({_reason(error)}); {kept}; make room or "
+            f"{what} cannot be written to {self._folder} ({reason(error)}); {kept}; make room or "
             "mend the permissions, and go on with --resume"
         )
 
 
-def _reason(error: BaseException) -> str:
-    """What the system said, out of messages of many lines."""
-    text = str(error)
-    for known in ("No space left on device", "Permission denied", "Read-only file system"):
-        if known in text:
-            return known
-    return text.splitlines()[0][:200] if text else type(error).__name__
+class _BestN:
+    """Orbax's policy to preserve the `n` checkpoints with the best scores.
+
+    Args:
+        scores: by step; more may come.
+        n: checkpoints to preserve.
+    """
+
+    def __init__(self, scores: Mapping[int, float], n: int) -> None:
+        self._scores = scores
+        self._n = n
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        """Tell of each checkpoint whether it is preserved."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = _by_score(self._scores, steps)[-self._n :]
+        return [step in best for step in steps]
 
 
-def _checksums(state: TrainState) -> dict[str, int]:
-    """CRC-32 of each array's bytes, by the array's path."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-            np.ascontiguousarray(leaf).view(np.uint8).data
-        )
-        for path, leaf in leaves
-    }
+def _by_score(scores: Mapping[int, float], steps: Iterable[int]) -> list[int]:
+    """List the steps that have a score in ascending order of it, equal ones in that of steps."""
+    return sorted((s for s in steps if s in scores), key=lambda step: (scores[step], step))
+
+
+def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether a record is not what Orbax logs of an error, which it raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _read(path: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -249,31 +310,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
 
     Raises ConfigError for a state of another shape, CheckpointError for one that is damaged.
     """
-    try:
-        known = read_json(path, "checksums")
-        place = read_json(path, "place")
-        reader = ocp.PyTreeCheckpointHandler()
-        metadata = reader.metadata(path / "state").tree
-    except Exception as error:  # whatever a file with other bytes in it makes of its reader
-        raise _damaged(path, _reason(error)) from None
-    check_shapes(path, metadata, like)
-    try:
-        state = reader.restore(
-            path / "state",
-            args=ocp.args.PyTreeRestore(
-                item=like,
-                restore_args=jax.tree.map(
-                    lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), like
-                ),
-            ),
-        )
-    except Exception as error:
-        raise _damaged(path, _reason(error)) from None
-    for name, value in _checksums(state).items():
-        if known.get(name) != value:
-            raise _damaged(path, f"{name} is not what was saved")
-    return state, place
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"checkpoint {path.name} is damaged ({why})")
+    reader = CheckpointReader(path, advice="")
+    place = reader.json("place")
+    check_shapes(path, reader.shapes(), like)
+    return reader.arrays(like), place

@@ -128,16 +128,33 @@ class RunLog:
         self.console.print(text, markup=False)
 
 
+def read_scores(workdir: Path, metric: str) -> dict[int, float]:
+    """Read the values of a metric from the evaluations in WORKDIR/metrics.jsonl, by step."""
+    scores = {}
+    for line in _read_lines(workdir / "metrics.jsonl").values():
+        values = json.loads(line)
+        if values["kind"] == "eval" and isinstance(values.get(metric), float | int):
+            scores[values["step"]] = values[metric]
+    return scores
+
+
 def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
     """Rewrite the file without the lines after `step`; the (step, kind) of the ones that stay."""
-    kept: dict[tuple[int, str], str] = {}
+    lines = _read_lines(path)
+    kept = {key: line for key, line in lines.items() if key[0] <= step}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-                if values["step"] <= step:
-                    kept[values["step"], values["kind"]] = line + "\n"
-            except (ValueError, KeyError, TypeError):  # torn when the run was killed
-                continue
         replace_file(path, "".join(kept.values()).encode())
     return set(kept)
+
+
+def _read_lines(path: Path) -> dict[tuple[int, str], str]:
+    """The lines of the file by their (step, kind); of two the later one, and none that is torn."""
+    lines: dict[tuple[int, str], str] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                values = json.loads(line)
+                lines[int(values["step"]), values["kind"]] = line + "\n"
+            except (ValueError, KeyError, TypeError):  # torn when the run was killed
+                continue
+    return lines

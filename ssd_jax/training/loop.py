@@ -150,13 +150,13 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             save()
             raise TrainingError(_blame(bad.batch, source, state, config, workdir))
 
-        def save(score: float | None = None) -> None:
+        def save() -> None:
             log.sync()
             here = {"data": batches.get_state(), "unlogged": window.known, "evaluated": evaluated}
-            checkpoints.save(state, here, config, score=score)
+            checkpoints.save(state, here, config)
 
-        def evaluate() -> dict[str, float]:
-            """The figures of the state, logged; StoppedError if a signal comes meanwhile."""
+        def evaluate() -> None:
+            """Evaluate the state and log its figures; StoppedError if a signal comes meanwhile."""
             nonlocal mean_ap, evaluated
             evaluation = evaluate_source(
                 detect,
@@ -171,9 +171,11 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             )
             mean_ap, evaluated = evaluation.results[0].mean_ap, True
             values = figures(evaluation.results)
+            score = values.get(config.train.best_metric, math.nan)
+            if (best := checkpoints.add_score(step, score)) is not None:
+                values["best_step"] = best
             log.write(step, values, kind="eval")
             log.picture(step, "detections", out_dir / "pictures.jpg")
-            return values
 
         try:
             if not evaluated:  # the run was stopped before it could be
@@ -199,6 +201,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
                 step += 1
                 window.add(Queued(metrics, host_batch, position))
                 log.advance(step)
+                checkpoints.check()
                 if step == first + 1:
                     jax.block_until_ready(metrics)
                     log.say(f"first step after {time.perf_counter() - started:.1f} s")
@@ -206,8 +209,9 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
 
                 last = step == config.train.steps
                 log_due = last or step % config.train.log_every == 0
-                save_due = last or step % config.train.checkpoint_every == 0
                 eval_due = last or _divides(config.train.eval_every, step)
+                # What is evaluated is saved as well: it may be the best one.
+                save_due = eval_due or step % config.train.checkpoint_every == 0
                 # One process stops at once, several at a step that all of them know of.
                 stop = interrupts.requested
                 if jax.process_count() > 1:
@@ -217,7 +221,6 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
 
                 # The one place in the loop that waits for the devices.
                 settle()
-                checkpoints.check()
                 if log_due:
                     elapsed = time.perf_counter() - since
                     values = window.take_mean()
@@ -232,9 +235,10 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
                 evaluated = not eval_due
                 if stop:
                     raise StoppedError
-                score = evaluate().get(config.train.best_metric) if eval_due else None
+                if eval_due:
+                    evaluate()
                 if save_due:
-                    save(score)
+                    save()
                 since += time.perf_counter() - pause
             if math.isnan(mean_ap):  # resumed after the last step
                 evaluate()
@@ -249,7 +253,13 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             save()
             raise
         checkpoints.close()
-        log.say(f"done: mAP {mean_ap:.4f}; checkpoint, metrics and pictures are in {workdir}")
+        best = ""
+        if checkpoints.best is not None:
+            best_step, score = checkpoints.best
+            best = f"best checkpoint: step {best_step}, {config.train.best_metric} {score:.4f}; "
+        log.say(
+            f"done: mAP {mean_ap:.4f}; {best}checkpoints, metrics and pictures are in {workdir}"
+        )
     return mean_ap
 
 

@@ -5,12 +5,13 @@ jumps, and then lets the training wait for it for ever. Its record format is use
 """
 
 import os
+import socket
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 
 class EventFile:
@@ -22,7 +23,10 @@ class EventFile:
     def __init__(self, folder: Path, *, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The name has the second of its start; the number keeps two starts in it apart.
-        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        # Not EventsWriter: on a full disk that one stays open when it is closed.
+        self._file = RecordWriter(str(folder / name))
+        self._write(Event(file_version="brain.Event:2"))
         session = SessionLog(status=SessionLog.START)
         self._write(Event(step=start + 1, session_log=session))
         self._file.flush()
@@ -40,9 +44,9 @@ class EventFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, and close the file also where that fails."""
         self._file.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._file.write_event(event)
+        self._file.write(event.SerializeToString())

@@ -307,7 +307,7 @@ def test_wrong_files(cats, tmp_path):
         (["--annotations", "a"], "--out is missing"),
         (["--out", "o"], "--annotations is missing"),
         (["--annotations", "a", "--out", "o", "--eval.nms-iou", "1"], "--eval.nms-iou does not go"),
-        (["--checkpoint", "c"], "--checkpoint and --save-detections do not go"),
+        (["--checkpoint", "c"], "--checkpoint, --best and --save-detections do not go"),
     ],
 )
 def test_wrong_command_lines(arguments, message):

@@ -1,6 +1,8 @@
 """Checkpoints that are kept, damaged, and on disks that are full."""
 
 import contextlib
+import json
+import math
 import shutil
 import subprocess
 
@@ -11,13 +13,11 @@ import optax
 import pytest
 
 from ssd_jax.config import TrainConfig
-from ssd_jax.models.restore import CheckpointError
+from ssd_jax.models.checkpoint_items import CheckpointError
+from ssd_jax.models.restore import find_checkpoint
 from ssd_jax.training.checkpoint import Checkpoints, SaveError
 from ssd_jax.training.state import TrainState
 from tests.tiny import TINY
-
-# Where one of many reads fails, tensorstore answers the others when nobody listens any more.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def state_of(step, size=64):
@@ -37,8 +37,9 @@ def save(workdir, *steps, scores=(), size=64, **fields):
     with contextlib.closing(Checkpoints(workdir, TrainConfig(**fields))) as checkpoints:
         notes = checkpoints.open()
         for k, step in enumerate(steps):
-            score = scores[k] if scores else None
-            checkpoints.save(state_of(step, size), {"at": step}, TINY, score=score)
+            if scores:
+                checkpoints.add_score(step, scores[k])
+            checkpoints.save(state_of(step, size), {"at": step}, TINY)
     return notes
 
 
@@ -69,7 +70,7 @@ def test_the_latest_the_best_and_every_fourth_are_kept(tmp_path):
 
 
 def test_a_checkpoint_that_was_not_evaluated_is_not_the_best(tmp_path):
-    save(tmp_path, 1, 2, 3, scores=[0.5, None, None], keep=1, keep_best=1)
+    save(tmp_path, 1, 2, 3, scores=[0.5, math.nan, math.nan], keep=1, keep_best=1)
     assert kept(tmp_path) == [1, 3]
 
 
@@ -110,7 +111,7 @@ def test_damage_anywhere_is_found_or_harmless(two, tmp_path):
             assert_is((state, place, notes), int(state.step))
             if int(state.step) == 4:
                 (note,) = notes
-                assert "checkpoint 5 is damaged (" in note
+                assert "checkpoints/5 is damaged (" in note
                 assert "\n" not in note
                 assert kept(workdir) == [4]
                 assert (workdir / "damaged/5").is_dir()
@@ -118,23 +119,24 @@ def test_damage_anywhere_is_found_or_harmless(two, tmp_path):
     assert found == {"changed", "deleted", "emptied"}
 
 
-def test_a_number_that_changed_is_named(two, tmp_path, monkeypatch):
+def test_a_number_that_changed_is_named(two, tmp_path):
     """Bytes that the file format itself takes for good."""
-    import ssd_jax.training.checkpoint as module
-
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
-    true_read = module.read_json
-
-    def read(path, item):
-        value = true_read(path, item)
-        if item == "checksums" and path.name == "5":
-            value["params/base/conv"] ^= 1
-        return value
-
-    monkeypatch.setattr(module, "read_json", read)
+    file = workdir / "checkpoints/5/checksums/metadata"
+    checksums = json.loads(file.read_text())
+    checksums["params/base/conv"] ^= 1
+    file.write_text(json.dumps(checksums))
     _, _, (note,) = restore(workdir)
-    assert "checkpoint 5 is damaged (params/base/conv is not what was saved)" in note
+    assert "checkpoints/5 is damaged (params/base/conv is not what was saved)" in note
+
+
+def test_a_changed_place_is_named(two, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    (workdir / "checkpoints/5/place/metadata").write_text('{"at": 7}')
+    _, _, (note,) = restore(workdir)
+    assert "checkpoints/5 is damaged (place is not what was saved)" in note
 
 
 def test_half_a_checkpoint_is_not_used(two, tmp_path):
@@ -155,7 +157,7 @@ def test_without_a_whole_one_it_says_so_and_moves_nothing(two, tmp_path):
     shutil.copytree(two, workdir)
     for step in (4, 5):
         shutil.rmtree(workdir / f"checkpoints/{step}/state")
-    with pytest.raises(CheckpointError, match=r"checkpoint 5 .* checkpoint 4 .*no checkpoint is"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/5 .*checkpoints/4 .*no checkpoint is"):
         restore(workdir)
     assert kept(workdir) == [4, 5]
 
@@ -172,12 +174,48 @@ def test_what_a_kill_left_is_named_and_removed(two, tmp_path):
     assert_is(restore(workdir), 5)
 
 
-def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk):
+def test_the_best_one_is_named(tmp_path):
+    file = tmp_path / "checkpoints/best"
+    save(tmp_path, 1, 2, scores=[math.nan, math.nan])
+    assert not file.exists()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "kind": "eval", "mAP": 0.3}\n{"st')
+    save(tmp_path)  # evaluated after it was saved
+    assert file.read_text() == "2\n"
+    save(tmp_path, 3, 4, scores=[0.4, 0.35], keep=1)
+    assert file.read_text() == "3\n"
+    assert kept(tmp_path) == [3, 4]
+    file.write_text("broken")
+    with contextlib.closing(Checkpoints(tmp_path, TrainConfig())) as checkpoints:
+        checkpoints.open()
+        assert checkpoints.add_score(5, 0.4) == 5
+        assert checkpoints.best is None
+        checkpoints.save(state_of(5), {"at": 5}, TINY)
+    assert checkpoints.best == (5, 0.4)
+    assert file.read_text() == "5\n"
+
+
+def test_what_is_no_checkpoint_hides_none(two, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    folder = workdir / "checkpoints"
+    (folder / "9999").write_bytes(b"")
+    for name in ("\u00b2", "\u0664", "77", "notes"):
+        (folder / name).mkdir()
+    assert find_checkpoint(workdir) == folder / "5"
+    assert_is(restore(workdir), 5)
+    notes = save(workdir, 6)
+    assert len(notes) == 3
+    assert f"{folder}/77 is not a checkpoint; moved to {workdir}/damaged/77" in notes
+    assert_is(restore(workdir), 6)
+
+
+def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk, capfd):
     workdir = small_disk / "run"
     save(workdir, 1)
     before = {p: p.read_bytes() for p in files_of(workdir, 1)}
     with pytest.raises(SaveError) as raised:
         save(workdir, 2, size=400_000)
+    assert capfd.readouterr().err == ""
     assert "(No space left on device); the newest whole one is 1; make room" in str(raised.value)
     assert {p: p.read_bytes() for p in files_of(workdir, 1)} == before
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["1"]

@@ -40,7 +40,7 @@ def test_a_run_leaves_what_the_docs_say(run):
     workdir, mean_ap = run
     config = from_json((workdir / "config.json").read_text())
     assert config.model.classes == ("circle", "square", "triangle", "star")
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "best"]
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "eval/4/pictures.jpg").stat().st_size > 0
     assert "Evaluation of straight, step 4" in (workdir / "eval/4/report.html").read_text()
@@ -54,6 +54,7 @@ def test_a_run_leaves_what_the_docs_say(run):
         lines[0]
     )
     assert lines[-1]["mAP"] == mean_ap
+    assert lines[-1]["best_step"] == 4
     assert json.loads((workdir / "eval/4/metrics.json").read_text())["voc/mAP"] == mean_ap
 
 
@@ -155,8 +156,13 @@ def test_find_checkpoint(run, tmp_path):
     assert find_checkpoint(workdir) == newest
     assert find_checkpoint(workdir / "checkpoints") == newest
     assert find_checkpoint(workdir / "checkpoints/2") == workdir / "checkpoints/2"
+    assert find_checkpoint(workdir, best=True) == newest
+    assert find_checkpoint(workdir / "checkpoints", best=True) == newest
+    assert find_checkpoint(workdir / "checkpoints/best") == newest
     with pytest.raises(ConfigError, match="there is no checkpoint in"):
         find_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match=r"--best: .*/2 has no checkpoints/best, which a run"):
+        find_checkpoint(workdir / "checkpoints/2", best=True)
 
 
 def test_a_checkpoint_of_another_shape_is_named(run):
@@ -180,12 +186,16 @@ def test_the_loop_waits_for_the_devices_only_where_a_line_is_due(tmp_path, monke
 
         return wait
 
+    checks = []
+    monkeypatch.setattr(loop.Checkpoints, "check", lambda self: checks.append(self))
     monkeypatch.setattr(window, "jax", SimpleNamespace(device_get=counted("device_get")))
     monkeypatch.setattr(jax, "block_until_ready", counted("block_until_ready"))
     config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
     train(config, tmp_path / "run")
     # The first step, whose time is told, and the two lines.
     assert waits == ["block_until_ready", "device_get", "device_get"]
+    # A checkpoint that could not be written in the background stops the run at the next step.
+    assert len(checks) == 12
 
 
 def test_a_trace_of_some_steps(tmp_path):
@@ -231,7 +241,7 @@ def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
     )
 
 
-def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch):
+def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, capsys):
     config = change(TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"pictures": 0})
     true = loop.evaluate_source
 
@@ -244,6 +254,16 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch):
     assert raised.value.status == 75
     monkeypatch.setattr(loop, "evaluate_source", true)
     train(config, tmp_path / "run", resume=True)
+    capsys.readouterr()
     train(config, tmp_path / "straight")
     assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    # What was evaluated is saved, and the best one is named in three places.
+    checkpoints = tmp_path / "straight/checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["2", "4", "best"]
+    evaluations = [x for x in lines(tmp_path / "straight") if x["kind"] == "eval"]
+    best = max(evaluations, key=lambda x: (x["mAP"], x["step"]))
+    assert evaluations[-1]["best_step"] == best["step"]
+    assert (checkpoints / "best").read_text() == f"{best['step']}\n"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"; best checkpoint: step {best['step']}, mAP {best['mAP']:.4f}; " in last
     assert [x["step"] for x in lines(tmp_path / "run") if x["kind"] == "eval"] == [2, 4]
