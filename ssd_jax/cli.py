@@ -122,7 +122,7 @@ def load_config(path: Path) -> Config:
         config = module.get_config()
     except UserError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise ConfigError(f"--config: {path} fails: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

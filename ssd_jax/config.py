@@ -78,11 +78,28 @@ BASE_LAYERS = (
 )
 
 
+_LONGEST_LINE = 1000
+
+
+def printable(text: str) -> str:
+    """Make one line that any terminal takes of a text, cut in the middle if it is too long."""
+    text = " ".join(text.splitlines())
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(ValueError):
-    """Something that the user can mend; the message is one line that says what to change."""
+    """An error that the user can fix; its one printable line says what to change."""
 
     status = 2
     """Exit status of a program that ends with it."""
+
+    def __init__(self, message: str) -> None:
+        # Names of files, fields and classes come from anywhere.
+        super().__init__(printable(message))
 
 
 class ConfigError(UserError):
@@ -94,23 +111,24 @@ def _check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_numbers(section: Any, path: str) -> None:
-    """Check every number of a section, also those in tuples, against the range beside its field.
+def _check_fields(section: Any, path: str) -> None:
+    """Check every field of a section against its type and the range beside it.
 
-    Raises ConfigError for a number that is not finite, is out of its range or is of another type.
+    Raises ConfigError for a value of another type, and for a number, also in a tuple, that is not
+    finite or out of its range.
     """
     for name, kind in typing.get_type_hints(type(section), include_extras=True).items():
-        _check_number(kind, getattr(section, name), f"{path}.{name}", "is")
+        _check_value(kind, getattr(section, name), f"{path}.{name}".lstrip("."), "is")
 
 
-def _check_number(kind: Any, value: Any, path: str, verb: str) -> None:
+def _check_value(kind: Any, value: Any, path: str, verb: str) -> None:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         _check(isinstance(value, tuple | list), f"{path} is {_show(value)}; give a tuple")
         kinds = (args[0],) * len(value) if args[-1] is Ellipsis else args
         _check(len(value) == len(kinds), f"{path} {verb} {_show(value)}; give {len(kinds)} values")
         for each, part in zip(kinds, value, strict=True):
-            _check_number(each, part, path, "has")
+            _check_value(each, part, path, "has")
     elif origin is Annotated:
         number, limits = args
         what = f"{path} {verb} {limits.name}{' ' * bool(limits.name)}{_show(value)}"
@@ -119,6 +137,11 @@ def _check_number(kind: Any, value: Any, path: str, verb: str) -> None:
         fits = fits and not isinstance(value, bool)
         noun = "a whole number" if number is int else "a number"
         _check(fits and value in limits, f"{what}; use {noun} {limits}")
+    elif origin is Literal:
+        choices = ", ".join(map(str, args))
+        _check(value in args, f"{path} {verb} {_show(value)}; use one of {choices}")
+    else:
+        _check(isinstance(value, kind), f"{path} {verb} {_show(value)}; give a {kind.__name__}")
 
 
 def _show(value: Any) -> str:
@@ -175,12 +198,7 @@ class ModelConfig:
     auto: winograd from 64 channels on; direct: faster to compile."""
 
     def __post_init__(self) -> None:
-        for extra in self.extras:
-            _check(
-                len(extra) == 5,
-                f"model.extras has {extra}; give (1x1 channels, channels, kernel, stride, padding)",
-            )
-        _check_numbers(self, "model")
+        _check_fields(self, "model")
         _check(len(self.sources) > 0, "model.sources is empty; name at least one layer")
         names = self.layer_names
         for name in self.sources:
@@ -249,7 +267,7 @@ class PriorConfig:
     """Clip (w, h) alone to [0, 1] as torchvision does. Part of the weights."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "priors")
+        _check_fields(self, "priors")
         _check(
             len(self.sizes) >= 2,
             f"priors.sizes is {self.sizes}; give one size a source and one more",
@@ -282,6 +300,7 @@ class TfdsFields:
     """Marks of crowds; a data set without this feature has none."""
 
     def __post_init__(self) -> None:
+        _check_fields(self, "data.tfds")
         for name in ("image", "boxes", "labels"):
             _check(getattr(self, name) != "", f"data.tfds.{name} is empty; name the feature")
 
@@ -330,7 +349,7 @@ class DataConfig:
     """Where a record of a TFDS data set has what; tfds only."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "data")
+        _check_fields(self, "data")
         _check(
             self.format in ("shapes", "tfds") or self.root != "",
             "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",
@@ -367,7 +386,7 @@ class OptimConfig:
     evaluated and exported. 0: none."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "optim")
+        _check_fields(self, "optim")
         _check(
             list(self.milestones) == sorted(set(self.milestones)),
             f"optim.milestones is {self.milestones}; give rising steps",
@@ -420,7 +439,7 @@ class TrainConfig:
     JAX_COMPILATION_CACHE_DIR goes before. A checkpoint's config never decides it."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "train")
+        _check_fields(self, "train")
         _check(
             self.batch_size % self.accumulate == 0,
             f"train.batch_size {self.batch_size} must divide by train.accumulate "
@@ -464,7 +483,7 @@ class EvalConfig:
     """Best and worst images in the report, so many of each."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "eval")
+        _check_fields(self, "eval")
         _check(
             0 < len(self.metrics) == len(set(self.metrics)),
             f"eval.metrics is {self.metrics}; name voc, voc07 or coco, each once",
@@ -483,6 +502,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        _check_fields(self, "")
         _check(
             len(self.priors.sizes) == len(self.model.sources) + 1,
             f"priors.sizes has {len(self.priors.sizes)} entries and model.sources "

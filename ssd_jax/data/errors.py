@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ssd_jax.config import UserError
+from ssd_jax.config import UserError, printable
 
 Severity = Literal["error", "warning", "note"]
 
@@ -41,8 +41,6 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "deep": ("note", "images of more than 8 bits, decoded to 8"),
     "alpha": ("note", "images with transparency, decoded without it"),
 }
-
-_LONGEST = 1000  # of a line
 
 
 class DataError(UserError):
@@ -119,12 +117,3 @@ def shorten(names: Sequence[str], most: int) -> str:
 def reason(error: Exception) -> str:
     """What the system says of a file, without the file's name."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def printable(text: str) -> str:
-    """The text as one line that any terminal takes, cut in the middle if it is too long."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -34,7 +34,7 @@ class Header:
     orientation: int = 1
     """How EXIF wants it shown: 1 as stored, 2 to 8 turned or mirrored."""
     whole: bool = True
-    """False for a JPEG that ends before its image does."""
+    """False for a JPEG or PNG that ends before its image does."""
 
 
 def read_header(data: bytes) -> Header:
@@ -89,14 +89,17 @@ def _jpeg(data: bytes) -> Header:
 def _png(data: bytes) -> Header:
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     alpha, orientation = bool(colour & 4), 1
-    at = 8
-    while (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
+    at, kind = 8, b""
+    # To the end: OpenCV allocates what a chunk says of its length before it reads the chunk.
+    while kind != b"IEND" and at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
+        kind = data[at + 4 : at + 8]
         alpha |= kind == b"tRNS"
         if kind == b"eXIf":
             orientation = _orientation(data[at + 8 : at + 8 + length])
         at += 12 + length
-    return Header(width, height, "rgb" if colour & 2 else "grey", bits, alpha, orientation)
+    whole = kind == b"IEND" and at <= len(data)
+    return Header(width, height, "rgb" if colour & 2 else "grey", bits, alpha, orientation, whole)
 
 
 def _bmp(data: bytes) -> Header:

@@ -1,0 +1,1 @@
+"""Hostile input by the thousand: one line and a refusal, or a result; no traceback, no hang."""

@@ -1,0 +1,79 @@
+"""Command lines: an exit code of the documented ones and at most one line of error."""
+
+import importlib
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_jax.cli import run_main
+from tests.adversarial.guard import check_line, limits
+from tests.adversarial.strategies import HOSTILE, TEXTS
+
+pytestmark = pytest.mark.adversarial
+
+WORDS = st.one_of(
+    st.sampled_from(
+        [
+            *("--config", "--workdir", "--resume", "--checkpoint", "--out", "--data.root"),
+            *("--train.steps", "--train.step", "--batch-size", "--detections", "--classes"),
+            *("--ground-truth", "--to", "--target", "--help", "-h", "--", "-", "=", "--=", "-x"),
+            *("configs/quickstart.py", "no_such_file", ".", "/", "/tmp", "check", "show", "3"),
+        ]
+    ),
+    TEXTS.filter(lambda text: "\0" not in text and "\ud800" not in text),
+)
+# Programs that start work only with an input that exists, which no case names.
+PROGRAMS = {
+    "train.py": "train:main",
+    "evaluate.py": "evaluate:main",
+    "predict.py": "predict:main",
+    "python -m ssd_jax.data": "ssd_jax.data.__main__:main",
+    "python -m ssd_jax.export": "ssd_jax.export.__main__:main",
+    "python -m ssd_jax.plan": "ssd_jax.plan:main",
+    "python -m ssd_jax.models.weights": "ssd_jax.models.weights:main",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@settings(HOSTILE, max_examples=60)
+@given(st.lists(WORDS, max_size=5))
+def test_any_words(program, tmp_path_factory, arguments):
+    module, _, name = PROGRAMS[program].partition(":")
+    main = getattr(importlib.import_module(module), name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("folder"))
+        patch.setattr(sys, "argv", [program, *arguments])
+        errors: list[str] = []
+        patch.setattr(sys, "stderr", _Lines(errors))
+        patch.setattr(sys, "stdout", _Lines([]))
+        with limits():
+            try:
+                status = run_main(main)
+            except SystemExit as exit_:
+                status = exit_.code or 0
+    text = "".join(errors)
+    assert status in (0, 1, 2), text
+    assert "Traceback" not in text
+    if status == 2:
+        check_line(text.rstrip("\n"))
+
+
+class _Lines:
+    """A stream that keeps what is written to it."""
+
+    encoding = "utf-8"
+
+    def __init__(self, kept):
+        self._kept = kept
+
+    def write(self, text):
+        self._kept.append(text)
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
