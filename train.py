@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, add_process_flags, load_config, override, run_main
 from ssd_jax.config import Config, ConfigError, from_json
+from ssd_jax.files import MAX_CONFIG, read_text
 
 _DESCRIPTION = """Train a detector.
 
@@ -69,7 +70,10 @@ def _base_config(own: argparse.Namespace) -> Config:
     saved = own.workdir / "config.json"
     if not saved.is_file():
         raise ConfigError(f"--resume: there is no run in {own.workdir}; name one, or a --config")
-    return from_json(saved.read_text(encoding="utf-8"))
+    try:
+        return from_json(read_text(saved, MAX_CONFIG))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--resume: {saved} cannot be read: {error}; name --config") from None
 
 
 def _replay(file: Path, overrides: Sequence[str]) -> int:

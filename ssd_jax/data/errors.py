@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "cmyk": ("note", "CMYK images, decoded to RGB without their colour profile"),
     "deep": ("note", "images of more than 8 bits, decoded to 8"),
     "alpha": ("note", "images with transparency, decoded without it"),
+    "suffix": ("note", "images of another format than their suffix says"),
 }
 
 _LONGEST = 1000  # of a line

@@ -20,12 +20,12 @@ import numpy as np
 from ssd_jax.config import UserError
 from ssd_jax.data.coco import CocoJson, read_instances
 from ssd_jax.data.errors import DataError, reason, shorten
-from ssd_jax.data.files import is_file, read_bytes
 from ssd_jax.data.pictures import read_picture
 from ssd_jax.data.records import Source
 from ssd_jax.data.voc import IMAGE_SUFFIXES, annotated_ids, annotated_objects
 from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
+from ssd_jax.files import is_file, read_bytes
 from ssd_jax.visualize import replace_file
 
 _MAX_BYTES = 1 << 32
