@@ -458,10 +458,10 @@ class TestCommand:
         assert len(report["splits"]["training"]["classes"]) == 5000
 
     def test_a_prior_size_is_proposed(self, run, tmp_path):
-        # 12x12 and 6x6 pixels of 100x80 are 7.7x9.6 and 3.8x4.8 in the input of 64x64.
+        # 12x12 and 7x7 pixels of 100x80 are 7.7x9.6 and 4.5x5.6 in the input of 64x64.
         small = [write_object("cat", (x, 1, x + 11, 12)) for x in (1, 21, 41)]
         root = make_voc(
-            tmp_path / "voc", {"x": write_xml(*small, write_object("cat", (1, 1, 6, 6)))}
+            tmp_path / "voc", {"x": write_xml(*small, write_object("cat", (1, 1, 7, 7)))}
         )
         _, out, _ = run(configure(root))
         assert "their sides in the 64x64 input, 5/25/50/75/95 % quantiles: width " in out
@@ -471,9 +471,9 @@ class TestCommand:
             out,
         ).groups()
         # Matched from an IoU of 0.5, with aspect ratios from 1/2 to 2.
-        assert 0.98 * np.sqrt(0.5 * 7.7 * 9.6) < float(size) < 1.02 * np.sqrt(2 * 3.84 * 4.8)
+        assert 0.98 * np.sqrt(0.5 * 7.7 * 9.6) < float(size) < 1.02 * np.sqrt(2 * 4.48 * 5.6)
         assert share == "100"
-        assert 3.0 < float(smallest) < 3.5
+        assert 3.4 < float(smallest) < 3.8
         flat = object_of(box=(1, 1, 100, 3))
         _, out, _ = run(configure(make_voc(tmp_path / "flat", {"x": flat})))
         assert "no size of prior matches them by 0.5 with aspect ratios 1, 2: add larger" in out
