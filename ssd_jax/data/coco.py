@@ -118,6 +118,8 @@ class Instances:
 
     images: dict[int | str, str]
     """Id -> file name, "" where it has none."""
+    sizes: dict[int | str, tuple[int, int]]
+    """Id -> width and height, of the images that have both."""
     categories: dict[int, str]
     """Id -> name."""
     annotations: list[tuple[int | str, int, tuple[float, float, float, float], float, bool]]
@@ -133,9 +135,13 @@ def read_instances(path: Path) -> Instances:
     """
     content = _read_json(path)
     images: dict[int | str, str] = {}
+    sizes: dict[int | str, Any] = {}
     for k, record in enumerate(content["images"]):
         key = _new_id(path, f"images[{k}]", "image", record, images)
         images[key] = str(record.get("file_name", ""))
+        size = record.get("width"), record.get("height")
+        if all(type(side) is int and 0 < side < 1e9 for side in size):
+            sizes[key] = size
     categories = {k: name or "" for k, name in _read_categories(path, content, stop).items()}
     annotations = []
     for k, record in enumerate(content["annotations"]):
@@ -150,7 +156,7 @@ def read_instances(path: Path) -> Instances:
             raise _wrong(path, where, what, "write 0 or 1")
         area = _area(path, where, record, np.array((0, 0, w, h)))
         annotations.append((image, category, (x, y, w, h), area, bool(crowd)))
-    return Instances(images, categories, annotations)
+    return Instances(images, sizes, categories, annotations)
 
 
 @dataclass

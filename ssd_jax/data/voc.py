@@ -130,13 +130,18 @@ def annotated_ids(folder: Path, split: str = "") -> list[str]:
 
 def annotated_objects(
     folder: Path, image_id: str
-) -> list[tuple[str, tuple[float, float, float, float], bool]]:
-    """(class, (xmin, ymin, xmax, ymax) as written, difficult) of each object in Annotations/.
+) -> tuple[tuple[int, int] | None, list[tuple[str, tuple[float, float, float, float], bool]]]:
+    """Read an annotation in Annotations/.
+
+    Returns:
+        Width and height of the image, None where they are not given; and (class, (xmin, ymin,
+        xmax, ymax) as written, difficult) of each object.
 
     Raises:
         DataError: the annotation is missing or cannot be used.
     """
-    return [(o.name, o.box, o.difficult) for o in _read_voc(folder, image_id, stop).objects]
+    voc = _read_voc(folder, image_id, stop)
+    return voc.size, [(o.name, o.box, o.difficult) for o in voc.objects]
 
 
 def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:

@@ -26,7 +26,7 @@ from ssd_jax.data.records import Source
 from ssd_jax.data.voc import IMAGE_SUFFIXES, annotated_ids, annotated_objects
 from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.json_array import read_array
-from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth
+from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth, Pixels
 from ssd_jax.files import MAX_JSON, is_file, read_pieces
 from ssd_jax.visualize import replace_file
 
@@ -58,6 +58,15 @@ class KnownObjects:
     """Names of the images' files, VOC's without suffix; "" where there is none."""
     category_ids: tuple[int, ...]
     """COCO's id of each class; empty for VOC."""
+    pixels: Pixels | None
+    """The pixel convention of all files; None: inclusive for VOC's, exclusive for COCO's."""
+    image_sizes: np.ndarray | None
+    """int [images, 2], width and height; None where the files do not have all of them."""
+
+    @property
+    def rule(self) -> Pixels:
+        """The pixel convention that the scores go by."""
+        return self.pixels or ("exclusive" if self.category_ids else "inclusive")
 
     def data_set(self, images: Path | None) -> DataSet:
         """The data set, its images read from a folder where there is one.
@@ -75,6 +84,7 @@ class KnownObjects:
             area=self.area,
             image_names=names,
             read_image=partial(_read_image, images, self.image_files),
+            image_sizes=self.image_sizes,
         )
 
 
@@ -92,20 +102,21 @@ def _read_image(folder: Path | None, names: Sequence[str], k: int) -> np.ndarray
     return None
 
 
-def read_known(path: Path, split: str = "") -> KnownObjects:
+def read_known(path: Path, split: str = "", pixels: Pixels | None = None) -> KnownObjects:
     """The ground truth of a COCO annotations file, or of a folder with VOC's Annotations/.
 
     Args:
         path: of the file or the folder; ~ is the home directory.
         split: a list in the folder's ImageSets/Main, without .txt; "": all annotations.
+        pixels: see `KnownObjects`; the results files count as the annotations do.
 
     Raises UserError, naming the file, if it is missing or cannot be used.
     """
     path = path.expanduser()
     if (path / "Annotations").is_dir():
-        return _read_known_voc(path, split)
+        return _read_known_voc(path, split, pixels)
     if is_file(path) and not split:
-        return _read_known_coco(path)
+        return _read_known_coco(path, pixels)
     if split and is_file(path):
         raise ResultsError(f"--split is for VOC folders and {path} is a file; leave it out")
     raise ResultsError(
@@ -237,7 +248,7 @@ def write_voc_results(
         replace_file(folder / f"comp4_det_{split}_{name}.txt", "".join(lines).encode())
 
 
-def _read_known_coco(path: Path) -> KnownObjects:
+def _read_known_coco(path: Path, pixels: Pixels | None) -> KnownObjects:
     instances = read_instances(path)
     # Equal scores are taken by the order of the images, which is that of their ids in pycocotools.
     ids = sorted(instances.images, key=lambda key: (isinstance(key, str), key))
@@ -252,28 +263,31 @@ def _read_known_coco(path: Path) -> KnownObjects:
         objects=GroundTruth(
             image=np.array([images[image] for image, *_ in rows]),
             label=np.array([labels[category] for _, category, *_ in rows]),
-            boxes=_from_xywh(boxes),
+            boxes=_from_xywh(boxes, pixels),
             difficult=np.array([crowd for *_, crowd in rows], bool),
         ),
         area=np.array([area for *_, area, _ in rows], np.float64),
         image_ids=tuple(ids),
         image_files=tuple(instances.images[key] for key in ids),
         category_ids=tuple(categories),
+        pixels=pixels,
+        image_sizes=_all_sizes([instances.sizes.get(key) for key in ids]),
     )
 
 
-def _read_known_voc(folder: Path, split: str) -> KnownObjects:
+def _read_known_voc(folder: Path, split: str, pixels: Pixels | None) -> KnownObjects:
     ids = annotated_ids(folder, split)
-    objects = [annotated_objects(folder, image_id) for image_id in ids]
+    sizes, objects = zip(*(annotated_objects(folder, image_id) for image_id in ids), strict=True)
     # A list may have no object of a class that others have.
     everywhere = (
         objects
         if not split
-        else [annotated_objects(folder, image_id) for image_id in annotated_ids(folder)]
+        else [annotated_objects(folder, image_id)[1] for image_id in annotated_ids(folder)]
     )
     classes = tuple(sorted({name for image in everywhere for name, _, _ in image}))
     rows = [(k, *found) for k, image in enumerate(objects) for found in image]
     boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
+    boxes = _from_corners(boxes, pixels or "inclusive")
     return KnownObjects(
         path=folder,
         classes=classes,
@@ -287,7 +301,14 @@ def _read_known_voc(folder: Path, split: str) -> KnownObjects:
         image_ids=tuple(ids),
         image_files=tuple(ids),
         category_ids=(),
+        pixels=pixels,
+        image_sizes=_all_sizes(sizes),
     )
+
+
+def _all_sizes(sizes: Sequence[tuple[int, int] | None]) -> np.ndarray | None:
+    known = [size for size in sizes if size]
+    return np.array(known) if known and len(known) == len(sizes) else None
 
 
 def _read_coco_results(path: Path, known: KnownObjects) -> DetectionTable:
@@ -296,7 +317,7 @@ def _read_coco_results(path: Path, known: KnownObjects) -> DetectionTable:
     tables, count = [], 0
     try:
         for rows in read_array(path, MAX_JSON):
-            table = _convert_entries(rows, images, labels)
+            table = _convert_entries(rows, images, labels, known.pixels)
             if table is None:
                 for k, row in enumerate(rows, start=count):
                     _check_entry(f"{path}: entry {k}", row, images, labels, known.path)
@@ -328,7 +349,7 @@ def _join(tables: Sequence[_Columns]) -> _Columns:
 
 
 def _convert_entries(
-    rows: Sequence[Any], images: dict[Any, int], labels: dict[Any, int]
+    rows: Sequence[Any], images: dict[Any, int], labels: dict[Any, int], pixels: Pixels | None
 ) -> _Columns | None:
     """Convert the entries of a COCO results file; None if `_check_entry` refuses one of them."""
     try:
@@ -352,7 +373,7 @@ def _convert_entries(
     # Nan is not below the limit either.
     if not ((np.abs(values) < _LIMIT).all() and (boxes[:, 2:] >= 0).all()):
         return None
-    return image, label, score, _from_xywh(boxes)
+    return image, label, score, _from_xywh(boxes, pixels)
 
 
 def _check_entry(
@@ -414,7 +435,7 @@ def _read_voc_results(
         try:
             count = 0
             for lines in _read_lines(path):
-                table = _convert_lines(lines, images, labels[name])
+                table = _convert_lines(lines, images, labels[name], known.pixels)
                 if table is None:
                     for k, line in enumerate(lines, start=count + 1):
                         _check_line(f"{path}: line {k}", line, images, known.path)
@@ -442,7 +463,9 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
     yield rest.decode(encoding).splitlines()
 
 
-def _convert_lines(lines: Sequence[str], images: dict[str, int], label: int) -> _Columns | None:
+def _convert_lines(
+    lines: Sequence[str], images: dict[str, int], label: int, pixels: Pixels | None
+) -> _Columns | None:
     """Convert the lines of a VOC results file; None if `_check_line` refuses one of them."""
     # An image's name may have spaces.
     rows = [line.rsplit(None, 5) for line in lines if line.strip()]
@@ -457,6 +480,7 @@ def _convert_lines(lines: Sequence[str], images: dict[str, int], label: int) -> 
     boxes = values[:, 1:]
     if not ((np.abs(values) < _LIMIT).all() and (boxes[:, 2:] >= boxes[:, :2] - 1).all()):
         return None
+    boxes = _from_corners(boxes, pixels or "inclusive")
     return image, np.full(len(rows), label), values[:, 0], boxes
 
 
@@ -493,9 +517,15 @@ def _look_up(
         )
 
 
-def _from_xywh(boxes: np.ndarray) -> np.ndarray:
-    """VOC's pixels [N, 4] from x, y, width, height in continuous ones."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) + VOC_PIXELS
+def _from_xywh(boxes: np.ndarray, pixels: Pixels | None) -> np.ndarray:
+    """VOC's pixels [N, 4] from x, y, width, height, by default in continuous pixels."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return _from_corners(corners, pixels or "exclusive")
+
+
+def _from_corners(boxes: np.ndarray, pixels: Pixels) -> np.ndarray:
+    """VOC's pixels [N, 4] from xmin, ymin, xmax, ymax."""
+    return boxes if pixels == "inclusive" else boxes + VOC_PIXELS
 
 
 def _is_number(value: Any) -> bool:

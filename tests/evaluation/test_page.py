@@ -149,7 +149,7 @@ def test_names_in_plots_are_text_as_they_are():
     for name, ap in zip(NAMES, [c.ap for c in evaluation.results[0].classes], strict=True):
         if not np.isnan(ap):
             shown = name if len(name) < 19 else f"{name[:17]}…"
-            assert f"{shown}  {ap:.3f}" in [re.sub(r"\xa0", " ", t) for t in curves]
+            assert f"{shown}  area {ap:.3f}" in [re.sub(r"\xa0", " ", t) for t in curves]
     confusion = texts(plots.to_svg(plots.confusion(evaluation.analysis.confusion, NAMES)))
     assert {"(nothing)", "$a_b$", "猫"} <= set(confusion)
     assert str(evaluation.analysis.confusion.max()) in confusion
