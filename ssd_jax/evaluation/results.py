@@ -30,6 +30,7 @@ from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable, GroundTruth, Pixe
 from ssd_jax.files import MAX_JSON, is_file, read_pieces
 from ssd_jax.visualize import replace_file
 
+_PIECE = 1 << 22  # bytes of a text file that are parsed at once
 _LIMIT = 1e9  # pixels, and of scores
 _NUMBERS = re.compile(r"[0-9.eE+\- ]*")  # what `parse_number` takes, and `float` checks
 _VOC_FILE = re.compile(r"(?:comp\d+_)?det_[^_]+_(.+)\.txt")
@@ -453,7 +454,7 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
     Raises OSError or UnicodeDecodeError where it cannot be read.
     """
     encoding, rest = "utf-8-sig", b""
-    for piece in read_pieces(path, MAX_JSON, size=1 << 22):
+    for piece in read_pieces(path, MAX_JSON, size=_PIECE):
         whole, newline, rest_of_piece = piece.rpartition(b"\n")
         if not newline:
             rest += piece
