@@ -1,6 +1,7 @@
 """Long JSON arrays, read in pieces."""
 
 import codecs
+import gc
 import json
 import re
 from collections.abc import Iterator
@@ -63,6 +64,17 @@ def read_array(path: Path, most: int) -> Iterator[list[Any]]:
     yield elements
 
 
+def _parse(text: str) -> Any:
+    """As `json.loads`, without looking for cycles among what it makes, which has none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(text)
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _parse_whole(text: str) -> tuple[list[Any], int]:
     """Parse the elements at the start of a text that are followed by a comma.
 
@@ -74,7 +86,7 @@ def _parse_whole(text: str) -> tuple[list[Any], int]:
     cut = text.rfind("},")
     if cut >= 0:
         try:
-            elements = json.loads(f"[{text[: cut + 1]}]")
+            elements = _parse(f"[{text[: cut + 1]}]")
         except ValueError:
             pass
         else:
