@@ -7,7 +7,9 @@ python evaluate.py --detections PATH --annotations PATH --out DIR [--compare PAT
 import argparse
 import typing
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ssd_jax.cli import Parser, add_process_flags, check_first_word, override, run_main
@@ -41,6 +43,10 @@ _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
 --images DIR        the images, for the report to show; default: that folder's JPEGImages, if any
 --compare PATH      other detections of the same images, side by side as above
 --metrics LIST      default: voc07,voc,coco
+--iou-threshold IOU IoU from which a detection is right, for voc07 and voc; default: 0.5
+--pixels CONVENTION how all files count: inclusive, a box covers its xmax, so that it is
+                    xmax - xmin + 1 wide, where COCO's xmax is x + width; or exclusive, it is
+                    xmax - xmin wide. Default: inclusive for VOC's files, exclusive for COCO's
 
 Below, every field of the config with its value; the ones of data and eval may be changed."""
 
@@ -55,6 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--save-detections", action="store_true")
     parser.add_argument("--split")
     parser.add_argument("--metrics")
+    parser.add_argument("--iou-threshold", type=float)
+    parser.add_argument("--pixels", choices=("inclusive", "exclusive"))
     add_process_flags(parser)
     own, overrides = parser.parse_known_args(arguments)
     check_first_word(overrides, "" if own.checkpoint or own.detections else "--checkpoint")
@@ -68,9 +76,10 @@ def main(arguments: Sequence[str]) -> None:
             )
         _evaluate_files(own, overrides)
         return
-    for name in ("annotations", "images", "split", "metrics"):
-        if getattr(own, name) is not None:
-            advice = "use --eval.metrics" if name == "metrics" else "use --data.root and its splits"
+    for name in ("annotations", "images", "split", "metrics", "iou-threshold", "pixels"):
+        if getattr(own, name.replace("-", "_")) is not None:
+            in_config = name in ("metrics", "iou-threshold", "pixels")
+            advice = f"use --eval.{name}" if in_config else "use --data.root and its splits"
             raise ConfigError(f"--{name} goes with --detections; for a checkpoint {advice}")
     if own.checkpoint is None:
         raise ConfigError(
@@ -92,6 +101,7 @@ def _evaluate_checkpoint(
     from ssd_jax.evaluation.dataset import data_set
     from ssd_jax.evaluation.detect import make_detect
     from ssd_jax.evaluation.evaluate import evaluate_source
+    from ssd_jax.evaluation.outputs import staged
     from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
     from ssd_jax.runtime import is_first_process, use_compile_cache
 
@@ -114,32 +124,37 @@ def _evaluate_checkpoint(
         out_dirs = [out_dir / "a", out_dir / "b"]
     use_compile_cache(config.train.compile_cache)
     source = open_source(config.data, config.data.eval_split, config.model.classes)
-    # What does not fit is found before anything is detected.
-    models = [restore_model(*each) for each in checkpoints]
     console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
     evaluations = []
-    for (path, its_config), (model, variables), its_dir in zip(
-        checkpoints, models, out_dirs, strict=True
-    ):
-        evaluation = evaluate_source(
-            make_detect(model, its_config),
-            variables,
-            source,
-            its_config,
-            out_dir=its_dir,
-            console=console,
-            name=_name(path),
-            extra={"step": int(path.name)} if path.name.isdigit() else {},
-            save_detections=own.save_detections,
-        )
+    # One process writes.
+    with staged(out_dir) if is_first_process() else nullcontext(out_dir) as part:
+        # What does not fit is found before anything is detected.
+        models = [restore_model(*each) for each in checkpoints]
+        for (path, its_config), (model, variables), its_dir in zip(
+            checkpoints, models, out_dirs, strict=True
+        ):
+            evaluation = evaluate_source(
+                make_detect(model, its_config),
+                variables,
+                source,
+                its_config,
+                out_dir=part / its_dir.relative_to(out_dir),
+                console=console,
+                name=_name(path),
+                extra={"step": int(path.name)} if path.name.isdigit() else {},
+                save_detections=own.save_detections,
+            )
+            evaluations.append(evaluation)
+        if own.compare is not None and is_first_process():
+            images = config.eval.report_images
+            _compare(part, evaluations, data_set(source), console, images=images)
+    for evaluation, its_dir in zip(evaluations, out_dirs, strict=True):
         console.print(
             f"mAP {evaluation.results[0].mean_ap:.4f}; metrics and pictures are in {its_dir}",
             markup=False,
         )
-        evaluations.append(evaluation)
-    if own.compare is not None and is_first_process():
-        images = config.eval.report_images
-        _compare(out_dir, evaluations, data_set(source), console, images=images)
+    if own.compare is not None:
+        console.print(f"comparison.html is in {out_dir}", markup=False)
 
 
 def _name(checkpoint: Path) -> str:
@@ -166,7 +181,6 @@ def _compare(
     write_comparison(out_dir, a, b, data, images=images)
     console.print(f"A: {a.name}\nB: {b.name}", markup=False)
     print_comparison(a.results, b.results, console)
-    console.print(f"comparison.html is in {out_dir}", markup=False)
 
 
 def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
@@ -179,7 +193,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
     # JAX, which takes seconds to import, is not needed here.
     from rich.console import Console
 
-    from ssd_jax.evaluation.outputs import write_evaluation
+    from ssd_jax.evaluation.outputs import staged, write_evaluation
     from ssd_jax.evaluation.report import print_errors, print_table
     from ssd_jax.evaluation.results import read_detections, read_known
     from ssd_jax.evaluation.scores import MetricName, evaluate_detections
@@ -188,25 +202,38 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
     names = typing.get_args(MetricName)
     if len(set(metrics)) < len(metrics) or not set(metrics) <= set(names):
         raise ConfigError(f"--metrics is {own.metrics}; name {', '.join(names)}, each once")
-    known = read_known(own.annotations, own.split or "")
+    iou_threshold = 0.5 if own.iou_threshold is None else own.iou_threshold
+    if not 0 <= iou_threshold <= 1:
+        raise ConfigError(f"--iou-threshold is {iou_threshold}; use a number from 0 to 1")
+    console = Console(highlight=False, soft_wrap=True)
+    note = partial(console.print, markup=False)
+    known = read_known(own.annotations, own.split or "", own.pixels)
     pictures = own.annotations.expanduser() / "JPEGImages"
     data = known.data_set(own.images or (pictures if pictures.is_dir() else None))
     files = [own.detections] if own.compare is None else [own.detections, own.compare]
-    tables = [read_detections(path, known) for path in files]
-    out_dirs = [own.out] if own.compare is None else [own.out / "a", own.out / "b"]
-    console = Console(highlight=False, soft_wrap=True)
+    parts = ["."] if own.compare is None else ["a", "b"]
     evaluations = []
-    for path, found, out_dir in zip(files, tables, out_dirs, strict=True):
-        evaluation = evaluate_detections(
-            path.name, found, data, metrics=typing.cast(tuple[MetricName, ...], metrics)
-        )
-        write_evaluation(out_dir, evaluation, data, extra={"num_images": len(known.image_ids)})
-        print_table(evaluation.results, console)
-        print_errors(evaluation.analysis, console)
-        console.print(f"metrics.json and report.html are in {out_dir}", markup=False)
-        evaluations.append(evaluation)
+    with staged(own.out) as out_dir:
+        for path, part in zip(files, parts, strict=True):
+            found = read_detections(path, known, note)
+            evaluation = evaluate_detections(
+                path.name,
+                found,
+                data,
+                metrics=typing.cast(tuple[MetricName, ...], metrics),
+                iou_threshold=iou_threshold,
+            ).under_pixels(known.rule)
+            extra = {"num_images": len(known.image_ids)}
+            write_evaluation(out_dir / part, evaluation, data, extra=extra)
+            print_table(evaluation.results, console, evaluation.baseline)
+            print_errors(evaluation.analysis, console)
+            evaluations.append(evaluation)
+        if own.compare is not None:
+            _compare(out_dir, evaluations, data, console, images=8)
+    for part in parts:
+        console.print(f"metrics.json and report.html are in {own.out / part}", markup=False)
     if own.compare is not None:
-        _compare(own.out, evaluations, data, console, images=8)
+        console.print(f"comparison.html is in {own.out}", markup=False)
 
 
 if __name__ == "__main__":

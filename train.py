@@ -17,6 +17,7 @@ from ssd_jax.cli import (
     run_main,
 )
 from ssd_jax.config import Config, ConfigError, from_json
+from ssd_jax.files import MAX_CONFIG, read_text
 from ssd_jax.trust import with_local_cache
 
 _DESCRIPTION = """Train a detector.
@@ -79,7 +80,10 @@ def _base_config(own: argparse.Namespace) -> Config:
     saved = own.workdir / "config.json"
     if not saved.is_file():
         raise ConfigError(f"--resume: there is no run in {own.workdir}; name one, or a --config")
-    return with_local_cache(from_json(saved.read_text(encoding="utf-8")))
+    try:
+        return with_local_cache(from_json(read_text(saved, MAX_CONFIG)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--resume: {saved} cannot be read: {error}; name --config") from None
 
 
 def _replay(file: Path, overrides: Sequence[str]) -> int:

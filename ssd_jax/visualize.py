@@ -130,7 +130,8 @@ def captioned(image: Image, caption: str, font_scale: float | None = None) -> Im
     bar = np.full((height + baseline + 10, image.shape[1], 3), _PAPER, np.uint8)
     font_scale *= min(1.0, (image.shape[1] - 10) / max(width, 1))
     origin = 2, height + 5
-    cv2.putText(bar, caption, origin, _FONT, font_scale, _INK, _stroke(font_scale), cv2.LINE_AA)
+    text, stroke = _drawable(caption), _stroke(font_scale)
+    cv2.putText(bar, text, origin, _FONT, font_scale, _INK, stroke, cv2.LINE_AA)
     return np.concatenate([bar, image])
 
 
@@ -233,9 +234,14 @@ def _palette() -> Array:
 
 def _text_size(text: str, font_scale: float) -> tuple[int, int, int]:
     """Width, and the height above the baseline and depth below it of any text (pixels)."""
-    (width, _), _ = cv2.getTextSize(text, _FONT, font_scale, _stroke(font_scale))
+    (width, _), _ = cv2.getTextSize(_drawable(text), _FONT, font_scale, _stroke(font_scale))
     (_, height), baseline = cv2.getTextSize("Ag", _FONT, font_scale, _stroke(font_scale))
     return width, height, baseline
+
+
+def _drawable(text: str) -> str:
+    """The text without lone surrogates, at which OpenCV crashes the process."""
+    return text.encode(errors="replace").decode()
 
 
 def _stroke(font_scale: float) -> int:
@@ -314,4 +320,5 @@ def _draw_tag(
     ink = (0, 0, 0) if luma > 120 else (255, 255, 255)
     width, height, baseline = _text_size(text, font_scale)
     origin = x0 + (x1 - x0 - width) // 2, y0 + (y1 - y0 - height - baseline) // 2 + height
-    cv2.putText(image, text, origin, _FONT, font_scale, ink, _stroke(font_scale), cv2.LINE_AA)
+    text, stroke = _drawable(text), _stroke(font_scale)
+    cv2.putText(image, text, origin, _FONT, font_scale, ink, stroke, cv2.LINE_AA)

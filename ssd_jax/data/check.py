@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.table import Table
 from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.errors import KINDS, DataError, printable
+from ssd_jax.data.prior_sizes import QUANTILES, propose_size
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.data.survey import Findings, Objects, survey_images, survey_objects
 from ssd_jax.visualize import replace_file
@@ -39,6 +40,8 @@ Below, every field of the config with its value."""
 
 _SHOWN = 3
 """Findings of a kind on the console."""
+_MOST_ROWS = 24
+"""Classes in a table on the console; --fix-report has all."""
 _CHUNK = 256
 """Objects whose priors are looked for at once: their IoUs with 25,000 priors are 25 MB."""
 
@@ -141,10 +144,11 @@ def _find_classes(config: Config, findings: Findings) -> tuple[str, ...]:
             if split == data.train_split:
                 findings.add("training", error)
             continue
-        for k, name in enumerate(classes):
-            alike = [c for c in classes[:k] if c.lower() == name.lower()]
-            if alike:
-                what = f"classes {alike[0]!r} and {name!r} differ by case alone"
+        spellings: dict[str, str] = {}
+        for name in classes:
+            first = spellings.setdefault(name.lower(), name)
+            if first != name:
+                what = f"classes {first!r} and {name!r} differ by case alone"
                 change = "write one of them in all annotations, if they are one"
                 findings.add("training", DataError(what, change, kind="similar_classes"))
         return classes
@@ -186,7 +190,8 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[], object]]:
 
 
 def show(report: Report, config: Config, console: Console) -> None:
-    """Print a table for each split, and the first findings of each kind."""
+    """Print the first findings of each kind, a table for each split, and a summary."""
+    _show_findings(report, config, console)
     for role, objects in report.splits.items():
         console.print(_table(report, role, objects, config))
         console.print(
@@ -202,6 +207,15 @@ def show(report: Report, config: Config, console: Console) -> None:
         "them one, so that training goes\non, but they are found less often.\n",
         markup=False,
     )
+    errors, warnings, notes = (report.findings.count(s) for s in ("error", "warning", "note"))
+    console.print(
+        f"{errors} errors, {warnings} warnings, {notes} notes: "
+        + ("training would stop" if errors else "training can start"),
+        markup=False,
+    )
+
+
+def _show_findings(report: Report, config: Config, console: Console) -> None:
     for kind, found in report.findings.by_kind().items():
         severity, title = KINDS[kind]
         count = sum(error.count for error in found)
@@ -213,12 +227,37 @@ def show(report: Report, config: Config, console: Console) -> None:
             console.print(f"  and {len(found) - _SHOWN} more", markup=False)
         for change in dict.fromkeys(e.change for e in found[:_SHOWN] if e.change):
             console.print(f"  > {change}", markup=False)
-    errors, warnings, notes = (report.findings.count(s) for s in ("error", "warning", "note"))
-    console.print(
-        f"\n{errors} errors, {warnings} warnings, {notes} notes: "
-        + ("training would stop" if errors else "training can start"),
-        markup=False,
+        if kind == "no_prior":
+            for line in _describe_sizes(report.splits["training"].unmatched, config):
+                console.print(f"  > {line}", markup=False)
+    if any(True for _ in report.findings):
+        console.print()
+
+
+def _describe_sizes(unmatched: np.ndarray, config: Config) -> list[str]:
+    """Describe the objects without a prior, and the prior size that would match most of them."""
+    size, ratios = config.model.image_size, config.priors.aspect_ratios
+    aspect_ratios = sorted({1.0, *(float(ratio) for source in ratios for ratio in source)})
+    proposal = propose_size(unmatched * size, aspect_ratios, config.train.match_iou, size)
+    shares = "/".join(f"{share:.0%}".removesuffix("%") for share in QUANTILES)
+    sides = ", ".join(
+        f"{name} {' / '.join(f'{side:.3g}' for side in values)}"
+        for name, values in (("width", proposal.widths), ("height", proposal.heights))
     )
+    lines = [f"their sides in the {size}x{size} input, {shares} % quantiles: {sides} pixels"]
+    told = ", ".join(f"{ratio:g}" for ratio in aspect_ratios)
+    if proposal.share == 0:
+        lines.append(
+            f"no size of prior matches them by {config.train.match_iou:g} with aspect ratios "
+            f"{told}: add larger ones to priors.aspect_ratios"
+        )
+    else:
+        lines.append(
+            f"with aspect ratios {told} a prior of {proposal.best:.3g} pixels would match "
+            f"{proposal.share:.0%} of them, one of {proposal.smallest:.3g} is the smallest that "
+            f"would match any (priors.sizes starts at {min(config.priors.sizes):g})"
+        )
+    return lines
 
 
 def _table(report: Report, role: str, objects: Objects, config: Config) -> Table:
@@ -235,11 +274,37 @@ def _table(report: Report, role: str, objects: Objects, config: Config) -> Table
     for name, counts in objects.columns.items():
         footer = str(objects.images) if name == "images" else str(counts.sum())
         table.add_column(name, footer, justify="right", no_wrap=True)
-    for k, name in enumerate(report.classes):
-        table.add_row(
-            escape(printable(name)), *(str(counts[k]) for counts in objects.columns.values())
-        )
+    shown = _choose_rows(objects.columns)
+    for k in shown:
+        cells = [str(column[k]) for column in objects.columns.values()]
+        table.add_row(escape(printable(report.classes[k])), *cells)
+    others = np.setdiff1d(np.arange(len(report.classes)), shown)
+    if len(others):
+        # An image can have objects of several classes, so its count is no sum.
+        sums = [
+            "" if name == "images" else str(column[others].sum())
+            for name, column in objects.columns.items()
+        ]
+        table.add_row(f"{len(others)} other classes", *sums)
     return table
+
+
+def _choose_rows(columns: Mapping[str, np.ndarray]) -> list[int]:
+    """Choose the classes that a table shows: all, or of many those that stand out.
+
+    These have the most objects, the fewest ones, or the most objects without a prior. Classes
+    without objects are findings.
+    """
+    objects, no_prior = columns["objects"], columns["no prior"]
+    if len(objects) <= _MOST_ROWS:
+        return list(range(len(objects)))
+    by_objects = np.argsort(-objects, kind="stable")
+    by_objects = by_objects[objects[by_objects] > 0]
+    by_no_prior = np.argsort(-no_prior, kind="stable")
+    by_no_prior = by_no_prior[no_prior[by_no_prior] > 0]
+    part = _MOST_ROWS // 3
+    chosen = (by_objects[:part], by_objects[-part:], by_no_prior[:part])
+    return np.unique(np.concatenate(chosen)).tolist()
 
 
 def to_json(report: Report, config: Config) -> str:

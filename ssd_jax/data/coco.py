@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
-from ssd_jax.data.files import is_file, read_bytes
 from ssd_jax.data.pictures import Pictures
 from ssd_jax.data.records import Annotation, distinct_ids
+from ssd_jax.files import MAX_JSON, is_file, read_bytes
 
 PREFIX = "instances_"
 
-_MAX_BYTES = 1 << 32
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80
 
@@ -119,6 +118,8 @@ class Instances:
 
     images: dict[int | str, str]
     """Id -> file name, "" where it has none."""
+    sizes: dict[int | str, tuple[int, int]]
+    """Id -> width and height, of the images that have both."""
     categories: dict[int, str]
     """Id -> name."""
     annotations: list[tuple[int | str, int, tuple[float, float, float, float], float, bool]]
@@ -134,9 +135,13 @@ def read_instances(path: Path) -> Instances:
     """
     content = _read_json(path)
     images: dict[int | str, str] = {}
+    sizes: dict[int | str, Any] = {}
     for k, record in enumerate(content["images"]):
         key = _new_id(path, f"images[{k}]", "image", record, images)
         images[key] = str(record.get("file_name", ""))
+        size = record.get("width"), record.get("height")
+        if all(type(side) is int and 0 < side < 1e9 for side in size):
+            sizes[key] = size
     categories = {k: name or "" for k, name in _read_categories(path, content, stop).items()}
     annotations = []
     for k, record in enumerate(content["annotations"]):
@@ -149,9 +154,9 @@ def read_instances(path: Path) -> Instances:
         if crowd not in (0, 1):
             what = f"{path}: {where} has iscrowd {_brief(crowd)}"
             raise _wrong(path, where, what, "write 0 or 1")
-        area = _area(record, np.array((0, 0, w, h)))
+        area = _area(path, where, record, np.array((0, 0, w, h)))
         annotations.append((image, category, (x, y, w, h), area, bool(crowd)))
-    return Instances(images, categories, annotations)
+    return Instances(images, sizes, categories, annotations)
 
 
 @dataclass
@@ -199,7 +204,7 @@ def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(read_bytes(path, _MAX_BYTES))
+        content = json.loads(read_bytes(path, MAX_JSON))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
     except (ValueError, RecursionError) as error:
@@ -255,6 +260,7 @@ def _read_categories(
 ) -> dict[int, str | None]:
     """Id -> name, None for one that is left out."""
     categories: dict[int, str | None] = {}
+    names: set[str] = set()
     for k, record in enumerate(content["categories"]):
         try:
             key = _new_id(path, f"categories[{k}]", "category", record, categories)
@@ -267,10 +273,11 @@ def _read_categories(
             if not isinstance(name, str) or not name.strip():
                 what = f"{path}: {where} has the name {_brief(name)}"
                 raise _wrong(path, where, what, "write its class")
-            if name in categories.values():
+            if name in names:
                 what = f"{path}: {where} has the name of another one, {_brief(name)}"
                 raise _wrong(path, where, what, "rename it", "twice")
             categories[key] = name
+            names.add(name)
         except DataError as error:
             on_error(error)
     if not categories:
@@ -304,12 +311,12 @@ def _add_objects(
             if name not in labels:
                 raise class_error(path, name, tuple(labels), record=image.name, item=where)
             found = _read_object(path, where, record, image, name, set_aside, on_error)
+            if found is not None:
+                box, crowd = found
+                area = _area(path, where, record, box)
+                image.objects.append(_Object(box, labels[name], crowd, area))
         except DataError as error:
             on_error(error)
-            continue
-        if found is not None:
-            box, crowd = found
-            image.objects.append(_Object(box, labels[name], crowd, _area(record, box)))
     return categories
 
 
@@ -350,12 +357,19 @@ def _read_object(
     return box, bool(crowd)
 
 
-def _area(record: dict[str, Any], box: np.ndarray) -> float:
-    """The area of an annotation's segmentation; that of its box, xyxy, where it has none."""
+def _area(path: Path, where: str, record: dict[str, Any], box: np.ndarray) -> float:
+    """Return the area of an annotation's segmentation.
+
+    The area of its box, xyxy, replaces one that is absent, null or 0, as many tools write it.
+    """
     area = record.get("area")
-    if isinstance(area, int | float) and not isinstance(area, bool) and 0 < area < 1e18:
-        return float(area)
-    return float((box[2] - box[0]) * (box[3] - box[1]))
+    if area is None:
+        area = 0
+    # Neither nan nor infinity is in the range.
+    if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < 1e18:
+        what = f"{path}: {where} has area {_brief(area)}"
+        raise _wrong(path, where, what, "write a number of square pixels or take it out")
+    return float(area) or float((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def _bbox(path: Path, where: str, record: dict[str, Any]) -> list[float]:

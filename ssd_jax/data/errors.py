@@ -1,5 +1,6 @@
 """What a data set can be wrong in, told in one line that names the file and what to change."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -40,7 +41,13 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "cmyk": ("note", "CMYK images, decoded to RGB without their colour profile"),
     "deep": ("note", "images of more than 8 bits, decoded to 8"),
     "alpha": ("note", "images with transparency, decoded without it"),
+    "suffix": ("note", "images of another format than their suffix says"),
 }
+
+_CONTROLS = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069"
+    "\\ud800-\\udfff\\ufdd0-\\ufdef\\ufffe\\uffff]"
+)
 
 
 class DataError(UserError):
@@ -117,3 +124,8 @@ def shorten(names: Sequence[str], most: int) -> str:
 def reason(error: Exception) -> str:
     """What the system says of a file, without the file's name."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def escape_controls(text: str) -> str:
+    """Escape what no reader sees: control characters, marks of direction, surrogates."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -16,7 +16,10 @@ import tensorflow_datasets as tfds
 
 from ssd_jax.config import ConfigError
 from ssd_jax.data.errors import DataError, reason, shorten
+from ssd_jax.data.numbers import parse_number
 from ssd_jax.data.pictures import picture_size
+from ssd_jax.data.voc import MAX_XML, parse_xml
+from ssd_jax.files import MAX_JSON, MAX_TEXT, read_bytes, read_text
 
 Examples: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
 """Keys and records as a builder takes them."""
@@ -92,7 +95,7 @@ def voc_examples(builder: Any, split: FolderSplit) -> Examples:
     objects = builder.info.features["objects"]
     # TFDS takes no annotations from VOC2012's test, of which there are none in public.
     annotated = split.name != "test" or builder.builder_config.has_test_annotations
-    for row in map(str.split, split.listed.read_text("utf-8-sig").splitlines()):
+    for row in map(str.split, _read_list(split.listed)):
         if not row:
             continue
         image_id = row[0]
@@ -117,8 +120,10 @@ def _voc_objects(
     path: Path, image: Path, classes: list[str], poses: list[str]
 ) -> list[dict[str, Any]]:
     try:
-        root = ET.fromstring(path.read_bytes())
-        width, height = (float(root.findtext(f"size/{side}", "0")) for side in ("width", "height"))
+        root = parse_xml(read_bytes(path, MAX_XML))
+        width, height = (
+            parse_number(root.findtext(f"size/{side}", "0")) for side in ("width", "height")
+        )
         if min(width, height) < 1:
             width, height = picture_size(image)
         objects = []
@@ -127,7 +132,7 @@ def _voc_objects(
             if label not in classes:
                 raise ValueError(f"class {label!r}, which is not one of {shorten(classes, 20)}")
             sides = ("ymin", "xmin", "ymax", "xmax")
-            corners = [float(node.findtext(f"bndbox/{side}", "")) for side in sides]
+            corners = [parse_number(node.findtext(f"bndbox/{side}", "")) for side in sides]
             pose = node.findtext("pose", "").strip().lower()
             objects.append(
                 {
@@ -140,9 +145,16 @@ def _voc_objects(
             )
     except DataError:
         raise
-    except (OSError, ET.ParseError, ValueError) as error:
+    except (OSError, ET.ParseError, LookupError, ValueError) as error:
         raise DataError(f"{path} cannot be used: {reason(error)}", "mend it", file=path) from None
     return objects
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        return read_text(path, MAX_TEXT).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
 
 
 def coco_examples(builder: Any, split: FolderSplit) -> Examples:
@@ -154,7 +166,7 @@ def coco_examples(builder: Any, split: FolderSplit) -> Examples:
     path = split.listed
     label = builder.info.features["objects"]["label"]
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path, MAX_JSON))
         names = {category["id"]: category["name"] for category in content["categories"]}
         images = sorted(content["images"], key=lambda image: image["id"])
         objects = defaultdict(list)

@@ -6,10 +6,19 @@ are JPEG (ITU-T T.81, annex B), PNG, BMP, TIFF 6.0 and WebP (RFC 9649).
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 Colour: TypeAlias = Literal["grey", "rgb", "cmyk"]
+
+SUFFIXES = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    ".png": "PNG",
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    ".webp": "WebP",
+}
+"""Suffixes of image files, in lower case, and the formats that they name."""
 
 # A marker in the midst of compressed data: not a stuffed 0, a restart or another fill byte.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -35,6 +44,8 @@ class Header:
     """How EXIF wants it shown: 1 as stored, 2 to 8 turned or mirrored."""
     whole: bool = True
     """False for a JPEG or PNG that ends before its image does."""
+    format: str = ""
+    """JPEG, PNG, BMP, TIFF or WebP."""
 
 
 def read_header(data: bytes) -> Header:
@@ -44,17 +55,17 @@ def read_header(data: bytes) -> Header:
         ValueError: it is none of JPEG, PNG, BMP, TIFF and WebP, or breaks off.
     """
     formats = {
-        b"\xff\xd8\xff": _jpeg,
-        b"\x89PNG\r\n\x1a\n": _png,
-        b"BM": _bmp,
-        b"II*\0": _tiff,
-        b"MM\0*": _tiff,
-        b"RIFF": _webp,
+        b"\xff\xd8\xff": ("JPEG", _jpeg),
+        b"\x89PNG\r\n\x1a\n": ("PNG", _png),
+        b"BM": ("BMP", _bmp),
+        b"II*\0": ("TIFF", _tiff),
+        b"MM\0*": ("TIFF", _tiff),
+        b"RIFF": ("WebP", _webp),
     }
-    for start, read in formats.items():
+    for start, (name, read) in formats.items():
         if data.startswith(start):
             try:
-                return read(data)
+                return replace(read(data), format=name)
             except (struct.error, IndexError, KeyError):
                 raise ValueError("its header breaks off") from None
     raise ValueError("it is none of JPEG, PNG, BMP, TIFF and WebP")

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 
 from ssd_jax.data.errors import DataError, reason
-from ssd_jax.data.files import read_bytes
 from ssd_jax.data.headers import Header, read_header
 from ssd_jax.data.records import Annotation, Example, to_example
+from ssd_jax.files import read_bytes
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded: 192 MB as RGB and 400 to 600 MB on the way, so that six readers
@@ -99,6 +99,22 @@ def picture_size(file: Path) -> tuple[int, int]:
     """
     header = _usable_header(_read(file), file)
     return header.width, header.height
+
+
+def is_opaque(file: Path) -> bool:
+    """Whether the alpha channel of an image file hides nothing.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(_read(file), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return False
+    if image is None or image.ndim < 3 or image.shape[2] != 4 or image.dtype.kind != "u":
+        return False
+    alpha = image[..., 3]
+    return int(alpha.min()) == (1 << 8 * alpha.itemsize) - 1
 
 
 def decode_picture(data: bytes, file: Path) -> tuple[Header, np.ndarray]:

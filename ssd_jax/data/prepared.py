@@ -26,6 +26,7 @@ from ssd_jax.config import ConfigError, TfdsFields
 from ssd_jax.data.errors import DataError, reason, shorten
 from ssd_jax.data.headers import read_header
 from ssd_jax.data.pictures import decode_picture
+from ssd_jax.files import is_file
 
 ARRAY_RECORD = "array_record"
 
@@ -274,6 +275,8 @@ def _flatten(feature: Any, name: str, sequences: int = 0) -> Iterator[tuple[str,
 
 def _load(file: Path, key: str, count: int) -> Objects | None:
     """The objects that were kept with that key; None if there are none, or none to rely on."""
+    if not is_file(file):  # a pipe would wait for a writer
+        return None
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as columns:
             if columns["key"].item() != key:

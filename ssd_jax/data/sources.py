@@ -1,15 +1,17 @@
 """Where images and their objects come from: random-access sources, one record an image."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.coco import CocoJson, coco_classes
-from ssd_jax.data.errors import DataError, OnError, reason, stop
+from ssd_jax.data.errors import DataError, OnError, reason, shorten, stop
 from ssd_jax.data.records import Annotation, Example, Source, to_example
 from ssd_jax.data.shapes import SHAPES, Scene, draw_scene, lay_out_scene
 from ssd_jax.data.voc import VocFolder, voc_classes
+from ssd_jax.files import MAX_TEXT, read_text
 
 __all__ = ["Annotation", "DataError", "Example", "Shapes", "Source", "find_classes", "open_source"]
 
@@ -97,7 +99,7 @@ def open_source(
             "leave it and data.class_file empty"
         )
     stream, _, count = split.partition(":")
-    if not (stream and count.isdecimal() and int(count) > 0):
+    if not (stream and count.isascii() and count.isdecimal() and int(count) > 0):
         field = "data.eval_split" if split == data.eval_split else "data.train_split"
         raise ConfigError(
             f"{field} is {split!r}; generated shapes need NAME:COUNT, e.g. train:2000"
@@ -184,7 +186,7 @@ def _find_format(data: DataConfig) -> str:
 def _read_class_file(name: str) -> tuple[str, ...]:
     path = Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, MAX_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data.class_file {path} cannot be read ({reason(error)}); "
@@ -193,7 +195,9 @@ def _read_class_file(name: str) -> tuple[str, ...]:
     classes = tuple(line.strip() for line in lines if line.strip())
     if not classes:
         raise ConfigError(f"data.class_file {path} is empty; write one class name a line")
-    twice = sorted({c for c in classes if classes.count(c) > 1})
+    twice = sorted(name for name, count in Counter(classes).items() if count > 1)
     if twice:
-        raise ConfigError(f"data.class_file {path} names {', '.join(twice)} twice; once is enough")
+        raise ConfigError(
+            f"data.class_file {path} names {shorten(twice, 20)} twice; once is enough"
+        )
     return classes

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -16,8 +16,8 @@ import numpy as np
 
 from ssd_jax.config import DataConfig
 from ssd_jax.data.errors import KINDS, DataError, OnError, Severity
-from ssd_jax.data.headers import Header
-from ssd_jax.data.pictures import Pictures
+from ssd_jax.data.headers import SUFFIXES, Header
+from ssd_jax.data.pictures import Pictures, is_opaque
 from ssd_jax.data.records import Source, normalize_boxes
 
 SMALL, LARGE = 32**2, 96**2
@@ -35,7 +35,12 @@ class Findings:
         self._found: dict[tuple[str, str], DataError] = {}
 
     def add(self, split: str, error: DataError) -> None:
-        """A finding of a split; one that is there already is not added."""
+        """Add a finding of a split unless it has been added already.
+
+        A folder that both splits lie in is one finding, of the split that it was found in first.
+        """
+        if error.kind == "data_set" and any(what == error.what for _, what in self._found):
+            return
         self._found.setdefault((split, error.what), error)
 
     def to(self, split: str) -> OnError:
@@ -70,6 +75,9 @@ class Objects:
     """Largest number of objects to train on in an image."""
     fullest: str
     """An image that has so many; empty without images."""
+    unmatched: np.ndarray
+    """float32 [n, 2], width and height of the objects to train on without a prior, as fractions of
+    the image."""
 
 
 def survey_objects(
@@ -152,6 +160,7 @@ def survey_objects(
         },
         int(counts.max(initial=0)),
         fullest,
+        boxes[lonely, 2:] - boxes[lonely, :2],
     )
 
 
@@ -180,6 +189,8 @@ def survey_images(
         before = heard()
         try:
             header, image = _picture(source, i)
+            if header and header.alpha and is_opaque(cast(Pictures, source).file(i)):
+                header = replace(header, alpha=False)
         except DataError as error:
             return error
         digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
@@ -208,7 +219,8 @@ def survey_images(
                 what = f"has the pixels of {trained_on[digest]}, which is trained on"
                 tell(i, "shared_image", what, "take one of the two out: the score says too much")
             seen.setdefault(digest, _name(source, i))
-            for kind, what, change in _peculiarities(header) if header else ():
+            file = source.file(i) if isinstance(source, Pictures) else Path()
+            for kind, what, change in _peculiarities(header, file) if header else ():
                 tell(i, kind, what, change)
     # Several images were decoded at a time; who complained of which is found out one by one.
     with listening() as (heard, text):
@@ -279,7 +291,7 @@ def _check_training(
             on_error(DataError(what, "add some, or take the class out", kind="absent_class"))
 
 
-def _peculiarities(header: Header) -> Iterator[tuple[str, str, str]]:
+def _peculiarities(header: Header, file: Path) -> Iterator[tuple[str, str, str]]:
     """Kind, what, change."""
     if 1 < header.orientation <= 8:
         what = f"has EXIF orientation {header.orientation}, which is not applied"
@@ -293,7 +305,11 @@ def _peculiarities(header: Header) -> Iterator[tuple[str, str, str]]:
         what = f"has {header.bits} bits"
         yield "deep", what, "nothing, if 8 bits hold its contrast; else save it stretched"
     if header.alpha:
-        yield "alpha", "has transparency", "nothing, if it hides nothing; else save it without"
+        yield "alpha", "has transparency", "look at what it hides, or save it without"
+    named = SUFFIXES.get(file.suffix.lower(), header.format)
+    if header.format != named:
+        change = "rename it; it is read by its content here, but other programs go by the name"
+        yield "suffix", f"is a {header.format} file", change
 
 
 def _picture(source: Source, i: int) -> tuple[Header | None, np.ndarray]:

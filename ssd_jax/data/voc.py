@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
-from ssd_jax.data.files import is_file, read_bytes
+from ssd_jax.data.numbers import parse_number
 from ssd_jax.data.pictures import Pictures, picture_size
 from ssd_jax.data.records import Annotation, distinct_ids
+from ssd_jax.files import MAX_TEXT, is_file, read_bytes, read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
-_MAX_BYTES = 1 << 26  # of an annotation; a tree of it takes some ten times as much memory
+MAX_XML = 1 << 24
+"""Largest annotation file that is read (bytes)."""
+
+_MAX_TAGS = 500_000  # of an annotation: 20,000 objects; a tree takes some 200 bytes a tag
 _FARTHEST = 1e9  # pixels; float32 and int32 are at home below
 
 
@@ -126,13 +130,18 @@ def annotated_ids(folder: Path, split: str = "") -> list[str]:
 
 def annotated_objects(
     folder: Path, image_id: str
-) -> list[tuple[str, tuple[float, float, float, float], bool]]:
-    """(class, (xmin, ymin, xmax, ymax) as written, difficult) of each object in Annotations/.
+) -> tuple[tuple[int, int] | None, list[tuple[str, tuple[float, float, float, float], bool]]]:
+    """Read an annotation in Annotations/.
+
+    Returns:
+        Width and height of the image, None where they are not given; and (class, (xmin, ymin,
+        xmax, ymax) as written, difficult) of each object.
 
     Raises:
         DataError: the annotation is missing or cannot be used.
     """
-    return [(o.name, o.box, o.difficult) for o in _read_voc(folder, image_id, stop).objects]
+    voc = _read_voc(folder, image_id, stop)
+    return voc.size, [(o.name, o.box, o.difficult) for o in voc.objects]
 
 
 def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
@@ -181,8 +190,11 @@ def _list_ids(folder: Path, name: str) -> list[str]:
             f"{path} is missing; the splits of this data set are "
             f"{shorten(known, 20) if known else '(none: write one image id a line)'}"
         )
-    rows = (line.split() for line in path.read_text("utf-8-sig", "replace").splitlines())
-    return [row[0] for row in rows if row]
+    try:
+        lines = read_text(path, MAX_TEXT, errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
+    return [row[0] for row in map(str.split, lines) if row]
 
 
 def _find_pictures(folder: Path) -> dict[str, Path]:
@@ -213,19 +225,33 @@ class _PlainTree(ET.TreeBuilder):
     """Builds a tree and refuses a DOCTYPE: entities, which can blow up memory, live there."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError("has a DOCTYPE, which an annotation does not need; remove it")
+        raise ValueError("has a DOCTYPE, which an annotation does not need; remove it")
+
+
+def parse_xml(data: bytes) -> ET.Element:
+    """Parse an annotation file, whose size and number of tags are limited.
+
+    Raises:
+        ValueError: the file has a DOCTYPE or too many tags.
+        ET.ParseError, LookupError, ValueError: the file is not XML.
+    """
+    # In every encoding that expat reads, a tag holds this byte.
+    tags = data.count(b"<")
+    if tags > _MAX_TAGS:
+        raise ValueError(f"has {tags:,} tags, and {_MAX_TAGS:,} is the most")
+    return ET.fromstring(data, ET.XMLParser(target=_PlainTree()))
 
 
 def _read_voc(folder: Path, image_id: str, on_error: OnError) -> _VocFile:
     path = folder / "Annotations" / f"{image_id}.xml"
     try:
-        root = ET.fromstring(read_bytes(path, _MAX_BYTES), ET.XMLParser(target=_PlainTree()))
+        root = parse_xml(read_bytes(path, MAX_XML))
     except FileNotFoundError:
         what, change = f"{path} is missing", f"add it or take {image_id} off the list"
         raise _wrong(path, what, change) from None
     except OSError as error:
         raise _wrong(path, f"{path} cannot be read ({reason(error)})", "replace it") from None
-    except (ET.ParseError, DataError, LookupError, ValueError) as error:
+    except (ET.ParseError, LookupError, ValueError) as error:
         raise _wrong(path, f"{path} is not a usable annotation: {error}", "mend it") from None
     if root.tag.lower() != "annotation":
         what = f"{path} is not a usable annotation: it is <{root.tag[:40]}>, not <annotation>"
@@ -269,10 +295,10 @@ def _voc_object(path: Path, k: int, node: Any) -> _VocObject:
 
 def _number(path: Path, item: str, side: str, text: str) -> float:
     try:
-        value = float(text)
+        value = parse_number(text)
     except ValueError:
         value = math.nan
-    if not -_FARTHEST < value < _FARTHEST:  # nor is it NaN
+    if not -_FARTHEST < value < _FARTHEST:  # nor is it nan
         what = f"{path}: {item} has {side}{text[:40]!r}"
         raise _wrong(path, what, "write a number of pixels", item)
     return value

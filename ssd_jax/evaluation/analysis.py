@@ -91,8 +91,9 @@ def analyse(
     everything = find_outcomes(
         detections, ground_truth, k, iou_threshold=iou_threshold, pixels=pixels
     )
-    told = detections.select(detections.score >= score)
-    outcomes = find_outcomes(told, ground_truth, k, iou_threshold=iou_threshold, pixels=pixels)
+    is_told = detections.score >= score
+    told = detections.select(is_told)
+    outcomes = everything.above(is_told, ground_truth.difficult)
     return Analysis(
         curves=evaluate_voc(
             detections,

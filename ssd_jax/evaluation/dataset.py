@@ -26,6 +26,8 @@ class DataSet:
     """A name for each image, which no other has."""
     read_image: Callable[[int], Array | None]
     """The pixels of an image, RGB uint8 [H, W, 3], as its boxes count them; None: not to be had."""
+    image_sizes: Array | None = None
+    """int [images, 2], width and height in pixels; None where they are not known."""
 
 
 def data_set(source: Source) -> DataSet:
@@ -46,4 +48,5 @@ def data_set(source: Source) -> DataSet:
         area=np.concatenate(areas),
         image_names=[a.image_id for a in known],
         read_image=source.image,
+        image_sizes=np.array([(a.width, a.height) for a in known]).reshape(-1, 2),
     )

@@ -20,6 +20,7 @@ from ssd_jax.evaluation.voc import (
     mean_of_known,
     pair_iou,
     pairs,
+    rows_of_classes,
 )
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +35,8 @@ OUTCOMES = ("right", "set aside", *FALSE_POSITIVES)
 """What a detection can be."""
 
 _RIGHT, _SET_ASIDE, _WRONG_CLASS, _POOR_BOX, _BOTH, _DUPLICATE, _BACKGROUND = range(7)
+
+_BLOCK = 1 << 17  # detections whose pairs with objects are in memory at once
 
 BACKGROUND_IOU = 0.1
 """Below this IoU with every object a detection shows background."""
@@ -52,6 +55,22 @@ class Outcomes:
     """bool [G]."""
     missed: Array
     """bool [G]: not difficult, not found, and no wrong class or poor box is all that is between."""
+
+    def above(self, kept: Array, difficult: Array) -> "Outcomes":
+        """Return the outcomes of the detections above a score alone.
+
+        Detections of lower scores change nothing for them.
+
+        Args:
+            kept: bool [N], the detections of at least some score.
+            difficult: bool [G], of the objects.
+        """
+        kind, target = self.kind[kept], self.object[kept]
+        found = np.zeros_like(self.found)
+        found[target[kind == _RIGHT]] = True
+        missed = ~found & ~difficult
+        missed[target[target >= 0]] = False
+        return Outcomes(kind, target, found, missed)
 
 
 def find_outcomes(
@@ -80,10 +99,10 @@ def find_outcomes(
     target = np.full(count, -1)
     found = np.zeros(objects, bool)
     same = np.zeros(count)
-    for label in range(1, num_classes + 1):
-        det = np.flatnonzero(detections.label == label)
+    det_rows = rows_of_classes(detections.label, num_classes, "detections")
+    gt_rows = rows_of_classes(ground_truth.label, num_classes, "ground truth")
+    for det, gt in zip(det_rows, gt_rows, strict=True):
         det = det[np.argsort(-detections.score[det], kind="stable")]
-        gt = np.flatnonzero(ground_truth.label == label)
         matches = match_detections(
             detections.image[det],
             detections.boxes[det],
@@ -100,9 +119,14 @@ def find_outcomes(
         target[det[overlaps]] = gt[matches.object[overlaps]]
         found[gt[matches.object[matches.true_positive]]] = True
 
-    other, other_object = _of_other_classes(detections, ground_truth, pixels)
     wrong = kind == _BACKGROUND
     low = min(BACKGROUND_IOU, iou_threshold)
+    # The others are decided by their own class.
+    undecided = np.flatnonzero(wrong & ((same < low) | (same == 0)))
+    other, other_object = np.zeros(count), np.full(count, -1)
+    for start in range(0, len(undecided), _BLOCK):
+        rows = undecided[start : start + _BLOCK]
+        other[rows], other_object[rows] = _of_other_classes(detections, rows, ground_truth, pixels)
     kind[wrong & (other >= low) & (other > 0)] = _BOTH
     kind[wrong & (other >= iou_threshold) & (other > 0)] = _WRONG_CLASS
     kind[wrong & (same >= low) & (same > 0)] = _POOR_BOX
@@ -144,8 +168,9 @@ def gains(
 
     def mean_ap(label: Array, right: Array, kept: Array, objects: Array) -> float:
         order = rank[kept[rank]]
-        label, right = label[order], right[order]
-        return mean_of_known([_ap(right[label == k], int(objects[k])) for k in asked])
+        right = right[order]
+        rows = rows_of_classes(label[order], num_classes, "detections")
+        return mean_of_known([_ap(right[rows[k - 1]], int(objects[k])) for k in asked])
 
     before = mean_ap(detections.label, right, kept, objects)
     after = {}
@@ -209,18 +234,34 @@ def _ap(right: Array, num_objects: int) -> float:
 
 
 def _of_other_classes(
-    detections: DetectionTable, ground_truth: GroundTruth, pixels: Pixels
+    detections: DetectionTable, rows: Array, ground_truth: GroundTruth, pixels: Pixels
 ) -> tuple[Array, Array]:
-    """The highest IoU [N] with an object of another class in the image, and its row [N]."""
-    iou, best = np.zeros(len(detections.label)), np.full(len(detections.label), -1)
-    row, gt = pairs(detections.image, ground_truth.image)
-    other = detections.label[row] != ground_truth.label[gt]
+    """Return the highest IoU of detections with an object of another class in their image.
+
+    Args:
+        detections: all of them.
+        rows: int [n], the ones that are asked for.
+        ground_truth: all objects.
+        pixels: as for `evaluate_voc`.
+
+    Returns:
+        The IoU [n], 0 where none overlaps, and the object's row [n], the first of equals, -1 where
+        none overlaps.
+    """
+    iou, best = np.zeros(len(rows)), np.full(len(rows), -1)
+    row, gt = pairs(detections.image[rows], ground_truth.image)
+    other = detections.label[rows][row] != ground_truth.label[gt]
     row, gt = row[other], gt[other]
-    of_pair = pair_iou(detections.boxes[row], ground_truth.boxes[gt], pixels)
+    of_pair = pair_iou(detections.boxes[rows[row]], ground_truth.boxes[gt], pixels)
     overlaps = of_pair > 0
     row, gt, of_pair = row[overlaps], gt[overlaps], of_pair[overlaps]
-    # Rising IoU, and of equals the first object last: what is written last stays.
-    order = np.lexsort((-gt, of_pair))
-    iou[row[order]] = of_pair[order]
-    best[row[order]] = gt[order]
+    if len(row) == 0:
+        return iou, best
+    # The pairs of a detection follow each other.
+    start = np.flatnonzero(np.diff(row, prepend=-1))
+    highest = np.maximum.reduceat(of_pair, start)
+    is_best = of_pair == np.repeat(highest, np.diff(start, append=len(row)))
+    iou[row[start]] = highest
+    none = len(ground_truth.label)
+    best[row[start]] = np.minimum.reduceat(np.where(is_best, gt, none), start)
     return iou, best

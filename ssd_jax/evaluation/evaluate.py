@@ -77,7 +77,7 @@ def evaluate_source(
         out_dir,
         min_score=config.eval.report_score,
     )
-    print_table(evaluation.results, console)
+    print_table(evaluation.results, console, evaluation.baseline)
     print_errors(evaluation.analysis, console)
     return evaluation
 

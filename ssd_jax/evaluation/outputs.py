@@ -1,15 +1,63 @@
 """What evaluations leave in a folder."""
 
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssd_jax.config import UserError
 from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.page import write_comparison_page, write_page
-from ssd_jax.evaluation.report import compare, without_nan, write_analysis, write_report
+from ssd_jax.evaluation.report import (
+    compare,
+    means,
+    to_json,
+    without_nan,
+    write_analysis,
+    write_report,
+)
 from ssd_jax.evaluation.scores import Evaluation
 from ssd_jax.visualize import replace_file
+
+
+@contextlib.contextmanager
+def staged(out_dir: Path) -> Iterator[Path]:
+    """Yield a new folder whose files move to `out_dir` together, once all are written.
+
+    The folder is made at once, so that a place that cannot be written is found before any work.
+    After an error nothing is left of it, and files in `out_dir` are as they were.
+
+    Raises:
+        UserError: a file cannot be written; the message names `out_dir`.
+    """
+    target = out_dir.expanduser().absolute()
+    new = [path for path in (target, *target.parents) if not path.exists()]
+    # Inside a folder that exists: the one around it may be read-only.
+    name = f".{target.name}.{os.getpid()}.part"
+    part = target.with_name(name) if new else target / name
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if not target.exists():
+            part.rename(target)
+            return
+        for file in sorted(path for path in part.rglob("*") if path.is_file()):
+            place = target / file.relative_to(part)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"the results cannot be written to {out_dir} ({why}); make room or fix the "
+            "permissions, or name another folder by --out"
+        ) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        for path in new:  # the ones that are not empty stay
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def write_evaluation(
@@ -24,11 +72,12 @@ def write_evaluation(
 ) -> None:
     """Write an evaluation to a folder, which is made.
 
-    That is metrics.json with `extra` in it (see `write_report`) and, with `page`, report.html, its
-    plots/*.svg and analysis.json (see `write_page`, `write_analysis`). Raises OSError where it
-    cannot write.
+    That is metrics.json with `extra` and the baseline in it (see `write_report`) and, with `page`,
+    report.html, its plots/*.svg and analysis.json (see `write_page`, `write_analysis`). Raises
+    OSError where it cannot write.
     """
-    write_report(evaluation.results, out_dir, extra)
+    baseline = {"baseline": means(evaluation.baseline)} if evaluation.baseline else {}
+    write_report(evaluation.results, out_dir, {**extra, **baseline})
     if page:
         path = out_dir / "analysis.json"
         write_analysis(path, evaluation.analysis, data.classes, data.image_names)
@@ -51,6 +100,5 @@ def write_comparison(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     tree = {"a": a.name, "b": b.name, **compare(a.results, b.results)}
-    text = json.dumps(without_nan(tree), indent=2, allow_nan=False, ensure_ascii=False)
-    replace_file(out_dir / "comparison.json", f"{text}\n".encode())
+    replace_file(out_dir / "comparison.json", to_json(without_nan(tree), indent=2))
     write_comparison_page(out_dir / "comparison.html", a, b, data, facts=facts, images=images)

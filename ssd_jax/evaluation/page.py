@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssd_jax.data.errors import escape_controls
 from ssd_jax.evaluation import plots
 from ssd_jax.evaluation.analysis import Analysis
 from ssd_jax.evaluation.coco import CocoClass
 from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.errors import BACKGROUND_IOU
-from ssd_jax.evaluation.report import METRIC_NAMES, class_aps, draw_panel, means, number, signed
+from ssd_jax.evaluation.report import (
+    METRIC_NAMES,
+    class_aps,
+    describe_baseline,
+    draw_panel,
+    means,
+    number,
+    signed,
+)
 from ssd_jax.evaluation.scores import Evaluation, Result
 from ssd_jax.evaluation.voc import SIZES, VOC_PIXELS, ClassResult
 from ssd_jax.visualize import Image, contact_sheet, encode_image, label_color, replace_file
@@ -68,7 +77,8 @@ def write_page(
         .render(
             title=f"Evaluation of {name}",
             facts=[*_data_facts(data), *facts],
-            means=[(k, number(v)) for k, v in means(evaluation.results).items()],
+            means=_cards(evaluation.results),
+            baseline=describe_baseline(evaluation.baseline),
             metrics=[(r.metric, METRIC_NAMES[r.metric]) for r in evaluation.results],
             table=_class_table(evaluation.results),
             confused=_most_confused(analysis.confusion, data.classes),
@@ -84,7 +94,7 @@ def write_page(
                 }
                 for key, title, note, rows in groups
             ],
-            **_common(analysis),
+            **_common(analysis, [r.metric for r in evaluation.results]),
         )
     )
     replace_file(path, text.encode())
@@ -133,7 +143,7 @@ def write_comparison_page(
             tables=_comparison_tables(a.results, b.results),
             plots=_write_plots(path.parent / "plots", figures),
             groups=groups,
-            **_common(a.analysis),
+            **_common(a.analysis, [r.metric for r in a.results]),
         )
     )
     replace_file(path, text.encode())
@@ -148,15 +158,21 @@ def _environment() -> "jinja2.Environment":
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # The type is kept: what is markup already is not escaped again.
+        finalize=lambda value: (
+            type(value)(escape_controls(value)) if isinstance(value, str) else value
+        ),
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def _common(analysis: Analysis) -> dict[str, Any]:
+def _common(analysis: Analysis, metrics: Sequence[str]) -> dict[str, Any]:
     curves = analysis.curves
     shown = sum(bool(c.num_objects) for c in curves.classes)
-    note = "Of all detections."
+    note = "Of all detections. Beside each name: the area under its curve, which is AP by voc."
+    if any(metric == "voc07" for metric in metrics):
+        note += " The 11-point AP (voc07) of the table is another figure of the same curve."
     if shown > plots.MAX_CURVES:
         note += f" The {plots.MAX_CURVES} classes with the most objects, of {shown}."
     return {
@@ -195,6 +211,15 @@ def _class_table(results: Sequence[Result]) -> dict[str, Any]:
         f"{sum(c.num_detections for c in classes):,}",
     ]
     return {"columns": [*columns, "objects", "detections"], "rows": rows, "foot": foot}
+
+
+def _cards(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Names and values of the means; mean APs by different rules are told apart."""
+    rules = {f"{r.metric}/mAP": METRIC_NAMES[r.metric] for r in results}
+    return [
+        (f"{name}, {rules[name]}" if name in rules else name, number(value))
+        for name, value in means(results).items()
+    ]
 
 
 def _comparison_tables(a: Sequence[Result], b: Sequence[Result]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssd_jax.data.errors import escape_controls
 from ssd_jax.evaluation.errors import ERRORS
 from ssd_jax.evaluation.voc import VocResult
 from ssd_jax.visualize import label_color
@@ -52,11 +53,13 @@ def curves(results: Mapping[str, VocResult]) -> "Figure":
         for run, (name, result) in enumerate(results.items()):
             own = np.array(label_color(k + 1)) / 255 if len(results) == 1 else _COLORS[run]
             recall, precision = _thinned(result.classes[k].recall, result.classes[k].precision)
-            axes.plot(recall, precision, color=own, linestyle=_DASHES[run], label=name)
+            axes.plot(
+                recall, precision, color=own, linestyle=_DASHES[run], label=escape_controls(name)
+            )
             if len(results) == 1:
                 axes.fill_between(recall, precision, color=own, alpha=0.12, linewidth=0)
         aps = " | ".join(f"{result.classes[k].ap:.3f}" for result in results.values())
-        axes.set_title(f"{_short(first.classes[k].name)}  {aps}", fontsize=8, **_PLAIN)
+        axes.set_title(f"{_short(first.classes[k].name)}  area {aps}", fontsize=8, **_PLAIN)
         _unit_square(axes, labelled=place % columns == 0, last=place + columns >= len(shown))
         if len(results) > 1 and place == 0:
             axes.legend(fontsize=6, loc="lower left", frameon=False)
@@ -105,7 +108,7 @@ def errors(
             bars = axes.barh(place, [values[name][e] for e in ERRORS], height, color=_COLORS[run])
             form = "{:.3f}" if values is gains else "{:,.0f}"
             axes.bar_label(bars, fmt=form, fontsize=7, padding=2)
-            bars.set_label(name)
+            bars.set_label(escape_controls(name))
         axes.margins(x=0.18)
         axes.set_title(title, fontsize=9)
         _bare(axes)
@@ -153,6 +156,7 @@ def _bare(axes: "Axes") -> None:
 
 
 def _short(name: str) -> str:
+    name = escape_controls(name)
     return name if len(name) <= 18 else f"{name[:17]}…"
 
 

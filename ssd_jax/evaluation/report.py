@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssd_jax.data.errors import printable
 from ssd_jax.evaluation.analysis import Analysis
 from ssd_jax.evaluation.coco import FIGURES, CocoClass, CocoResult
 from ssd_jax.evaluation.scores import Result
@@ -128,8 +129,7 @@ def write_report(results: Sequence[Result], out_dir: Path, extra: Mapping[str, A
         raise ValueError(f"extra has {', '.join(clash)}, which the result has too; rename it")
     tree = without_nan({**head, **extra, "per_class": per_class})
     out_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    replace_file(out_dir / "metrics.json", text.encode())
+    replace_file(out_dir / "metrics.json", to_json(tree, indent=2))
 
 
 def _class_figures(result: Result, k: int) -> dict[str, float]:
@@ -180,7 +180,9 @@ def print_comparison(a: Sequence[Result], b: Sequence[Result], console: Console)
             table.add_column(name, footer=foot, justify="right", no_wrap=True)
         aps_b = class_aps(of_b)
         for name, ap in class_aps(of_a).items():
-            table.add_row(escape(name), number(ap), number(aps_b[name]), signed(aps_b[name] - ap))
+            table.add_row(
+                escape(printable(name)), number(ap), number(aps_b[name]), signed(aps_b[name] - ap)
+            )
         console.print(_title(of_a), style="bold", highlight=False)
         console.print(table)
 
@@ -212,8 +214,7 @@ def write_analysis(
             )
         },
     }
-    text = json.dumps(without_nan(tree), allow_nan=False, ensure_ascii=False)
-    replace_file(path, f"{text}\n".encode())
+    replace_file(path, to_json(without_nan(tree)))
 
 
 def print_errors(analysis: Analysis, console: Console) -> None:
@@ -225,10 +226,12 @@ def print_errors(analysis: Analysis, console: Console) -> None:
     )
 
 
-def print_table(results: Sequence[Result], console: Console) -> None:
+def print_table(
+    results: Sequence[Result], console: Console, baseline: Sequence[Result] = ()
+) -> None:
     """Print the average precision (0 to 1), objects and detections of each class, and the mean.
 
-    There is a column for each result, and a line with COCO's figures.
+    There is a column for each result, a line with COCO's figures, and one with the baseline's.
     """
     classes: Sequence[ClassResult | CocoClass] = results[0].classes
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
@@ -246,7 +249,9 @@ def print_table(results: Sequence[Result], console: Console) -> None:
     table.add_column("detections", footer=f"{found:,}", justify="right", no_wrap=True)
     for k, c in enumerate(classes):
         aps = [number(r.classes[k].ap) for r in results]
-        table.add_row(escape(c.name), *aps, f"{c.num_objects:,}", f"{c.num_detections:,}")
+        table.add_row(
+            escape(printable(c.name)), *aps, f"{c.num_objects:,}", f"{c.num_detections:,}"
+        )
     # A title of the table would be broken to the width of its columns.
     for r in results:
         console.print(_title(r), style="bold", highlight=False)
@@ -259,6 +264,16 @@ def print_table(results: Sequence[Result], console: Console) -> None:
         else:
             figures = [f"{name} {number(value)}" for name, value in r.figures.items()]
             console.print(f"COCO: {', '.join(figures)}", highlight=False)
+    if baseline:
+        console.print(describe_baseline(baseline), highlight=False)
+
+
+def describe_baseline(baseline: Sequence[Result]) -> str:
+    """Describe the results of the baseline in one line; empty without any."""
+    if not baseline:
+        return ""
+    figures = ", ".join(f"{r.metric} {number(r.mean_ap)}" for r in baseline)
+    return f"Baseline, the mean ground-truth box of each class on every image: mAP {figures}"
 
 
 def _title(result: Result) -> str:
@@ -329,6 +344,12 @@ def number(value: float) -> str:
 def signed(value: float) -> str:
     """A difference of figures with its sign; a dash for nan."""
     return "-" if math.isnan(value) else f"{value:+.4f}"
+
+
+def to_json(tree: Any, indent: int | None = None) -> bytes:
+    """Return a tree as JSON in UTF-8; a lone surrogate, which UTF-8 has not, stays an escape."""
+    text = json.dumps(tree, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")
 
 
 def without_nan(value: Any) -> Any:

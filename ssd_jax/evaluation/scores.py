@@ -1,12 +1,14 @@
 """Detections scored by the metrics that are asked for, and analysed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from ssd_jax.evaluation.analysis import REPORT_SCORE, Analysis, analyse
+from ssd_jax.evaluation.baseline import detect_mean_boxes
 from ssd_jax.evaluation.coco import CocoResult, evaluate_coco
 from ssd_jax.evaluation.dataset import DataSet
 from ssd_jax.evaluation.voc import DetectionTable, GroundTruth, Pixels, VocResult, evaluate_voc
@@ -25,6 +27,28 @@ class Evaluation:
     """Boxes in VOC's pixels."""
     results: list[Result]
     analysis: Analysis
+    baseline: list[Result]
+    """Of the mean box of each class on every image, by the same metrics; see `baseline`. Empty
+    where it is not computed."""
+
+    def under_pixels(self, pixels: Pixels) -> "Evaluation":
+        """Return the evaluation with `pixels` as the name of its pixel convention.
+
+        For boxes that were converted from files of that convention.
+        """
+
+        def rename(results: list[Result]) -> list[Result]:
+            return [
+                replace(result, pixels=pixels) if isinstance(result, VocResult) else result
+                for result in results
+            ]
+
+        return replace(
+            self,
+            results=rename(self.results),
+            analysis=replace(self.analysis, curves=replace(self.analysis.curves, pixels=pixels)),
+            baseline=rename(self.baseline),
+        )
 
 
 def evaluate_detections(
@@ -41,18 +65,20 @@ def evaluate_detections(
 
     `report_score`: score from which the analysis counts a detection.
     """
+    score = partial(
+        score_detections,
+        ground_truth=data.objects,
+        classes=data.classes,
+        metrics=metrics,
+        area=data.area,
+        iou_threshold=iou_threshold,
+        pixels=pixels,
+    )
+    mean_boxes = detect_mean_boxes(data)
     return Evaluation(
         name,
         found,
-        score_detections(
-            found,
-            data.objects,
-            data.classes,
-            metrics=metrics,
-            area=data.area,
-            iou_threshold=iou_threshold,
-            pixels=pixels,
-        ),
+        score(found),
         analyse(
             found,
             data.objects,
@@ -63,6 +89,7 @@ def evaluate_detections(
             iou_threshold=iou_threshold,
             pixels=pixels,
         ),
+        [] if mean_boxes is None else score(mean_boxes),
     )
 
 

@@ -235,8 +235,8 @@ def evaluate_voc(
             "give one value an object"
         )
     gt_sizes, det_sizes = (_sizes(a) for a in (areas, box_areas(detections.boxes, pixels)))
-    det_rows = _rows_of_classes(detections.label, len(classes), "detections")
-    gt_rows = _rows_of_classes(ground_truth.label, len(classes), "ground truth")
+    det_rows = rows_of_classes(detections.label, len(classes), "detections")
+    gt_rows = rows_of_classes(ground_truth.label, len(classes), "ground truth")
     results = []
     for name, det, gt in zip(classes, det_rows, gt_rows, strict=True):
         # In the order of the table first: what is far apart in memory is then read once.
@@ -388,7 +388,7 @@ def pair_iou(a: Array, b: Array, pixels: Pixels) -> Array:
     return np.where(overlap, inter / union, 0.0)
 
 
-def _rows_of_classes(label: Array, num_classes: int, what: str) -> list[Array]:
+def rows_of_classes(label: Array, num_classes: int, what: str) -> list[Array]:
     """The rows of each label 1..num_classes, in the order of the table."""
     outside = (label < 1) | (label > num_classes)
     if outside.any():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, override, run_main
 from ssd_jax.config import ConfigError
+from ssd_jax.files import MAX_TEXT, read_text
 from ssd_jax.models.layouts import Layout
 
 _IMPORT = """Import weights as a checkpoint, with their config.
@@ -82,7 +83,7 @@ def _import(own: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, MAX_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--classes: {path} cannot be read: {error}") from None
     return tuple(line.strip() for line in lines if line.strip())

@@ -150,6 +150,7 @@ PLANTED = {
         {"images": {"b": mutate.encode(".png", np.dstack([noise(1), noise(2)[..., :1]]))}},
         r"b\.jpg has transparency",
     ),
+    "suffix": ({"images": {"b": mutate.encode(".webp", noise(1))}}, r"b\.jpg is a WebP file"),
 }  # fmt: skip
 OTHERS = {
     *("data_set", "twice", "missing_image", "max_objects", "no_objects"),
@@ -180,7 +181,7 @@ class TestKinds:
         png = mutate.encode(".png", noise(1))
         gamma = b"\0\0\0\x02gAMA\0\0" + zlib.crc32(b"gAMA\0\0").to_bytes(4, "big")  # too short
         root = make_voc(tmp_path, images={"b": png[:33] + gamma + png[33:]})
-        assert find(configure(root)) == []
+        assert [error.kind for error in find(configure(root))] == ["suffix"]
         assert capfd.readouterr().err == ""
 
     def test_missing_images(self, tmp_path):
@@ -203,8 +204,16 @@ class TestKinds:
         assert kinds == ["data_set", "unreadable_image"]
 
     def test_a_folder_that_is_missing(self, tmp_path):
-        (error, _) = check(configure(tmp_path / "none"), Console(quiet=True)).findings
-        assert "none is not a folder" in str(error[1])
+        """It is one finding, although both splits and the classes lie there."""
+        (error,) = find(configure(tmp_path / "none", classes=()))
+        assert "none is not a folder" in str(error)
+
+    def test_an_opaque_alpha_channel_is_no_finding(self, tmp_path):
+        for kind in (np.uint8, np.uint16):
+            opaque = np.full((80, 100, 1), np.iinfo(kind).max, kind)
+            png = mutate.encode(".png", np.dstack([noise(1).astype(kind), opaque]))
+            root = make_voc(tmp_path, images={"b": png})
+            assert find(configure(root), "alpha") == []
 
     @pytest.mark.parametrize(("use_difficult", "most"), [(True, 5), (False, 3)])
     def test_room_for_objects(self, tmp_path, use_difficult, most):
@@ -421,6 +430,53 @@ class TestCommand:
         assert "  and 4 more" in out
         assert "training would stop" in out
         assert err == ""
+
+    def test_findings_come_before_the_tables(self, run, tmp_path):
+        _, out, _ = run(configure(make_voc(tmp_path / "voc", **PLANTED["tiny"][0])))
+        parts = ("note: objects below", "training: train, 3 images", "0 errors, 1 warnings")
+        places = [out.index(part) for part in parts]
+        assert places == sorted(places)
+
+    def test_many_classes_are_folded(self, run, tmp_path):
+        """Those with the most and the fewest objects and those without a prior are shown."""
+        boxes = [
+            *[(1, 5, (10, 20, 40, 40))] * 9,
+            (1, 6, (10, 20, 40, 40)),
+            *[(1, 900, (0, 0, 100, 3))] * 2,
+        ]
+        categories = [{"id": k, "name": f"kind {k}"} for k in range(5000)]
+        root = make_coco(tmp_path / "coco", categories=categories, boxes=boxes)
+        fields = {"classes": (), "format": "coco", "max_objects": 20, "eval_split": "train"}
+        _, out, _ = run(configure(root, **fields), "--fix-report", tmp_path / "out.json")
+        rows = [re.sub(" +", " ", line) for line in out.splitlines()]
+        table = rows[rows.index("training: train, 2 images, 12 objects") :]
+        assert [row.rsplit(" ", 8)[0] for row in table if "kind" in row] == [
+            *("kind 5", "kind 6", "kind 900"),
+        ]
+        assert "4997 other classes 0 0 0 0 0 0 0" in [row.strip() for row in table]
+        report = json.loads((tmp_path / "out.json").read_text())
+        assert len(report["splits"]["training"]["classes"]) == 5000
+
+    def test_a_prior_size_is_proposed(self, run, tmp_path):
+        # 12x12 and 7x7 pixels of 100x80 are 7.7x9.6 and 4.5x5.6 in the input of 64x64.
+        small = [write_object("cat", (x, 1, x + 11, 12)) for x in (1, 21, 41)]
+        root = make_voc(
+            tmp_path / "voc", {"x": write_xml(*small, write_object("cat", (1, 1, 7, 7)))}
+        )
+        _, out, _ = run(configure(root))
+        assert "their sides in the 64x64 input, 5/25/50/75/95 % quantiles: width " in out
+        (size, share, smallest) = re.search(
+            r"a prior of ([\d.]+) pixels would match (\d+)% of them, one of ([\d.]+) is the "
+            r"smallest that\s+would match any \(priors.sizes starts at 16\)",
+            out,
+        ).groups()
+        # Matched from an IoU of 0.5, with aspect ratios from 1/2 to 2.
+        assert 0.98 * np.sqrt(0.5 * 7.7 * 9.6) < float(size) < 1.02 * np.sqrt(2 * 4.48 * 5.6)
+        assert share == "100"
+        assert 3.4 < float(smallest) < 3.8
+        flat = object_of(box=(1, 1, 100, 3))
+        _, out, _ = run(configure(make_voc(tmp_path / "flat", {"x": flat})))
+        assert "no size of prior matches them by 0.5 with aspect ratios 1, 2: add larger" in out
 
     def test_names_that_no_terminal_takes(self, run, tmp_path):
         categories = [{"id": 7, "name": "[red]d\x1b[31m\ud800og"}, {"id": 3, "name": "cat"}]

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import re
+import time
 
 import numpy as np
 import pytest
 
 from ssd_jax.config import DataConfig
-from ssd_jax.data.coco import CocoJson, coco_classes
+from ssd_jax.data.coco import CocoJson, coco_classes, read_instances
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.voc import VocFolder
@@ -204,6 +206,30 @@ class TestErrors:
         path = root / "annotations/instances_train.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         self.check(match, root)
+
+    @pytest.mark.parametrize("area", [float("nan"), float("inf"), -1, "1", [1], True, 10**20])
+    def test_area_that_is_no_number(self, tmp_path, area):
+        """The evaluation of files refuses it by the same rule."""
+        root = make_coco(tmp_path, boxes=[(1, 7, (10, 20, 30, 40), {"area": area})])
+        match = rf"annotation 11 has area {re.escape(repr(area))}; write a number of square pixels"
+        self.check(match, root)
+        with pytest.raises(DataError, match=match.replace("annotation 11", r"annotations\[0\]")):
+            read_instances(root / "annotations/instances_train.json")
+
+    @pytest.mark.parametrize("area", [{}, {"area": None}, {"area": 0}, {"area": 0.0}])
+    def test_area_that_is_not_known(self, tmp_path, area):
+        """The box's area counts."""
+        root = make_coco(tmp_path, boxes=[(1, 7, (10, 20, 30, 40), area)])
+        assert CocoJson(root, "train", CLASSES).annotation(0).area.tolist() == [1200]
+        instances = read_instances(root / "annotations/instances_train.json")
+        assert instances.annotations[0][3] == 1200
+
+    def test_many_categories(self, tmp_path):
+        categories = [{"id": k, "name": f"kind {k}"} for k in range(40_000)]
+        root = make_coco(tmp_path, categories=categories, boxes=[(1, 7, (10, 20, 40, 40))])
+        started = time.perf_counter()
+        assert len(coco_classes(root, "train")) == 40_000
+        assert time.perf_counter() - started < 5
 
     @pytest.mark.parametrize(
         ("text", "match"),

@@ -117,8 +117,8 @@ class TestVoc:
         [
             ("<annotation>", "no element found"),
             (write_xml(write_object("unicorn")), "class 'unicorn', which is not one of aeroplane"),
-            (write_xml(write_object(box=("x", 1, 2, 3))), "could not convert string to float: 'x'"),
-            (write_xml(write_object(), size=("x", 2)), "could not convert string to float: 'x'"),
+            (write_xml(write_object(box=("x", 1, 2, 3))), "not a number: 'x'"),
+            (write_xml(write_object(), size=("x", 2)), "not a number: 'x'"),
         ],
     )
     def test_annotation_that_cannot_be_used(self, tmp_path, text, match):

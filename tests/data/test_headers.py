@@ -64,7 +64,7 @@ def test_colours_bits_and_transparency():
     assert read_header(mutate.encode(".png", IMAGE.astype(np.uint16))).bits == 16
     assert read_header(mutate.encode(".tiff", IMAGE.astype(np.uint16))).bits == 16
     assert read_header(mutate.encode(".png", np.dstack([IMAGE, GREY]))).alpha
-    assert read_header(mutate.png(5, 4, bits=1)) == Header(5, 4, "grey", 1)
+    assert read_header(mutate.png(5, 4, bits=1)) == Header(5, 4, "grey", 1, format="PNG")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

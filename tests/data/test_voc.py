@@ -1,6 +1,7 @@
 """VOC folders and devkits made by hand, and real data where it is at hand."""
 
 import pickle
+import time
 from pathlib import Path
 
 import cv2
@@ -201,7 +202,10 @@ class TestVocErrors:
                 write_xml(write_object(box=(1, 2, "wide", 4))),
                 r"a\.xml: object 1 \(cat\) has <xmax> 'wide'; write a number of pixels",
             ),
-            (write_xml(write_object(box=(1, 2, "nan", 4))), r"has <xmax> 'nan'; write a number"),
+            *(
+                (write_xml(write_object(box=(1, 2, text, 40))), rf"has <xmax> '{text}'; write a")
+                for text in ("nan", "inf", "1_0", "\u0661\u0660", "0x10", "1e", "1e9", "")
+            ),
             (
                 write_xml(write_object(extra="<difficult>maybe</difficult>")),
                 r"has <difficult> 'maybe'; write 0 or 1",
@@ -211,6 +215,18 @@ class TestVocErrors:
     )
     def test_annotation_that_cannot_be_used(self, tmp_path, text, match):
         self.check(match, make_folder(tmp_path, {"a": text}))
+
+    @pytest.mark.parametrize("text", ["10", " 10.0 ", "+1e1", "10."])
+    def test_numbers_as_tools_write_them(self, tmp_path, text):
+        root = make_folder(tmp_path, {"a": write_xml(write_object(box=(1, 2, text, 40)))})
+        assert VocFolder(root, "train", CLASSES).annotation(0).boxes_px.tolist() == [[0, 1, 10, 40]]
+
+    @pytest.mark.parametrize("tags", ["<a>" * 600_000, "<a/>" * 600_000])
+    def test_too_many_tags(self, tmp_path, tags):
+        root = make_folder(tmp_path, {"a": f"<annotation>{tags}"})
+        started = time.perf_counter()
+        self.check(r"a\.xml is not a usable annotation: has 600,001 tags, and 500,000", root)
+        assert time.perf_counter() - started < 1
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
     def test_entities_are_refused_in_any_encoding(self, tmp_path, encoding):

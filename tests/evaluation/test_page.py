@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -95,6 +96,33 @@ def test_the_page_holds_all_that_it_shows(tmp_path):
     assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
 
 
+def test_control_characters_do_not_reach_the_page(tmp_path):
+    """Names of classes, images and runs are data; tab, escape, direction marks, surrogates."""
+    odd = "\t\x00\x1b[31m\x7f\x9b\u202e\u2028\ufffe\ud800"
+    det, gt = errors_case(1)
+    data = data_set(gt, classes=(f"a{odd}", "b&<", "c", "d"))
+    names = [f"image {odd}{i}" for i in range(12)]
+    data = dataclasses.replace(data, image_names=names)
+    a, b = (evaluate_detections(f"{n}{odd}", det, data, metrics=("voc",)) for n in "xy")
+    write_evaluation(tmp_path, a, data, extra={"note": odd}, facts=[f"fact{odd}"])
+    write_comparison(tmp_path, a, b, data, facts=[f"fact{odd}"])
+    shown = r"\t\x00\x1b[31m\x7f\x9b\u202e\u2028\ufffe\ud800"
+    for name in ("report.html", "comparison.html"):
+        text = (tmp_path / name).read_text()
+        page = Reader(text)
+        assert not set(text) & set(odd.replace("[31m", ""))
+        for start in ("x", "a", "fact", *(["image "] * (name == "report.html"))):
+            assert f"{start}{shown}" in page.text, start
+        assert "b&<" in page.text
+        for address in page.addresses:
+            if "svg" in address[:20]:
+                ET.fromstring(decode(address, "image/svg+xml"))
+    # As JSON has them.
+    for name in ("metrics.json", "analysis.json", "comparison.json"):
+        json.loads((tmp_path / name).read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text())["note"] == odd
+
+
 def test_the_same_evaluation_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_evaluation(tmp_path / name, *case(2), extra={})
@@ -149,7 +177,7 @@ def test_names_in_plots_are_text_as_they_are():
     for name, ap in zip(NAMES, [c.ap for c in evaluation.results[0].classes], strict=True):
         if not np.isnan(ap):
             shown = name if len(name) < 19 else f"{name[:17]}…"
-            assert f"{shown}  {ap:.3f}" in [re.sub(r"\xa0", " ", t) for t in curves]
+            assert f"{shown}  area {ap:.3f}" in [re.sub(r"\xa0", " ", t) for t in curves]
     confusion = texts(plots.to_svg(plots.confusion(evaluation.analysis.confusion, NAMES)))
     assert {"(nothing)", "$a_b$", "猫"} <= set(confusion)
     assert str(evaluation.analysis.confusion.max()) in confusion

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -15,6 +16,7 @@ import evaluate as evaluate_main
 from ssd_jax.cli import run_main
 from ssd_jax.data.coco import CocoJson
 from ssd_jax.data.voc import VocFolder
+from ssd_jax.evaluation import json_array, results
 from ssd_jax.evaluation.dataset import data_set
 from ssd_jax.evaluation.results import (
     ResultsError,
@@ -26,6 +28,7 @@ from ssd_jax.evaluation.results import (
 )
 from ssd_jax.evaluation.scores import score_detections
 from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
+from tests.data.folders import make_folder, write_object, write_xml
 from tests.evaluation.test_coco import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
@@ -172,14 +175,14 @@ def test_a_split_counts_its_images_alone(cats, tmp_path):
 
 
 def score(found, known):
-    results = score_detections(
+    scored = score_detections(
         found,
         known.objects,
         known.classes,
         metrics=("voc07", "voc", "coco"),
         area=known.area,
     )
-    return [r.mean_ap for r in results]
+    return [r.mean_ap for r in scored]
 
 
 def test_cocos_form_and_back(fixtures, tmp_path):
@@ -287,21 +290,272 @@ def test_wrong_files(cats, tmp_path):
         read_detections(tmp_path / "d.json", truth)
     with pytest.raises(ResultsError, match=r"has no comp4_det_test_CLASS\.txt"):
         read_detections(known, truth)
-    # A class that nobody knows is none where its file is empty, as the devkit's may be.
-    (found / "comp4_det_test_dining_table.txt").write_text("")
-    read_detections(found, truth)
-    (found / "comp4_det_test_dining_table.txt").write_text("2007_000549 0.5 1 2 3 4\n")
-    with pytest.raises(ResultsError, match=r"line 1 is of class 'dining_table', which"):
-        read_detections(found, truth)
-    (found / "comp4_det_test_dining_table.txt").unlink()
     (found / "det_val_cat.txt").write_text("")
     with pytest.raises(ResultsError, match=r"both of class 'cat'; keep one"):
         read_detections(found, truth)
 
 
+def test_a_file_of_a_class_without_objects_is_ignored(cats, tmp_path, capsys):
+    known, found = cats
+    metrics = evaluate(found, known, tmp_path / "without")
+    other = found / "comp4_det_test_dining_table.txt"
+    other.write_text("2007_000549 0.5 1 2 3 4\n")
+    assert evaluate(found, known, tmp_path / "with") == metrics
+    note = f"{other} is ignored: {known} has no object of class 'dining_table'; it has cat\n"
+    assert note in capsys.readouterr().out
+    (found / "comp4_det_test_cat.txt").rename(found / "comp4_det_test_Cat.txt")
+    with pytest.raises(ResultsError, match=r"has files of Cat, dining_table, and .* of cat; ren"):
+        read_detections(found, read_known(known))
+
+
+def corner_boxes(tmp_path):
+    """Small boxes by their corners: (VOC folder, VOC results, COCO annotations, COCO results).
+
+    COCO's have xmax - xmin as their width, as many converters write it.
+    """
+    rng = np.random.default_rng(0)
+    low = rng.integers(1, 60, (60, 2))
+    truth = np.concatenate([low, low + rng.integers(2, 9, (60, 2))], axis=1)
+    found = truth + rng.integers(-2, 3, (60, 4))
+    found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+    image, score = np.arange(60) // 6, np.round(rng.permutation(60) / 60, 3)
+    root = make_folder(
+        tmp_path / "voc",
+        {
+            f"i{k}": write_xml(*(write_object("cat", box) for box in truth[image == k]))
+            for k in range(10)
+        },
+    )
+    (tmp_path / "found").mkdir()
+    lines = [
+        f"i{i} {s} {' '.join(map(str, b))}\n" for i, s, b in zip(image, score, found, strict=True)
+    ]
+    (tmp_path / "found/comp4_det_test_cat.txt").write_text("".join(lines))
+
+    def xywh(boxes):
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+
+    rows = [
+        {"image_id": int(i), "category_id": 1, "bbox": box}
+        for i, box in zip(image, xywh(truth), strict=True)
+    ]
+    content = {
+        "images": [{"id": k, "file_name": f"i{k}.jpg"} for k in range(10)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": k} | row for k, row in enumerate(rows)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    rows = [
+        row | {"bbox": box, "score": s}
+        for row, box, s in zip(rows, xywh(found), score.tolist(), strict=True)
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(rows))
+    return root, tmp_path / "found", tmp_path / "truth.json", tmp_path / "found.json"
+
+
+def test_the_same_boxes_score_alike_under_one_convention(tmp_path, capsys):
+    voc, voc_found, coco, coco_found = corner_boxes(tmp_path)
+    scores = {}
+    for pixels in ("inclusive", "exclusive"):
+        of_both = []
+        for number, (found, truth) in enumerate([(voc_found, voc), (coco_found, coco)]):
+            more = ("--pixels", pixels, "--iou-threshold", "0.6")
+            metrics = evaluate(found, truth, tmp_path / f"{pixels}{number}", *more)
+            assert (metrics["pixels"], metrics["iou_threshold"]) == (pixels, 0.6)
+            assert f"IoU 0.6, {pixels} pixels" in capsys.readouterr().out
+            report = (tmp_path / f"{pixels}{number}/report.html").read_text()
+            assert f"IoU 0.6, {pixels} pixels" in report
+            of_both.append({k: v for k, v in metrics.items() if k in ("voc/mAP", "coco/AP")})
+        assert of_both[0] == of_both[1]
+        scores[pixels] = of_both[0]
+    assert scores["inclusive"]["voc/mAP"] != scores["exclusive"]["voc/mAP"]
+    # Each form has its own convention, and is named by it.
+    for found, truth, pixels in [
+        (voc_found, voc, "inclusive"),
+        (coco_found, coco, "exclusive"),
+    ]:
+        metrics = evaluate(found, truth, tmp_path / "own", "--iou-threshold", "0.6")
+        assert metrics["pixels"] == pixels
+        assert {k: metrics[k] for k in scores[pixels]} == scores[pixels]
+
+
+def test_a_baseline_beside_the_figures(tmp_path, capsys):
+    """One object an image, all of about the same place: a fixed box scores well."""
+    rng = np.random.default_rng(0)
+    boxes = np.array([11, 21, 50, 60]) + rng.integers(-3, 4, (10, 4))
+    root = make_folder(
+        tmp_path / "voc",
+        {f"i{k}": write_xml(write_object("cat", box.tolist())) for k, box in enumerate(boxes)},
+    )
+    found = tmp_path / "found"
+    found.mkdir()
+    (found / "comp4_det_test_cat.txt").write_text("i0 1 11 21 50 60\n")
+    metrics = evaluate(found, root, tmp_path / "out")
+    mean = boxes.mean(axis=0)
+    lines = [f"i{k} 1 {' '.join(f'{side:.6f}' for side in mean)}\n" for k in range(10)]
+    (found / "comp4_det_test_cat.txt").write_text("".join(lines))
+    of_mean = evaluate(found, root, tmp_path / "mean")
+    baseline = metrics["baseline"]
+    assert metrics["voc/mAP"] < baseline["voc/mAP"] == of_mean["voc/mAP"] == 1
+    assert baseline["coco/AP"] == pytest.approx(of_mean["coco/AP"], abs=1e-9)
+    assert baseline["coco/AP"] < 1
+    line = "Baseline, the mean ground-truth box of each class on every image: mAP voc07 1.0000"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "out/report.html").read_text()
+
+
+def test_11_points_and_the_area_are_told_apart(cats, tmp_path):
+    known, found = cats
+    evaluate(found, known, tmp_path / "out", "--metrics", "voc07")
+    report = (tmp_path / "out/report.html").read_text()
+    assert "voc07/mAP, 11 points (VOC 2007)<b>" in report
+    assert "the area under its curve, which is AP by voc. The 11-point AP (voc07) of" in report
+    assert "cat  area 0." in (tmp_path / "out/plots/curves.svg").read_text().replace("\xa0", " ")
+
+
+class TestPlacesThatCannotBeWritten:
+    def failing(self, monkeypatch, capfd, *arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        assert run_main(evaluate_main.main) == 2
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    @pytest.mark.parametrize("compare", [False, True])
+    @pytest.mark.parametrize("old", [False, True])
+    def test_a_disk_that_fills_up(self, cats, tmp_path, monkeypatch, capfd, old, compare):
+        """After metrics.json, as the report is larger than a file may be."""
+        known, found = cats
+        out = tmp_path / "deep" / "out"
+        if old:
+            evaluate(found, known, out, "--metrics", "voc")
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        arguments = ["--detections", found, "--annotations", known, "--out", out]
+        arguments += ["--compare", found] if compare else []
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        try:
+            err = self.failing(monkeypatch, capfd, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert f"evaluate.py: the results cannot be written to {out} (File too large); make" in err
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        assert out.parent.exists() == old
+        assert not list(tmp_path.rglob("*.part"))
+
+    @pytest.mark.parametrize("place", ["/proc/none/out", "file/out", "file"])
+    def test_a_place_where_no_folder_can_be(self, cats, tmp_path, monkeypatch, capfd, place):
+        """It is found before anything is read."""
+        _, found = cats
+        (tmp_path / "file").write_text("")
+        out = tmp_path / place
+        arguments = ["--detections", found, "--annotations", fixture_of_one(tmp_path), "--out", out]
+        monkeypatch.setattr(results, "read_detections", pytest.fail)
+        err = self.failing(monkeypatch, capfd, *arguments)
+        assert f"the results cannot be written to {out} (" in err
+        assert (tmp_path / "file").read_text() == ""
+
+    def test_what_else_is_in_the_folder_stays(self, cats, tmp_path):
+        known, found = cats
+        out = tmp_path / "out"
+        (out / "plots").mkdir(parents=True)
+        (out / "plots/mine.svg").write_text("mine")
+        (out / "metrics.json").write_text("old")
+        evaluate(found, known, out)
+        names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+        assert names == {
+            *("metrics.json", "report.html", "analysis.json", "plots/mine.svg"),
+            *(f"plots/{name}.svg" for name in ("curves", "errors", "confusion")),
+        }
+
+
+def fixture_of_one(tmp_path):
+    path = tmp_path / "one.json"
+    content = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+class TestLongFiles:
+    """Files that are longer than the pieces they are read in."""
+
+    @pytest.fixture(autouse=True)
+    def short_pieces(self, monkeypatch):
+        monkeypatch.setattr(json_array, "_PIECE", 50)
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            [],
+            [{}],
+            [{"a": k, "b": [1.5, 2]} for k in range(100)],
+            [{"a": {"b": "}, {"}, "c": "猫" * k} for k in range(100)],
+            [1, "x", None, [[], {}], 12345678901234567890, "y" * 5000, True],
+            [{"long": ["z"] * 1000}, {"long": 2}],
+        ],
+    )
+    @pytest.mark.parametrize("separators", [(",", ":"), (" ,\n ", ": ")])
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_arrays(self, tmp_path, rows, separators, encoding):
+        path = tmp_path / "a.json"
+        text = f" {json.dumps(rows, separators=separators, ensure_ascii=False)} \n"
+        path.write_bytes(text.encode(encoding))
+        pieces = list(json_array.read_array(path, 1 << 20))
+        assert [row for piece in pieces for row in piece] == rows
+        assert len(pieces) > 1 or len(rows) < 100
+
+    def test_damage(self, tmp_path):
+        path = tmp_path / "a.json"
+        rows = json.dumps([{"a": k, "b": [1.5, 2]} for k in range(60)])
+        for at in [*range(0, len(rows), 7), len(rows) - 1]:
+            for text in (rows[:at], rows[:at] + "}" + rows[at + 1 :], rows[:at] + rows[at + 1 :]):
+                path.write_text(text)
+                try:
+                    wanted = json.loads(text)
+                except ValueError:
+                    with pytest.raises((ValueError, TypeError)):
+                        list(json_array.read_array(path, 1 << 20))
+                else:
+                    pieces = json_array.read_array(path, 1 << 20)
+                    assert [row for piece in pieces for row in piece] == wanted
+        for text in (rows + "]", rows[:-1] + ",]", rows[:-1] + ", ", rows[:-1]):
+            path.write_text(text)
+            with pytest.raises(ValueError, match="character"):
+                list(json_array.read_array(path, 1 << 20))
+        path.write_text('{"a": 1}' * 50)
+        with pytest.raises(TypeError):
+            list(json_array.read_array(path, 1 << 20))
+
+    def test_entries_are_numbered_through(self, fixtures, tmp_path):
+        known = read_known(fixtures / COCO / ANNOTATIONS)
+        path = tmp_path / "d.json"
+        path.write_text(json.dumps([*[GOOD] * 40, GOOD | {"score": True}]))
+        with pytest.raises(ResultsError, match="entry 40 has score True"):
+            read_detections(path, known)
+        path.write_text(json.dumps([GOOD] * 40))
+        assert len(read_detections(path, known).label) == 40
+
+    def test_lines_are_numbered_through(self, cats, monkeypatch):
+        known, found = cats
+        monkeypatch.setattr(results, "_PIECE", 50)
+        path = found / "comp4_det_test_cat.txt"
+        rows = path.read_text().splitlines()
+        path.write_text("\n\r\n".join(rows))
+        table = read_detections(found, read_known(known))
+        assert table.score.tolist() == [float(row.split()[1]) for row in rows]
+        for number in ("1_0", "\u0661", "nan", "0x1"):
+            path.write_text("\n".join([*rows, f"2007_000549 0.5 1 2 {number} 40"]))
+            match = f"line {len(rows) + 1} is '2007_000549 0.5 1 2 {number} 40'; write image_id"
+            with pytest.raises(ResultsError, match=match):
+                read_detections(found, read_known(known))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--annotations", "a", "--out", "o", "--iou-threshold", "1.5"], "--iou-threshold is 1.5;"),
+        (["--annotations", "a", "--out", "o", "--iou-threshold", "nan"], "--iou-threshold is nan;"),
+        (["--annotations", "a", "--out", "o", "--pixels", "half"], "--pixels: invalid choice"),
         (["--annotations", "a", "--out", "o", "--metrics", "voc12"], "--metrics is voc12; name"),
         (["--annotations", "a", "--out", "o", "--metrics", "voc,voc"], "--metrics is voc,voc"),
         (["--annotations", "a"], "--out is missing"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import evaluate as evaluate_main
-from ssd_jax.config import ConfigError, from_json
+from ssd_jax.config import ConfigError, UserError, from_json
 from ssd_jax.evaluation.detect import StoppedError
 from ssd_jax.models.restore import (
     find_checkpoint,
@@ -66,6 +66,15 @@ def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
     assert ours["voc/mAP"] == mean_ap
     report = (tmp_path / "report.html").read_bytes()
     assert report == (workdir / "eval/4/report.html").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_detection(run, tmp_path, monkeypatch):
+    workdir, _ = run
+    monkeypatch.setattr("ssd_jax.models.restore.restore_model", pytest.fail)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file/out"
+    with pytest.raises(UserError, match=rf"the results cannot be written to {out} \(Not a dir"):
+        evaluate_main.main(["--checkpoint", str(workdir), "--out", str(out)])
 
 
 def test_two_checkpoints_side_by_side(run, tmp_path, capsys):
