@@ -26,12 +26,13 @@ from ssd_jax.config import ConfigError, TfdsFields
 from ssd_jax.data.errors import DataError, reason, shorten
 from ssd_jax.data.headers import read_header
 from ssd_jax.data.pictures import decode_picture
-from ssd_jax.files import is_file
+from ssd_jax.files import MAX_CONFIG, is_file, read_text
 
 ARRAY_RECORD = "array_record"
 
 _LAYOUT = 1  # of the file of objects; another number makes all older ones void
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_FEATURES = "tensorflow_datasets.core.features."
 _AGAIN = "remove its folder and prepare the data set again"
 
 
@@ -208,6 +209,7 @@ def open_prepared(root: str, name: str) -> Any:
             command += f" --root {shlex.quote(root)}"
         raise DataError(f"{name} is not prepared in {data_dir(root)}", f"run {command}")
     try:
+        _check_features(folder / "features.json")
         builder = tfds.builder_from_directory(folder)
         formats = sorted(found.value for found in builder.info.available_file_formats())
     except Exception as error:  # whatever TFDS and protobuf say of a damaged file
@@ -218,6 +220,23 @@ def open_prepared(root: str, name: str) -> Any:
             "prepare it in another data.root, or remove the folder and prepare it again",
         )
     return builder
+
+
+def _check_features(file: Path) -> None:
+    """Raise ValueError if a feature is of a class that is not TFDS's own.
+
+    TFDS imports whatever module the file names.
+    """
+    parts = [json.loads(read_text(file, MAX_CONFIG))]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, dict):
+            parts += part.values()
+            name = part.get("pythonClassName", _FEATURES)
+            if not (isinstance(name, str) and name.startswith(_FEATURES)):
+                raise ValueError(f"features.json names the class {name!r}, which is not TFDS's own")
 
 
 def first_line(error: Exception) -> str:

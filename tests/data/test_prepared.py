@@ -194,6 +194,17 @@ class TestDamagedRecords:
             open_source(tmp_path)
         assert "\n" not in str(error.value)
 
+    def test_a_feature_of_another_module_is_not_imported(self, tmp_path, folder, monkeypatch):
+        (tmp_path / "planted.py").write_text("raise SystemExit('it was imported')")
+        monkeypatch.syspath_prepend(tmp_path)
+        path = folder / "features.json"
+        text = path.read_text()
+        name = "tensorflow_datasets.core.features.image_feature.Image"
+        assert name in text
+        path.write_text(text.replace(name, "planted.Image"))
+        with pytest.raises(DataError, match=r"names the class 'planted\.Image', which is not"):
+            open_source(tmp_path)
+
     def test_another_file_format(self, tmp_path, folder):
         path = folder / "dataset_info.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
