@@ -1,6 +1,7 @@
 """What a run shows while it goes: lines, and on a terminal a live line below them."""
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -66,13 +67,16 @@ class Display:
     Args:
         quiet: whether nothing is shown.
         console: by default that of standard output.
+        live: whether there is a live line; by default on a terminal.
     """
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, console: Console | None = None, live: bool | None = None
+    ) -> None:
         self.console = console or Console(
             quiet=quiet, stderr=False, highlight=False, soft_wrap=True
         )
-        self.live = not quiet and self.console.is_terminal
+        self.live = not quiet and (sys.stdout.isatty() if live is None else live)
         """Whether there is a live line."""
         self._phase, self._since = "", 0.0
         self._step, self._steps = 0, 0

@@ -14,7 +14,8 @@ VALUES = {
 
 
 def display(width=80):
-    return Display(console=Console(width=width, force_terminal=True, file=io.StringIO()))
+    console = Console(width=width, force_terminal=True, file=io.StringIO())
+    return Display(console=console, live=True)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
@@ -52,11 +53,11 @@ def test_without_a_terminal_a_phase_is_a_line(capsys):
 
 
 def test_a_terminal_of_80_columns_gets_the_whole_line():
-    file = io.StringIO()
-    with Display(console=Console(width=80, force_terminal=True, file=file)) as shown:
+    with display() as shown:
         shown.advance(3, 20_000, 0.5)
         shown.show(VALUES)
-    assert "3/20000  2:46:38 left  loss 12.35  123 images/s" in file.getvalue()
+    output = shown.console.file.getvalue()
+    assert "3/20000  2:46:38 left  loss 12.35  123 images/s" in output
 
 
 def test_the_pace_leaves_pauses_out():
