@@ -7,7 +7,6 @@ python evaluate.py --detections PATH --annotations PATH --out DIR [--compare PAT
 import argparse
 import typing
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,7 +100,7 @@ def _evaluate_checkpoint(
     from ssd_jax.evaluation.dataset import data_set
     from ssd_jax.evaluation.detect import make_detect
     from ssd_jax.evaluation.evaluate import evaluate_source
-    from ssd_jax.evaluation.outputs import staged
+    from ssd_jax.evaluation.outputs import staged_by_first
     from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
     from ssd_jax.runtime import is_first_process, use_compile_cache
 
@@ -127,7 +126,7 @@ def _evaluate_checkpoint(
     console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
     evaluations = []
     # One process writes.
-    with staged(out_dir) if is_first_process() else nullcontext(out_dir) as part:
+    with staged_by_first(out_dir) as part:
         # What does not fit is found before anything is detected.
         models = [restore_model(*each) for each in checkpoints]
         for (path, its_config), (model, variables), its_dir in zip(

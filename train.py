@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse the command line and train."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--workdir")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--replay", type=Path)
     add_process_flags(parser)
@@ -54,6 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     check_first_word(overrides, "" if own.config or own.replay else "--config")
     if own.replay:
         return _replay(own.replay, overrides)
+    if own.workdir is not None:
+        if not own.workdir:
+            raise ConfigError("--workdir is empty; name a folder, e.g. runs/mydata")
+        own.workdir = Path(own.workdir)
     asks_help = bool({"-h", "--help"} & set(overrides))
     config = override(
         Config() if asks_help and not own.config else _base_config(own),
@@ -64,11 +68,17 @@ def main(arguments: Sequence[str]) -> int:
     workdir = own.workdir or Path("runs") / own.config.stem
 
     # JAX starts here, after everything that can be wrong with the command line.
-    from ssd_jax.runtime import processes
+    from ssd_jax.runtime import leave, processes
+    from ssd_jax.training.interrupts import Interrupted
     from ssd_jax.training.loop import train
 
     with processes(own):
-        train(config, workdir, resume=own.resume)
+        try:
+            train(config, workdir, resume=own.resume)
+        except Interrupted as error:
+            if error.busy:
+                leave(error)
+            raise
     return 0
 
 

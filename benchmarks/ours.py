@@ -34,7 +34,7 @@ def train(batch: int, path: str, cache: str = "") -> Program:
             step.train_step,
             model=model,
             optimizer=optimizer,
-            schedule=state.make_schedule(config.optim, steps=120_000, batch_size=batch),
+            schedule=state.make_schedule(config.optim, batch_size=batch),
             priors=model_priors(config.model, config.priors),
             variances=config.priors.variances,
             config=config.train,

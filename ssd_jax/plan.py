@@ -139,15 +139,14 @@ def lower_step(config: Config, devices: Sequence[Any], batch: int) -> Any:
         "labels": ((batch, objects), jnp.int32),
         "mask": ((batch, objects), jnp.bool_),
         "stop": ((), jnp.float32),
+        "decay_per_step": ((), jnp.float32),
     }
     step = pmap_train_step(
         partial(
             train_step,
             model=model,
             optimizer=optimizer,
-            schedule=make_schedule(
-                config.optim, steps=config.train.steps, batch_size=batch * len(devices)
-            ),
+            schedule=make_schedule(config.optim, batch_size=batch * len(devices)),
             priors=model_priors(config.model, config.priors),
             variances=config.priors.variances,
             config=config.train,

@@ -54,10 +54,10 @@ def processes(flags: argparse.Namespace) -> Iterator[None]:
     except TogetherError:
         raise
     except UserError as error:
-        _leave(error)
+        leave(error)
     except jax.errors.JaxRuntimeError as error:
         line = str(error).splitlines()[0][:200]
-        _leave(
+        leave(
             LostPeerError(
                 f"process {jax.process_index()}: another process is lost ({line}); go on with "
                 "--resume, with as many processes as there are"
@@ -65,7 +65,8 @@ def processes(flags: argparse.Namespace) -> Iterator[None]:
         )
 
 
-def _leave(error: UserError) -> NoReturn:
+def leave(error: UserError) -> NoReturn:
+    """End the process at once with the line and the status of `error`; wait for no thread."""
     print_error(error)
     sys.stdout.flush()
     sys.stderr.flush()

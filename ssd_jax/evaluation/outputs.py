@@ -19,7 +19,12 @@ from ssd_jax.evaluation.report import (
     write_report,
 )
 from ssd_jax.evaluation.scores import Evaluation
+from ssd_jax.runtime import is_first_process
 from ssd_jax.visualize import replace_file
+
+
+class OutputError(UserError):
+    """A folder that cannot be written; the message names it and says why."""
 
 
 @contextlib.contextmanager
@@ -30,7 +35,7 @@ def staged(out_dir: Path) -> Iterator[Path]:
     After an error nothing is left of it, and files in `out_dir` are as they were.
 
     Raises:
-        UserError: a file cannot be written; the message names `out_dir`.
+        OutputError: a file cannot be written.
     """
     target = out_dir.expanduser().absolute()
     new = [path for path in (target, *target.parents) if not path.exists()]
@@ -49,15 +54,20 @@ def staged(out_dir: Path) -> Iterator[Path]:
             file.replace(place)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(
-            f"the results cannot be written to {out_dir} ({why}); make room or fix the "
-            "permissions, or name another folder by --out"
+        raise OutputError(
+            f"the results cannot be written to {out_dir} ({why}); make room, fix the permissions, "
+            "or name another folder"
         ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
         for path in new:  # the ones that are not empty stay
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def staged_by_first(out_dir: Path) -> contextlib.AbstractContextManager[Path]:
+    """`staged` in the process that writes files; the others get `out_dir` and write nothing."""
+    return staged(out_dir) if is_first_process() else contextlib.nullcontext(out_dir)
 
 
 def write_evaluation(

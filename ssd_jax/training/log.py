@@ -4,16 +4,13 @@ import contextlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ssd_jax.config import UserError
+from ssd_jax.training.progress import Display
 from ssd_jax.training.tensorboard import EventFile
 from ssd_jax.visualize import replace_file
 
@@ -44,11 +41,15 @@ class RunLog:
 
     Lines after step `start` are dropped from metrics.jsonl, and one that is there already is not
     written again, so that a run that goes on from a checkpoint has every step once. What cannot be
-    written raises LogError.
+    written raises LogError, also where metrics.jsonl was deleted under the run.
+
+    Lines for the reader go to `display`, by default one of the log's own.
     """
 
-    def __init__(self, workdir: Path, *, start: int, steps: int, write: bool = True) -> None:
-        self.console = Console(quiet=not write, stderr=False, highlight=False, soft_wrap=True)
+    def __init__(
+        self, workdir: Path, *, start: int, write: bool = True, display: Display | None = None
+    ) -> None:
+        self._display = display or Display(quiet=not write)
         self._workdir = workdir
         self._lines = None
         self._tensorboard = None
@@ -59,20 +60,8 @@ class RunLog:
                 self._written = _drop_after(path, start)
                 self._lines = path.open("a", encoding="utf-8")
                 self._tensorboard = EventFile(workdir / "tensorboard", start=start)
-        self._progress: Progress | None = None
-        if write and sys.stdout.isatty():
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self._task = self._progress.add_task("training", total=steps, completed=start)
 
     def __enter__(self) -> Self:
-        if self._progress:
-            self._progress.start()
         return self
 
     def __exit__(
@@ -81,18 +70,11 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._progress:
-            self._progress.stop()
         for file in (self._lines, self._tensorboard):
             # What cannot be written was told when it was tried.
             with contextlib.suppress(OSError):
                 if file:
                     file.close()
-
-    def advance(self, step: int) -> None:
-        """Move the progress bar; touches no device."""
-        if self._progress:
-            self._progress.update(self._task, completed=step)
 
     def write(self, step: int, values: Mapping[str, float], *, kind: str) -> None:
         """One line of metrics.jsonl with `kind` "train" or "eval", and the same for TensorBoard."""
@@ -104,12 +86,14 @@ class RunLog:
         with _told(self._workdir):
             self._lines.write(json.dumps({"step": step, "kind": kind, **line}) + "\n")
             self._lines.flush()
+            if not _is_open_file(self._workdir / "metrics.jsonl", self._lines.fileno()):
+                raise FileNotFoundError("metrics.jsonl was deleted or replaced")
             self._tensorboard.scalars(step, {f"{kind}/{k}": v for k, v in values.items()})
         text = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
-        if self._progress:
-            self._progress.update(self._task, description=text)
-        elif kind == "train":
-            self.say(f"step {step}  {text}")
+        if kind == "train":
+            self._display.show(values)
+            if not self._display.live:
+                self._display.say(f"step {step}  {text}")
 
     def sync(self) -> None:
         """Have the system write metrics.jsonl to its disk: a checkpoint counts on its lines."""
@@ -125,7 +109,12 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for the reader."""
-        self.console.print(text, markup=False)
+        self._display.say(text)
+
+
+def _is_open_file(path: Path, file: int) -> bool:
+    """Whether the file at `path` is the open one."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file))
 
 
 def read_scores(workdir: Path, metric: str) -> dict[int, float]:

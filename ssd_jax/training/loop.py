@@ -1,44 +1,65 @@
 """The training run, from config to final evaluation; it reads from top to bottom."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax.config import Config, ConfigError, to_json
+from ssd_jax.config import Config, ConfigError, from_json, to_json
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import Source, find_classes, open_source
 from ssd_jax.evaluation.detect import StoppedError, make_detect
 from ssd_jax.evaluation.evaluate import evaluate_source
+from ssd_jax.evaluation.outputs import OutputError, staged_by_first
 from ssd_jax.evaluation.report import figures, metric_names
 from ssd_jax.models.initial import init_from
 from ssd_jax.models.pretrained import load_pretrained
+from ssd_jax.models.restore import read_config
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
-from ssd_jax.runtime import TogetherError, is_first_process, meet, use_compile_cache
+from ssd_jax.runtime import (
+    TogetherError,
+    broadcast_json,
+    is_first_process,
+    meet,
+    use_compile_cache,
+)
 from ssd_jax.training.checkpoint import Checkpoints
-from ssd_jax.training.interrupts import Interrupted, Interrupts
+from ssd_jax.training.interrupts import AbandonedError, Interrupted, Interrupts
 from ssd_jax.training.log import RunLog
 from ssd_jax.training.profile import Profile
+from ssd_jax.training.progress import Display, Progress
 from ssd_jax.training.replay import BadStep, describe, diagnose, write_bad_step
 from ssd_jax.training.state import (
     Params,
     TrainState,
     create_train_state,
+    decay_per_step,
     make_optimizer,
     make_schedule,
     start_from,
 )
-from ssd_jax.training.step import AXIS, pmap_train_step, replicate, shard_batch, train_step
+from ssd_jax.training.step import (
+    AXIS,
+    Batch,
+    pmap_train_step,
+    replicate,
+    shard_batch,
+    train_step,
+)
 from ssd_jax.training.window import Queued, Window
+from ssd_jax.training.workdir import Workdir
+from ssd_jax.trust import with_local_fields
 from ssd_jax.visualize import replace_file
 
 
@@ -55,37 +76,48 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
     Raises:
         ConfigError, DataError: the run cannot start, before anything is written.
         DataError: an image cannot be used, after the steps until there are saved.
+        WorkdirError: another run uses `workdir`.
+        LostWorkdirError: `workdir` was deleted or moved meanwhile.
+        OutputError: an evaluation cannot be written; the state is saved.
         TrainingError: the loss or the gradient is not finite; the state before it is saved.
         SaveError, CheckpointError: checkpoints cannot be written or read.
         Interrupted: SIGTERM or SIGINT came; a checkpoint is saved.
     """
+    with Workdir(workdir) as folder, Display(quiet=not is_first_process()) as display:
+        return _train(config, folder, display, resume=resume)
+
+
+def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -> float:
     started = time.perf_counter()
+    workdir = folder.path
     use_compile_cache(config.train.compile_cache)
     devices = jax.local_devices()
-    config = resolve(config, devices=jax.device_count())
     if not resume and (workdir / "checkpoints").exists():
         raise ConfigError(f"--workdir: {workdir} has a run already; add --resume or name another")
-
-    source = open_source(config.data, config.data.train_split, config.model.classes)
-    eval_source = open_source(config.data, config.data.eval_split, config.model.classes)
-    batches = train_batches(
-        source,
-        config.data,
-        image_size=config.model.image_size,
-        mean=config.model.mean,
-        batch_size=config.train.batch_size // jax.process_count(),
-        seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    _check_batch_size(config.train.batch_size, batches.get_state()["records"])
+    with display.phase("reading the data"):
+        config = resolve(config, devices=jax.device_count())
+        source = open_source(config.data, config.data.train_split, config.model.classes)
+        eval_source = open_source(config.data, config.data.eval_split, config.model.classes)
+        batches = train_batches(
+            source,
+            config.data,
+            image_size=config.model.image_size,
+            mean=config.model.mean,
+            batch_size=config.train.batch_size // jax.process_count(),
+            seed=config.train.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        _check_batch_size(config.train.batch_size, batches.get_state()["records"])
 
     model = make_model(config.model, config.priors, AXIS)
     priors = model_priors(config.model, config.priors)
     optimizer = make_optimizer(config.optim)
     ema = config.optim.ema_decay > 0
-    state = create_train_state(model, optimizer, jax.random.key(config.train.seed), ema=ema)
-    notes = [_describe(state.params, priors, config)]
+    with display.phase("making the network"):
+        key = jax.random.key(config.train.seed)
+        state = create_train_state(model, optimizer, key, ema=ema)
+    notes = [*folder.notes, _describe(state.params, priors, config)]
     for name, split in (("training", source), ("evaluation", eval_source)):
         notes += [f"{name} sets aside {line}" for line in getattr(split, "set_aside", ())]
 
@@ -107,9 +139,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             train_step,
             model=model,
             optimizer=optimizer,
-            schedule=make_schedule(
-                config.optim, steps=config.train.steps, batch_size=config.train.batch_size
-            ),
+            schedule=make_schedule(config.optim, batch_size=config.train.batch_size),
             priors=priors,
             variances=config.priors.variances,
             config=config.train,
@@ -117,24 +147,36 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         )
     )
     detect = make_detect(make_model(config.model, config.priors), config)
+    mean_ap = math.nan
+    if resume and step >= config.train.steps:
+        mean_ap = _evaluated_before(workdir, step, config)
+        if not math.isnan(mean_ap):
+            notes.append(f"step {step} is the last one and was evaluated already")
 
-    workdir.mkdir(parents=True, exist_ok=True)
     notes += checkpoints.open()
     if is_first_process():
         replace_file(workdir / "config.json", to_json(config).encode())
 
     with (
-        Interrupts() as interrupts,
+        Interrupts(display.say) as interrupts,
         checkpoints,
-        RunLog(workdir, start=step, steps=config.train.steps, write=is_first_process()) as log,
+        RunLog(workdir, start=step, write=is_first_process(), display=display) as log,
         closing(Profile(workdir / "profile", config.train.profile_steps)) as profile,
         batches,
     ):
         for note in notes:
             log.say(note)
-        window = Window(place["unlogged"])
+        window = Window(
+            place["unlogged"],
+            # A CPU is host and device at once, and its steps are long against what the host does
+            # between them: with one step, the run stops after the step in which a signal came.
+            in_flight=1 if devices[0].platform == "cpu" else 2,
+            skip=config.train.on_nonfinite == "skip",
+        )
+        progress = Progress(
+            display, first=step, steps=config.train.steps, platform=devices[0].platform
+        )
         evaluated = bool(place["evaluated"])
-        mean_ap = math.nan
 
         def settle() -> None:
             """Wait for the queued steps; if one was not finite, save the state before it and stop.
@@ -142,8 +184,9 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             Raises TrainingError then.
             """
             nonlocal state
-            bad = window.settle(skip=config.train.on_nonfinite == "skip")
-            if bad is None:
+            window.settle()
+            progress.update(step - len(window))
+            if (bad := window.bad) is None:
                 return
             state = state.replace(bad_steps=jnp.zeros_like(state.bad_steps))
             batches.set_state({**batches.get_state(), "position": bad.position})
@@ -151,6 +194,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             raise TrainingError(_blame(bad.batch, source, state, config, workdir))
 
         def save() -> None:
+            folder.check()
             log.sync()
             here = {"data": batches.get_state(), "unlogged": window.known, "evaluated": evaluated}
             checkpoints.save(state, here, config)
@@ -158,17 +202,29 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         def evaluate() -> None:
             """Evaluate the state and log its figures; StoppedError if a signal comes meanwhile."""
             nonlocal mean_ap, evaluated
-            evaluation = evaluate_source(
-                detect,
-                state.variables,
-                eval_source,
-                config,
-                out_dir=(out_dir := workdir / "eval" / str(step)),
-                console=log.console,
-                name=f"{workdir.absolute().name}, step {step}",
-                extra={"step": step},
-                stop=lambda: interrupts.requested,
-            )
+            folder.check()
+            interrupts.stop_point = "in the evaluation, then saving"
+            with (
+                display.phase(f"evaluating after step {step}"),
+                staged_by_first(out_dir := workdir / "eval" / str(step)) as part,
+            ):
+                evaluate_state = partial(
+                    evaluate_source,
+                    detect,
+                    state.variables,
+                    eval_source,
+                    config,
+                    out_dir=part,
+                    console=display.console,
+                    name=f"{workdir.absolute().name}, step {step}",
+                    extra={"step": step},
+                    stop=lambda: interrupts.requested,
+                )
+                # Several processes have to leave at the same point.
+                alone = jax.process_count() == 1
+                evaluation = interrupts.call(evaluate_state) if alone else evaluate_state()
+                folder.check()
+            interrupts.stop_point = f"after step {step}, then saving"
             mean_ap, evaluated = evaluation.results[0].mean_ap, True
             values = figures(evaluation.results)
             score = values.get(config.train.best_metric, math.nan)
@@ -177,33 +233,47 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
             log.write(step, values, kind="eval")
             log.picture(step, "detections", out_dir / "pictures.jpg")
 
+        first = logged = step
         try:
             if not evaluated:  # the run was stopped before it could be
                 evaluate()
-            if step < config.train.steps:
-                log.say(f"compiling for {jax.device_count()} {devices[0].platform} device(s)")
-            first = logged = step
             waited, since = 0.0, time.perf_counter()
             while step < config.train.steps:
                 profile.before(step - first)
-                position, asked = batches.get_state()["position"], time.perf_counter()
+                before, asked = batches.get_state(), time.perf_counter()
                 host_batch = next(batches)
-                # Steps are only queued here: while the devices still work on the last one, a wait
-                # for data costs nothing.
+                # While the devices still work on the last step, a wait for data costs nothing.
                 if window.idle:
                     waited += time.perf_counter() - asked
-                batch = shard_batch(host_batch, len(devices), stop=interrupts.requested)
+                window.make_room()
+                progress.update(step - len(window))
+                if window.bad is not None:
+                    settle()
+                if interrupts.requested and jax.process_count() == 1:
+                    batches.set_state(before)
+                    settle()
+                    raise StoppedError
+                batch = shard_batch(
+                    host_batch,
+                    len(devices),
+                    stop=interrupts.requested,
+                    decay_per_step=decay_per_step(config.optim, steps=config.train.steps),
+                )
                 if step == first:
                     # Compiled ahead, so that no process is in its first step minutes before others.
-                    step_fn.lower(state, batch).compile()
+                    interrupts.stop_point = "now: nothing is to be saved"
+                    target = f"{jax.device_count()} {devices[0].platform} device(s)"
+                    with display.phase(f"compiling for {target}"):
+                        interrupts.call(partial(_compile, step_fn, state, batch))
                     meet("compiled")
-                state, metrics = step_fn(state, batch)
                 step += 1
-                window.add(Queued(metrics, host_batch, position))
-                log.advance(step)
+                interrupts.stop_point = f"after step {step}, then saving"
+                state, metrics = step_fn(state, batch)
+                window.add(Queued(metrics, host_batch, before["position"]))
                 checkpoints.check()
                 if step == first + 1:
-                    jax.block_until_ready(metrics)
+                    with display.phase("taking the first step"):
+                        jax.block_until_ready(metrics)
                     log.say(f"first step after {time.perf_counter() - started:.1f} s")
                     logged, waited, since = step, 0.0, time.perf_counter()
 
@@ -219,8 +289,9 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
                 if not (log_due or save_due or eval_due or stop):
                     continue
 
-                # The one place in the loop that waits for the devices.
+                # The one place in the loop that waits for all steps.
                 settle()
+                folder.check()
                 if log_due:
                     elapsed = time.perf_counter() - since
                     values = window.take_mean()
@@ -239,20 +310,31 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
                     evaluate()
                 if save_due:
                     save()
-                since += time.perf_counter() - pause
+                pause = time.perf_counter() - pause
+                since += pause
+                progress.pause(pause)
             if math.isnan(mean_ap):  # resumed after the last step
                 evaluate()
-        except StoppedError:
-            save()
+        except (StoppedError, AbandonedError):
+            if step > first:
+                save()
+                checkpoints.close()
+                done = f"after step {step} and saved"
+            else:
+                done = "before the first step; nothing was to be saved"
             raise Interrupted(
-                f"stopped by a signal after step {step} and saved; go on with "
-                f"--workdir {workdir} --resume"
+                f"stopped by a signal {done}; go on with --workdir {workdir} --resume",
+                busy=interrupts.abandoned,
             ) from None
+        except OutputError:
+            save()
+            raise
         except DataError:
             settle()
             save()
             raise
         checkpoints.close()
+        folder.check()
         best = ""
         if checkpoints.best is not None:
             best_step, score = checkpoints.best
@@ -294,6 +376,33 @@ def _check_batch_size(batch_size: int, records: int) -> None:
             f"train.batch_size is {batch_size} and the data set has {records} images to train on; "
             f"use {records} or less"
         )
+
+
+def _compile(step_fn: jax.stages.Wrapped, state: TrainState, batch: Batch) -> None:
+    step_fn.lower(state, batch).compile()
+
+
+def _evaluated_before(workdir: Path, step: int, config: Config) -> float:
+    """Return the mAP of the checkpoint of `step` if an evaluation by the same config wrote it.
+
+    NaN if it has to be evaluated.
+    """
+    found = math.nan
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        for known in (
+            read_config(workdir / "checkpoints" / str(step)),
+            from_json((workdir / "config.json").read_text(encoding="utf-8")),
+        ):
+            # As read_config gives it: the fields of this machine do not count.
+            sections = [
+                (c.model, c.priors, c.data, c.eval) for c in map(with_local_fields, (known, config))
+            ]
+            if sections[0] != sections[1]:
+                raise ValueError
+        metrics = json.loads((workdir / f"eval/{step}/metrics.json").read_text(encoding="utf-8"))
+        name = "coco/AP" if config.eval.metrics[0] == "coco" else f"{config.eval.metrics[0]}/mAP"
+        found = float(metrics[name])
+    return cast(float, broadcast_json(found))
 
 
 def _initial_variables(state: TrainState, config: Config) -> tuple[Params, list[str]]:

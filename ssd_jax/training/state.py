@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct, traverse_util
 from jax import Array
@@ -49,22 +50,31 @@ def join_frozen(trained: Params, frozen: Params) -> Params:
     return {**trained, "base": {**trained["base"], **frozen}}
 
 
+def decay_per_step(config: OptimConfig, *, steps: int) -> np.float32:
+    """Return the share of the cosine decay that one step takes in a run of `steps`.
+
+    It is an argument of the schedule, so that runs of different lengths share one compiled step. It
+    is the reciprocal in float32, by which XLA also replaces a division by a constant.
+    """
+    return np.float32(1) / np.float32(steps - config.warmup_steps)
+
+
 def make_schedule(
-    config: OptimConfig, *, steps: int, batch_size: int
-) -> Callable[[Array | int], Array]:
-    """The learning rate of a step, counted from 0.
+    config: OptimConfig, *, batch_size: int
+) -> Callable[[Array | int, Array | np.ndarray | np.float32], Array]:
+    """Return the function from a step, counted from 0, and `decay_per_step` to the learning rate.
 
     The warm-up rises linearly and ends at the full rate; multistep falls at the milestones as in
-    the paper, cosine falls to 0 at `steps`. With `rate_batch_size` the rate grows linearly with
-    the batch (Goyal et al., 2017, section 2.1).
+    the paper, cosine falls to 0 at the last step. With `rate_batch_size` the rate grows linearly
+    with the batch (Goyal et al., 2017, section 2.1).
     """
     scale = batch_size / config.rate_batch_size if config.rate_batch_size else 1.0
 
-    def schedule(step: Array | int) -> Array:
+    def schedule(step: Array | int, per_step: Array | np.ndarray | np.float32) -> Array:
         step = jnp.asarray(step, jnp.float32)
         warmup = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
         if config.schedule == "cosine":
-            done = (step - config.warmup_steps) / (steps - config.warmup_steps)
+            done = (step - config.warmup_steps) * per_step
             decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
         else:
             passed = jnp.sum(step >= jnp.asarray(config.milestones, jnp.float32))

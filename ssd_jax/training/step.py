@@ -70,7 +70,7 @@ def train_step(
     *,
     model: SSD,
     optimizer: optax.GradientTransformationExtraArgs,
-    schedule: Callable[[Array], Array],
+    schedule: Callable[[Array, Array | np.ndarray], Array],
     priors: np.ndarray,
     variances: tuple[float, float],
     config: TrainConfig,
@@ -79,7 +79,8 @@ def train_step(
     """The state after one step, and the step's metrics over the global batch.
 
     To be run under an axis named AXIS. `batch` is this device's share: image [b, S, S, 3] of 0 to
-    255, boxes [b, M, 4] xyxy in [0, 1], labels [b, M], mask [b, M], and stop, a scalar.
+    255, boxes [b, M, 4] xyxy in [0, 1], labels [b, M], mask [b, M], and the
+    scalars stop and decay_per_step, the second argument of `schedule`.
 
     A step whose loss or gradient is not finite changes nothing but `bad_steps`, and `step` where
     config.on_nonfinite is skip. Where it is stop no later step changes anything either, so that
@@ -122,7 +123,7 @@ def train_step(
     grads, loss_loc, loss_conf, _ = jax.tree.map(lambda total: total / norm, sums)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss_loc) & jnp.isfinite(loss_conf) & jnp.isfinite(grad_norm)
-    rate = schedule(state.step)
+    rate = schedule(state.step, batch["decay_per_step"])
 
     skip = config.on_nonfinite == "skip"
     good = finite if skip else finite & (state.bad_steps == 0)
@@ -208,11 +209,19 @@ def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
 
 
 def shard_batch(
-    batch: Mapping[str, np.ndarray], devices: int, *, stop: bool = False
+    batch: Mapping[str, np.ndarray],
+    devices: int,
+    *,
+    stop: bool = False,
+    decay_per_step: float | np.float32 = 0.0,
 ) -> dict[str, np.ndarray]:
     """The batch as [devices, b, ...], without the arrays that only the host reads.
 
-    With `stop` the step tells all processes that this one wants to stop.
+    With `stop` the step tells all processes that this one wants to stop. `decay_per_step` is for
+    the schedule.
     """
     shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in ARRAYS}
-    return shares | {"stop": np.full(devices, stop, np.float32)}
+    return shares | {
+        "stop": np.full(devices, stop, np.float32),
+        "decay_per_step": np.full(devices, decay_per_step, np.float32),
+    }

@@ -8,10 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-_STOP_LAG = 2
-"""How far back a step must be for its answer to be waited for: the devices have later ones to work
-on meanwhile."""
-
 
 class Queued(NamedTuple):
     """A step that was given to the devices."""
@@ -25,48 +21,65 @@ class Queued(NamedTuple):
 
 
 class Window:
-    """Steps since the last line of the log: first queued, then known.
+    """Steps since the last line of the log: first in flight, then known.
 
-    A queued step's batch is kept until its metrics are known, in case that it is to blame for
-    something.
+    A few steps are in flight at once: more would hold memory for their batches, and would have to
+    be waited for at a signal. In all processes the same steps are known at the same step.
+
+    A step's batch is kept until its metrics are known, in case that it is to blame for something.
 
     Args:
         known: metrics of steps before a resumed run's first one that no line has yet.
+        in_flight: steps that the devices may have at once. With two, the next one starts where
+            one ends, without the host.
+        skip: whether steps that are not finite are left out, and do not count as bad.
     """
 
-    def __init__(self, known: Sequence[Mapping[str, float]]) -> None:
+    def __init__(
+        self, known: Sequence[Mapping[str, float]], *, in_flight: int = 2, skip: bool = False
+    ) -> None:
         self.known = [dict(metrics) for metrics in known]
         """Metrics of each step, for JSON."""
-        self._queued: list[Queued] = []
-        self._stops: deque[jax.Array] = deque(maxlen=_STOP_LAG + 1)
+        self.bad: Queued | None = None
+        """The first step that was not finite. It and those after it do not become known."""
+        self.asked_to_stop = False
+        """Whether any process asked to stop at a step whose metrics are known."""
+        self._in_flight = in_flight
+        self._skip = skip
+        self._queued: deque[Queued] = deque()
+
+    def __len__(self) -> int:
+        """Return the number of steps in flight."""
+        return len(self._queued)
+
+    def make_room(self) -> None:
+        """Wait until one more step may be given to the devices."""
+        while len(self._queued) >= self._in_flight:
+            self._learn()
 
     def add(self, queued: Queued) -> None:
         """One more step was given to the devices."""
         self._queued.append(queued)
-        self._stops.append(queued.metrics["stop"])
 
     @property
     def idle(self) -> bool:
         """Whether the devices have nothing left to do."""
         return not self._queued or self._queued[-1].metrics["loss"].is_ready()
 
-    @property
-    def asked_to_stop(self) -> bool:
-        """Whether any process asked to stop some steps ago; at one step the same in all."""
-        return len(self._stops) > _STOP_LAG and float(self._stops[0]) > 0
+    def settle(self) -> None:
+        """Wait for all steps in flight, so that they are known."""
+        while self._queued:
+            self._learn()
 
-    def settle(self, *, skip: bool) -> Queued | None:
-        """Wait for the queued steps, so that they are known.
-
-        Returns the first step that was not finite, unless such steps are to `skip`; it and the ones
-        after it, which changed nothing, do not become known.
-        """
-        queued, self._queued = self._queued, []
-        for step, metrics in zip(queued, jax.device_get([q.metrics for q in queued]), strict=True):
-            if metrics["bad"] and not skip:
-                return step
-            self.known.append({name: float(value) for name, value in metrics.items()})
-        return None
+    def _learn(self) -> None:
+        """Wait for the oldest step in flight."""
+        step = self._queued.popleft()
+        metrics = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
+        self.asked_to_stop |= metrics["stop"] > 0
+        if metrics["bad"] and not self._skip and self.bad is None:
+            self.bad = step
+        if self.bad is None:
+            self.known.append(metrics)
 
     def take_mean(self) -> dict[str, float]:
         """The mean of the known steps, which are forgotten; the rate is that of the last one.

@@ -1,7 +1,9 @@
 """A whole run: train, save, resume to the bit, evaluate the checkpoint in the same words."""
 
 import json
-from types import SimpleNamespace
+import shutil
+import signal
+import threading
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import evaluate as evaluate_main
 from ssd_jax.config import ConfigError, UserError, from_json
 from ssd_jax.evaluation.detect import StoppedError
+from ssd_jax.evaluation.outputs import OutputError
 from ssd_jax.models.restore import (
     find_checkpoint,
     read_config,
@@ -17,9 +20,12 @@ from ssd_jax.models.restore import (
     write_checkpoint,
 )
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training import loop, window
+from ssd_jax.training import loop
 from ssd_jax.training.interrupts import Interrupted
+from ssd_jax.training.log import LogError
 from ssd_jax.training.loop import train
+from ssd_jax.training.window import Window
+from ssd_jax.training.workdir import LostWorkdirError, Workdir, WorkdirError
 from tests.tiny import TINY, change
 from tests.training.launch import lines, saved
 
@@ -119,7 +125,7 @@ def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
     assert lines == sum(c["detections"] for c in ours["per_class"].values())
 
 
-def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path):
+def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch):
     straight, mean_ap = run
     workdir = tmp_path / "resumed"
     train(change(TINY, train={"steps": 2}), workdir)
@@ -131,7 +137,8 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path):
         np.testing.assert_array_equal(a, b)
     steps = [(line["kind"], line["step"]) for line in read_lines(workdir)]
     assert steps == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
-    # Once more, after the last step: the same number, and nothing is logged twice.
+    # Once more, after the last step: the same number, and nothing is evaluated or logged twice.
+    monkeypatch.setattr(loop, "evaluate_source", None)
     assert train(TINY, workdir, resume=True) == mean_ap
     assert [(line["kind"], line["step"]) for line in read_lines(workdir)] == steps
 
@@ -183,28 +190,89 @@ def test_a_checkpoint_of_another_shape_is_named(run):
         restore_model(checkpoint, other)
 
 
-def test_the_loop_waits_for_the_devices_only_where_a_line_is_due(tmp_path, monkeypatch):
-    waits = []
+def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
+    in_flight = []
+    true_add = Window.add
 
-    def counted(name):
-        true = getattr(jax, name)
-
-        def wait(value):
-            waits.append(name)
-            return true(value)
-
-        return wait
+    def add(self, queued):
+        true_add(self, queued)
+        in_flight.append(len(self))
 
     checks = []
     monkeypatch.setattr(loop.Checkpoints, "check", lambda self: checks.append(self))
-    monkeypatch.setattr(window, "jax", SimpleNamespace(device_get=counted("device_get")))
-    monkeypatch.setattr(jax, "block_until_ready", counted("block_until_ready"))
+    monkeypatch.setattr(Window, "add", add)
     config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
     train(config, tmp_path / "run")
-    # The first step, whose time is told, and the two lines.
-    assert waits == ["block_until_ready", "device_get", "device_get"]
+    assert in_flight == [1] * 12  # on a CPU; test_window has accelerators
     # A checkpoint that could not be written in the background stops the run at the next step.
     assert len(checks) == 12
+
+
+def test_a_workdir_in_use_is_refused_before_anything_else(tmp_path):
+    with Workdir(tmp_path / "run"), pytest.raises(WorkdirError, match="is used by another run"):
+        train(TINY, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "open_source", None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--workdir: .*file is not a folder"):
+        train(TINY, tmp_path / "file")
+
+
+@pytest.mark.parametrize("deleted", ["", "metrics.jsonl"])
+def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, capsys, deleted):
+    workdir, true_add = tmp_path / "run", Window.add
+
+    def add(self, queued):
+        true_add(self, queued)
+        if queued.position == 4:
+            shutil.rmtree(workdir) if not deleted else (workdir / deleted).unlink()
+
+    monkeypatch.setattr(Window, "add", add)
+    with pytest.raises((LostWorkdirError, LogError), match="was deleted or "):
+        train(change(TINY, train={"checkpoint_every": 100}), workdir)
+    assert "done" not in capsys.readouterr().out
+    assert workdir.exists() == bool(deleted)
+
+
+def test_an_evaluation_that_cannot_be_written(tmp_path, monkeypatch):
+    true = loop.evaluate_source
+
+    def full(*arguments, out_dir, **more):
+        true(*arguments, out_dir=out_dir, **more)
+        raise OSError(28, "No space left on device")
+
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(loop, "evaluate_source", full)
+    with pytest.raises(
+        OutputError, match=r"written to .*/eval/4 \(No space left on device\); make room"
+    ):
+        train(TINY, workdir)
+    assert not (workdir / "eval").exists()
+    # Nothing is lost: the state is saved, and the evaluation is made when the run goes on.
+    assert (workdir / "checkpoints/4").is_dir()
+    monkeypatch.setattr(loop, "evaluate_source", true)
+    train(TINY, workdir, resume=True)
+    assert (workdir / "eval/4/metrics.json").is_file()
+    assert [(x["kind"], x["step"]) for x in lines(workdir)][-1] == ("eval", 4)
+
+
+def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
+    end = threading.Event()
+
+    def compile_for_minutes(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        end.wait(60)
+
+    monkeypatch.setattr(loop, "_compile", compile_for_minutes)
+    with pytest.raises(Interrupted, match="by a signal before the first step; nothing") as raised:
+        train(TINY, tmp_path / "run")
+    end.set()
+    assert raised.value.busy
+    assert raised.value.status == 75
+    assert "stopping now: nothing is to be saved" in capsys.readouterr().out
 
 
 def test_a_trace_of_some_steps(tmp_path):

@@ -105,10 +105,11 @@ def test_a_window_goes_on_where_another_one_stopped():
     first = Window([])
     for k, value in enumerate((1.0, 2.0)):
         first.add(Queued(jax.device_put(metrics(value)), {}, k))
-    assert first.settle(skip=False) is None
+    first.settle()
+    assert first.bad is None
     second = Window(json.loads(json.dumps(first.known)))
     second.add(Queued(jax.device_put(metrics(6.0)), {}, 2))
-    second.settle(skip=False)
+    second.settle()
     mean = second.take_mean()
     assert mean["loss"] == 3.0
     assert mean["learning_rate"] == pytest.approx(0.6)
@@ -119,7 +120,8 @@ def test_steps_after_a_bad_one_do_not_become_known():
     window = Window([])
     for k, bad in enumerate((0.0, 1.0, 0.0)):
         window.add(Queued(jax.device_put(metrics(k + 1.0, bad)), {}, 8 * k))
-    assert window.settle(skip=False).position == 8
+    window.settle()
+    assert window.bad.position == 8
     assert [m["loss"] for m in window.known] == [1.0]
 
 

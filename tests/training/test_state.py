@@ -9,24 +9,47 @@ import optax
 import pytest
 
 from ssd_jax.config import OptimConfig
-from ssd_jax.training.state import join_frozen, make_optimizer, make_schedule, split_frozen
+from ssd_jax.training.state import (
+    decay_per_step,
+    join_frozen,
+    make_optimizer,
+    make_schedule,
+    split_frozen,
+)
 
 
 def test_multistep_with_warmup():
     schedule = make_schedule(
-        OptimConfig(learning_rate=1.0, milestones=(10, 20), warmup_steps=4), steps=30, batch_size=32
+        OptimConfig(learning_rate=1.0, milestones=(10, 20), warmup_steps=4), batch_size=32
     )
     known = [0.25, 0.5, 0.75, 1.0] + [1.0] * 6 + [0.1] * 10 + [0.01] * 10
-    np.testing.assert_allclose([schedule(k) for k in range(30)], known, rtol=1e-6)
+    np.testing.assert_allclose([schedule(k, 0.0) for k in range(30)], known, rtol=1e-6)
 
 
 def test_cosine_ends_at_zero():
-    schedule = make_schedule(
-        OptimConfig(learning_rate=2.0, schedule="cosine"), steps=10, batch_size=32
-    )
-    np.testing.assert_allclose(schedule(0), 2.0)
-    np.testing.assert_allclose(schedule(5), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(schedule(10), 0.0, atol=1e-6)
+    config = OptimConfig(learning_rate=2.0, schedule="cosine")
+    schedule = make_schedule(config, batch_size=32)
+    per_step = decay_per_step(config, steps=10)
+    np.testing.assert_allclose(schedule(0, per_step), 2.0)
+    np.testing.assert_allclose(schedule(5, per_step), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(schedule(10, per_step), 0.0, atol=1e-6)
+
+
+def test_the_length_as_an_argument_gives_the_rates_of_a_constant_to_the_bit():
+    config = OptimConfig(learning_rate=0.012, schedule="cosine", warmup_steps=30)
+    schedule = make_schedule(config, batch_size=32)
+
+    @jax.jit
+    def constant(step):
+        step = step.astype(jnp.float32)
+        done = (step - 30) / (1000 - 30)
+        decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        return 0.012 * jnp.minimum(1.0, (step + 1) / 30) * decay
+
+    argument = jax.jit(schedule)
+    per_step = decay_per_step(config, steps=1000)
+    rates = [(argument(k, per_step), constant(k)) for k in map(jnp.int32, range(1001))]
+    np.testing.assert_array_equal(*zip(*rates, strict=True))
 
 
 @pytest.mark.parametrize("caffe_biases", [False, True])
@@ -35,14 +58,14 @@ def test_sgd_step_by_step(caffe_biases):
         learning_rate=0.1, milestones=(2,), weight_decay=0.01, caffe_biases=caffe_biases
     )
     optimizer = make_optimizer(config)
-    schedule = make_schedule(config, steps=10, batch_size=32)
+    schedule = make_schedule(config, batch_size=32)
     params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(3.0)}}
     state = optimizer.init(params)
     known, momentum = {"kernel": 2.0, "bias": 3.0}, {"kernel": 0.0, "bias": 0.0}
     for k, grad in enumerate((1.0, -0.5, 2.0, 0.25)):
         grads = {"conv": {"kernel": jnp.float32(grad), "bias": jnp.float32(grad)}}
         updates, state = optimizer.update(grads, state, params)
-        updates = jax.tree.map(partial(jnp.multiply, -schedule(k)), updates)
+        updates = jax.tree.map(partial(jnp.multiply, -schedule(k, 0.0)), updates)
         params = optax.apply_updates(params, updates)
         for name in known:
             plain = caffe_biases and name == "bias"
@@ -81,4 +104,4 @@ def test_split_and_join_are_inverse():
 
 def test_the_rate_grows_with_the_batch():
     config = OptimConfig(learning_rate=1e-3, milestones=(), rate_batch_size=32)
-    np.testing.assert_allclose(make_schedule(config, steps=10, batch_size=256)(3), 8e-3, rtol=1e-6)
+    np.testing.assert_allclose(make_schedule(config, batch_size=256)(3, 0.0), 8e-3, rtol=1e-6)

@@ -16,7 +16,12 @@ from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
 from ssd_jax.hlo import Program
 from ssd_jax.models import conv
 from ssd_jax.models.ssd import make_model, model_priors
-from ssd_jax.training.state import create_train_state, make_optimizer, make_schedule
+from ssd_jax.training.state import (
+    create_train_state,
+    decay_per_step,
+    make_optimizer,
+    make_schedule,
+)
 from ssd_jax.training.step import AXIS, pmap_train_step, replicate, shard_batch, train_step
 from tests.models.reference import VOC, our_path, reference_image, reference_params
 
@@ -41,7 +46,7 @@ def make_step(model_config, priors_config, train_config, optim, devices):
         train_step,
         model=model,
         optimizer=optimizer,
-        schedule=make_schedule(optim, steps=100, batch_size=train_config.batch_size),
+        schedule=make_schedule(optim, batch_size=train_config.batch_size),
         ema_decay=optim.ema_decay,
         priors=model_priors(model_config, priors_config),
         variances=priors_config.variances,
@@ -77,6 +82,19 @@ def run(devices, steps=3, model=TINY, batch=None, optim=OPTIM, **train_fields):
         state, metrics = step(state, shard_batch(global_batch, len(devices)))
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
+
+
+def test_runs_of_any_length_share_one_compiled_step():
+    optim = OptimConfig(schedule="cosine", warmup_steps=5)
+    config = TrainConfig(batch_size=8)
+    step, state = make_step(TINY, TINY_PRIORS, config, optim, jax.local_devices()[:1])
+    texts = {
+        step.lower(
+            state, shard_batch(tiny_batch(), 1, decay_per_step=decay_per_step(optim, steps=steps))
+        ).as_text()
+        for steps in (20, 30)
+    }
+    assert len(texts) == 1
 
 
 def assert_close(a, b, tolerance):

@@ -1,0 +1,150 @@
+"""The folder of a run: checked first, locked while the run lives, watched for its deletion."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ssd_jax.config import ConfigError, UserError
+from ssd_jax.runtime import TogetherError, broadcast_json, is_first_process
+
+_LOCK = ".lock"
+
+
+class WorkdirError(TogetherError):
+    """A workdir that another run uses; the message names the process."""
+
+
+class LostWorkdirError(UserError):
+    """A workdir that was deleted or moved while its run was going."""
+
+
+class Workdir:
+    """Exclusive use of a run's folder within a `with` block.
+
+    The lock is the system's own (flock on WORKDIR/.lock), which ends with its process, however
+    that dies. It holds between hosts as well where their shared file system passes locks on, as
+    NFS does unless it is mounted with nolock or local_lock. Only the first process of a run takes
+    it; an error in it is raised in all of them.
+
+    Raises:
+        ConfigError: `path` is not a folder, or cannot be made or written.
+        WorkdirError: another run uses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        """Lines for the user, after the block was entered."""
+        self._lock: int | None = None
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Self:
+        failure: UserError | None = None
+        if is_first_process():
+            try:
+                self._claim()
+            except UserError as error:
+                failure = error
+        message = broadcast_json(str(failure) if failure else None)
+        if message is not None:
+            raise failure or WorkdirError(message)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def check(self) -> None:
+        """Raise LostWorkdirError if the folder is no longer the one that was locked."""
+        if self._lock is not None and not self._is_lock_file(self._lock):
+            raise LostWorkdirError(
+                f"{self.path} was deleted or moved while the run was going, and the run has "
+                "stopped; put the folder back and go on with --resume, or start a new run"
+            )
+
+    def _claim(self) -> None:
+        try:
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._open_lock()
+            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, owner.encode(), 0)
+        except OSError as error:
+            self._release()
+            raise ConfigError(self._describe(error)) from None
+
+    def _open_lock(self) -> int:
+        """Return the open and locked file."""
+        for _ in range(100):
+            # NOFOLLOW: the file is emptied, whatever a link there points to.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = os.open(self.path / _LOCK, flags, 0o644)
+            try:
+                self._take(lock)
+            except WorkdirError:
+                os.close(lock)
+                raise
+            # Another run may have ended, and removed the file, since it was opened.
+            if self._is_lock_file(lock):
+                return lock
+            os.close(lock)
+        raise OSError(errno.EBUSY, f"{_LOCK} does not stay the same")
+
+    def _take(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _read_owner(lock)
+            raise WorkdirError(
+                f"--workdir: {self.path} is used by another run ({owner}); wait for its end, stop "
+                "it, or name another folder"
+            ) from None
+        except OSError as error:
+            self.notes.append(
+                f"{self.path} cannot be locked on its file system ({error.strerror}); make sure "
+                "that no other run uses it"
+            )
+
+    def _release(self) -> None:
+        """Give the lock back, and remove its file and the folders that nothing was put into."""
+        with contextlib.suppress(OSError):
+            if self._lock is not None and self._is_lock_file(self._lock):
+                (self.path / _LOCK).unlink()
+            for folder in self._made:
+                folder.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _is_lock_file(self, lock: int) -> bool:
+        """Whether the file at the lock's path is the open one."""
+        try:
+            return os.path.samestat((self.path / _LOCK).lstat(), os.fstat(lock))
+        except OSError:
+            return False
+
+    def _describe(self, error: OSError) -> str:
+        if isinstance(error, FileExistsError):
+            return f"--workdir: {self.path} is not a folder; name another"
+        reason = error.strerror or str(error)
+        return f"--workdir: {self.path} cannot be written ({reason}); name another folder"
+
+
+def _read_owner(lock: int) -> str:
+    """Return the process that holds the lock, as it wrote it there."""
+    try:
+        owner = json.loads(os.pread(lock, 4096, 0))
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:64]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that has not named itself yet"

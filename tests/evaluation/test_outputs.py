@@ -1,0 +1,39 @@
+"""A folder of outputs appears whole or not at all, and other files in it stay."""
+
+import pytest
+
+from ssd_jax.evaluation.outputs import OutputError, staged
+
+
+def test_the_files_appear_at_the_end_and_others_stay(tmp_path):
+    folder = tmp_path / "eval/4"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "plots/old.svg").write_text("old")
+    (folder / "metrics.json").write_text("old")
+    (folder / "notes.txt").write_text("mine")
+    with staged(folder) as part:
+        (part / "plots").mkdir()
+        (part / "plots/new.svg").write_text("new")
+        (part / "metrics.json").write_text("new")
+        assert (folder / "metrics.json").read_text() == "old"
+    files = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.*")}
+    assert files == {
+        "plots/old.svg": "old",
+        "plots/new.svg": "new",
+        "metrics.json": "new",
+        "notes.txt": "mine",
+    }
+    assert [p.name for p in folder.parent.iterdir()] == ["4"]
+
+
+def test_after_an_error_nothing_is_left(tmp_path):
+    def fill():
+        with staged(tmp_path / "eval/4") as part:
+            (part / "half").write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        OutputError, match=r"written to .*/eval/4 \(No space left on device\); make room"
+    ):
+        fill()
+    assert list(tmp_path.iterdir()) == []
