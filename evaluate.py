@@ -17,7 +17,7 @@ from ssd_jax.config import Config, ConfigError
 if typing.TYPE_CHECKING:
     from rich.console import Console
 
-    from ssd_jax.evaluation.dataset import DataSet
+    from ssd_jax.evaluation.ground_truth import DataSet
     from ssd_jax.evaluation.scores import Evaluation
 
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
             "--checkpoint is missing; name a run's folder, e.g. runs/quickstart, or give "
             "--detections"
         )
-    from ssd_jax.runtime import processes
+    from ssd_jax.distributed import processes
 
     with processes(own):
         _evaluate_checkpoint(own, overrides, parser.flags)
@@ -96,13 +96,13 @@ def _evaluate_checkpoint(
 ) -> None:
     from rich.console import Console
 
+    from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
     from ssd_jax.data.sources import open_source
-    from ssd_jax.evaluation.dataset import data_set
-    from ssd_jax.evaluation.detect import make_detect
+    from ssd_jax.distributed import is_first_process, use_compile_cache
     from ssd_jax.evaluation.evaluate import evaluate_source
+    from ssd_jax.evaluation.ground_truth import data_set
     from ssd_jax.evaluation.outputs import staged_by_first
-    from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
-    from ssd_jax.runtime import is_first_process, use_compile_cache
+    from ssd_jax.inference.detect import make_detect
 
     checkpoint = find_checkpoint(own.checkpoint, best=own.best)
     config = override(read_config(checkpoint), overrides, description=_DESCRIPTION, flags=flags)
@@ -194,7 +194,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
 
     from ssd_jax.evaluation.outputs import staged, write_evaluation
     from ssd_jax.evaluation.report import print_errors, print_table
-    from ssd_jax.evaluation.results import read_detections, read_known
+    from ssd_jax.evaluation.result_files import read_detections, read_known
     from ssd_jax.evaluation.scores import MetricName, evaluate_detections
 
     metrics = tuple((own.metrics or "voc07,voc,coco").split(","))

@@ -27,8 +27,8 @@ from ssd_jax.config import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ssd_jax.detector import Detections, Detector
-    from ssd_jax.visualize import Image
+    from ssd_jax.inference.detector import Detections, Detector
+    from ssd_jax.inference.drawing import Image
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
@@ -117,10 +117,10 @@ def main(arguments: Sequence[str]) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from ssd_jax.detector import Detector
-    from ssd_jax.models.restore import find_checkpoint
-    from ssd_jax.runtime import use_compile_cache
-    from ssd_jax.visualize import replace_file
+    from ssd_jax.checkpoints.reader import find_checkpoint
+    from ssd_jax.distributed import use_compile_cache
+    from ssd_jax.inference.detector import Detector
+    from ssd_jax.io import atomic_write
 
     use_compile_cache(own.compile_cache)
     # One image is not made a batch of many.
@@ -153,12 +153,12 @@ def main(arguments: Sequence[str]) -> None:
                         detect_video(detector, video, own.out, wanted, results, progress)
             except KeyboardInterrupt:
                 # Hours of images may be done.
-                replace_file(own.out / "detections.json", _json_lines(results.rows))
+                atomic_write(own.out / "detections.json", _json_lines(results.rows))
                 done = f"detections.json has the {results.images} images and frames done"
                 print(f"predict.py: stopped; {done}", file=sys.stderr)
                 raise
         seconds = time.perf_counter() - compiled
-        replace_file(own.out / "detections.json", _json_lines(results.rows))
+        atomic_write(own.out / "detections.json", _json_lines(results.rows))
     except OSError as error:
         raise ConfigError(f"--out: {error}") from None
     _summarize(results, own.out, seconds, compiled - start)
@@ -183,9 +183,9 @@ def _benchmark(own: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from ssd_jax.benchmark import benchmark, print_benchmark
-    from ssd_jax.models.restore import find_checkpoint
-    from ssd_jax.visualize import replace_file
+    from ssd_jax.checkpoints.reader import find_checkpoint
+    from ssd_jax.inference.latency import benchmark, print_benchmark
+    from ssd_jax.io import atomic_write
 
     console = Console(highlight=False, soft_wrap=True)
     checkpoint = find_checkpoint(own.checkpoint, best=own.best)
@@ -194,7 +194,7 @@ def _benchmark(own: argparse.Namespace) -> None:
     try:
         own.out.mkdir(parents=True, exist_ok=True)
         content = json.dumps(figures, indent=2) + "\n"
-        replace_file(own.out / "benchmark.json", content.encode())
+        atomic_write(own.out / "benchmark.json", content.encode())
     except OSError as error:
         raise ConfigError(f"--out: {error}") from None
     console.print(f"benchmark.json is in {own.out}", markup=False)
@@ -301,8 +301,9 @@ def detect_images(
 ) -> None:
     """Detect and draw image files; those that cannot be read are told and left out."""
     from ssd_jax.data.errors import DataError
-    from ssd_jax.detector import read_image
-    from ssd_jax.visualize import replace_file, save_image
+    from ssd_jax.inference.detector import read_image
+    from ssd_jax.inference.drawing import save_image
+    from ssd_jax.io import atomic_write
 
     if not inputs:
         return
@@ -324,7 +325,7 @@ def detect_images(
             results.add(each, given.name)
             save_image(_output(given, out), _drawn(each, image))
             if xml:
-                replace_file(out / "xml" / f"{given.stem}.xml", voc_xml(each, given.name, image))
+                atomic_write(out / "xml" / f"{given.stem}.xml", voc_xml(each, given.name, image))
             progress.advance(task)
 
 

@@ -17,7 +17,7 @@ from ssd_jax.cli import (
     run_main,
 )
 from ssd_jax.config import Config, ConfigError, from_json
-from ssd_jax.files import MAX_CONFIG, read_text
+from ssd_jax.io import MAX_CONFIG, read_text
 from ssd_jax.trust import with_local_cache
 
 _DESCRIPTION = """Train a detector.
@@ -68,9 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     workdir = own.workdir or Path("runs") / own.config.stem
 
     # JAX starts here, after everything that can be wrong with the command line.
-    from ssd_jax.runtime import leave, processes
-    from ssd_jax.training.interrupts import Interrupted
+    from ssd_jax.distributed import leave, processes
     from ssd_jax.training.loop import train
+    from ssd_jax.training.preemption import Interrupted
 
     with processes(own):
         try:
@@ -101,7 +101,7 @@ def _replay(file: Path, overrides: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from ssd_jax.training.replay import describe, diagnose, read_bad_step, table
+    from ssd_jax.training.nonfinite import describe, diagnose, read_bad_step, table
 
     bad = read_bad_step(file)
     bad = dataclasses.replace(bad, config=override(bad.config, overrides, description=_DESCRIPTION))

@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.case import voc_config
 from benchmarks.report import print_figures
+from ssd_jax.checkpoints.writer import Checkpoints
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training.checkpoint import Checkpoints
 from ssd_jax.training.state import create_train_state, make_optimizer
 
 

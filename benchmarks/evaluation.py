@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks import literal
 from benchmarks.report import print_race
-from ssd_jax.evaluation.coco import evaluate_coco
-from ssd_jax.evaluation.voc import DetectionTable, GroundTruth, evaluate_voc
+from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
+from ssd_jax.evaluation.metrics.voc_ap import DetectionTable, GroundTruth, evaluate_voc
 
 
 def run(rounds: int) -> dict[str, Any]:

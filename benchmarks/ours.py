@@ -18,8 +18,8 @@ def train(batch: int, path: str, cache: str = "") -> Program:
     """
     import jax
 
+    from ssd_jax.distributed import use_compile_cache
     from ssd_jax.models.ssd import make_model, model_priors
-    from ssd_jax.runtime import use_compile_cache
     from ssd_jax.training import state, step
 
     use_compile_cache(cache)
@@ -66,7 +66,7 @@ def detect(batch: int, path: str) -> Program:
     """Network, decoding and suppression of a batch, from images in memory to boxes in memory."""
     import jax
 
-    from ssd_jax.evaluation.detect import make_detect
+    from ssd_jax.inference.detect import make_detect
     from ssd_jax.models.ssd import make_model
 
     config = voc_config(path)
@@ -81,7 +81,7 @@ def suppress(loc: np.ndarray, conf: np.ndarray, size: int = SIZE) -> Program:
     """Softmax, decoding and suppression alone, of the network's outputs in memory."""
     import jax
 
-    from ssd_jax.evaluation.detect import post_process
+    from ssd_jax.inference.detect import post_process
     from ssd_jax.models.ssd import model_priors
 
     config = voc_config(size=size)

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which process of a run this is; `ssd_jax.runtime.processes` takes them."""
+    """Add the flags that say which process of a run this is, for `distributed.processes`."""
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int)
@@ -56,7 +56,7 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --compile-cache; `ssd_jax.runtime.use_compile_cache` takes its value."""
+    """Add --compile-cache; `ssd_jax.distributed.use_compile_cache` takes its value."""
     parser.add_argument(
         "--compile-cache",
         default=COMPILE_CACHE,

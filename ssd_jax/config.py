@@ -188,7 +188,7 @@ class ModelConfig:
     """What the outputs of the last pretrained layer are multiplied by; VGG16's conv5_3 gives values
     about 50 times as large as layers that start fresh are made for, so use 0.02 before those."""
     init_from: str = ""
-    """Checkpoint of this network to start from, e.g. one that ssd_jax.models.weights imported; the
+    """Checkpoint of this network to start from, e.g. one that ssd_jax.weights imported; the
     class heads keep the rows of classes with the same name. Empty: none."""
     trainable_from: str = ""
     """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.

@@ -30,8 +30,8 @@ from ssd_jax.config import ConfigError, UserError
 from ssd_jax.guard import LOCAL_HOSTS, Guard, Hosts, OneLine, ShortTraceback, impatient
 
 if TYPE_CHECKING:
-    from ssd_jax.detector import Detections, Detector
-    from ssd_jax.visualize import Image
+    from ssd_jax.inference.detector import Detections, Detector
+    from ssd_jax.inference.drawing import Image
 
 _DESCRIPTION = """Serve a page on which images are dropped and their detections seen.
 
@@ -65,13 +65,13 @@ class Found:
 
 
 def detect(detector: "Detector", file: Path) -> Found:
-    """What the detector finds in an image file, which is read as by `ssd_jax.detector.read_image`.
+    """Detect in an image file, which is read as by `ssd_jax.inference.detector.read_image`.
 
     Raises UserError, naming the file but not where it lies, if it cannot be read.
     """
-    from ssd_jax.data.pictures import decode_picture
-    from ssd_jax.detector import turn_upright
-    from ssd_jax.visualize import resize
+    from ssd_jax.data.images import decode_picture
+    from ssd_jax.inference.detector import turn_upright
+    from ssd_jax.inference.drawing import resize
 
     try:
         data = file.read_bytes()
@@ -121,7 +121,7 @@ def coco_rows(told: "Detections", file_name: str) -> list[dict[str, Any]]:
 
 def show(found: Found, threshold: float, classes: Collection[str] = ()) -> str:
     """HTML of the detections above a score: a line, the picture, a table, and both to download."""
-    from ssd_jax.visualize import draw_boxes, encode_image
+    from ssd_jax.inference.drawing import draw_boxes, encode_image
 
     told = select(found, threshold, classes)
     rows = coco_rows(told, found.name)
@@ -151,7 +151,7 @@ def _sentence(found: Found, told: "Detections", threshold: float) -> str:
 
 def _table(told: "Detections") -> str:
     """A row a detection; numbers of boxes are pixels of the image."""
-    from ssd_jax.visualize import label_color
+    from ssd_jax.inference.drawing import label_color
 
     if not len(told):
         return ""
@@ -192,7 +192,7 @@ class Choice:
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        from ssd_jax.models.restore import read_config
+        from ssd_jax.checkpoints.reader import read_config
 
         self.checkpoint = checkpoint
         self.names = read_config(checkpoint).model.classes
@@ -204,7 +204,7 @@ class Choice:
 
         Raises UserError if the checkpoint cannot be read, or is not there any more.
         """
-        from ssd_jax.detector import Detector
+        from ssd_jax.inference.detector import Detector
 
         with self._lock:
             if self._detector is None:
@@ -229,7 +229,7 @@ def find_choices(paths: Sequence[Path], *, best: bool = False) -> dict[str, Choi
 
 
 def _checkpoints(path: Path, best: bool) -> Iterator[Path]:
-    from ssd_jax.models.restore import find_checkpoint
+    from ssd_jax.checkpoints.reader import find_checkpoint
 
     try:
         yield find_checkpoint(path, best=best)
@@ -410,7 +410,7 @@ def main(arguments: Sequence[str]) -> None:
     choices = find_choices(own.checkpoint, best=own.best)
     _check_address(own.host, own.port)
     signal.signal(signal.SIGTERM, _terminate)
-    from ssd_jax.runtime import use_compile_cache
+    from ssd_jax.distributed import use_compile_cache
 
     use_compile_cache(own.compile_cache)
     next(iter(choices.values())).detector()

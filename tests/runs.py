@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax.models.restore import write_checkpoint
+from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.models.ssd import make_model
 
 

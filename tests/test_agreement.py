@@ -13,14 +13,14 @@ import pytest
 import evaluate as evaluate_main
 import predict as predict_main
 from ssd_jax import demo
-from ssd_jax.detector import Detections, Detector, read_image
-from ssd_jax.evaluation.results import read_detections, read_known
-from ssd_jax.evaluation.voc import VOC_PIXELS
+from ssd_jax.checkpoints.reader import write_checkpoint
+from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS
+from ssd_jax.evaluation.result_files import read_detections, read_known
 from ssd_jax.export import __main__ as export
 from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image
-from ssd_jax.models.restore import write_checkpoint
+from ssd_jax.inference.detector import Detections, Detector, read_image
 from ssd_jax.models.ssd import make_model
 from tests.tiny import TINY, change
 

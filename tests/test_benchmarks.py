@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import case, checkpoints, contenders, evaluation, growth, literal, ours
-from ssd_jax.evaluation.coco import evaluate_coco
-from ssd_jax.evaluation.voc import evaluate_voc
+from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
+from ssd_jax.evaluation.metrics.voc_ap import evaluate_voc
 from ssd_jax.models.ssd import model_priors
 from ssd_jax.training.step import image_losses, image_targets
 

@@ -19,9 +19,9 @@ import predict as predict_main
 from ssd_jax import demo
 from ssd_jax.cli import run_main
 from ssd_jax.config import UserError
-from ssd_jax.data.pictures import MAX_PIXELS
-from ssd_jax.detector import Detections, Detector, read_image
-from ssd_jax.visualize import draw_boxes, encode_image, label_color
+from ssd_jax.data.images import MAX_PIXELS
+from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.drawing import draw_boxes, encode_image, label_color
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change

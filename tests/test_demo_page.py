@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 from ssd_jax import demo
-from ssd_jax.detector import Detector
-from ssd_jax.visualize import label_color
+from ssd_jax.inference.detector import Detector
+from ssd_jax.inference.drawing import label_color
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import predict as predict_main
+from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.cli import run_main
 from ssd_jax.config import COMPILE_CACHE
-from ssd_jax.detector import Detections, Detector
-from ssd_jax.models.restore import write_checkpoint
+from ssd_jax.inference.detector import Detections, Detector
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
@@ -158,7 +158,7 @@ def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
 
 def test_which_compile_cache_it_uses(predict, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr("ssd_jax.runtime.use_compile_cache", used.append)
+    monkeypatch.setattr("ssd_jax.distributed.use_compile_cache", used.append)
     write_image(tmp_path / "x.png", image(0))
     for arguments in ([], ["--compile-cache", tmp_path / "mine"], ["--compile-cache", ""]):
         predict(tmp_path / "x.png", "--out", tmp_path / "out", *arguments)

@@ -7,9 +7,9 @@ import pytest
 
 import evaluate as evaluate_main
 import train as train_main
+from ssd_jax.checkpoints.reader import read_config
 from ssd_jax.cli import run_main
 from ssd_jax.config import Config, to_json
-from ssd_jax.models.restore import read_config
 from ssd_jax.trust import LOCAL_FIELDS, TRUSTED_FIELDS, with_local_fields
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -74,7 +74,7 @@ def test_the_compile_cache_of_evaluate(run, monkeypatch, arguments, folder):
         used.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssd_jax.runtime.use_compile_cache", use)
+    monkeypatch.setattr("ssd_jax.distributed.use_compile_cache", use)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", str(run), *arguments])
     assert run_main(evaluate_main.main) == 130
     assert used == [folder]

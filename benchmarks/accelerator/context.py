@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssd_jax.visualize import replace_file
+from ssd_jax.io import atomic_write
 
 
 class SkipPartError(Exception):
@@ -43,7 +43,7 @@ class Context:
         """Add a result, and write all results of the part."""
         self.results[name] = value
         text = json.dumps(self.results, indent=2) + "\n"
-        replace_file(results_file(self.out, self.part), text.encode())
+        atomic_write(results_file(self.out, self.part), text.encode())
 
     def require(self, package: str) -> None:
         """Raise SkipPartError if a package is not installed."""

@@ -93,7 +93,7 @@ def five_steps(
     import jax
     from flax.traverse_util import flatten_dict
 
-    from ssd_jax.plan import lower_step
+    from ssd_jax.estimate.step_cost import lower_step
     from ssd_jax.training.step import replicate, shard_batch
 
     size = config.train.batch_size
@@ -121,7 +121,7 @@ def compare_detections(config: Config, device: Any, cpu: Any) -> dict[str, Any]:
     """Detections of the same weights and images on both devices, in float32."""
     import jax
 
-    from ssd_jax.evaluation.detect import detect_step
+    from ssd_jax.inference.detect import detect_step
     from ssd_jax.models.ssd import make_model, model_priors
 
     model = make_model(config.model, config.priors)

@@ -62,7 +62,7 @@ def measure(context: Context, config: Any) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from ssd_jax.evaluation.detect import detect_step, post_process
+    from ssd_jax.inference.detect import detect_step, post_process
     from ssd_jax.models.ssd import make_model, model_priors
     from ssd_jax.ops.nms import multiclass_nms
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.accelerator.context import read_results
 from benchmarks.accelerator.parts import PARTS
 from benchmarks.accelerator.runner import STATUS
-from ssd_jax.visualize import replace_file
+from ssd_jax.io import atomic_write
 
 Results = Mapping[str, Any]
 
@@ -19,11 +19,11 @@ def write_report(out: Path) -> None:
     results = {part.name: read_results(out, part.name) for part in PARTS}
     results = {name: found for name, found in results.items() if found}
     text = json.dumps({"status": status, "results": results}, indent=2) + "\n"
-    replace_file(out / "report.json", text.encode())
+    atomic_write(out / "report.json", text.encode())
     curve = results.get("finetune", {}).get("curve")
     if curve:
         plot_training(curve, out / "training.png")
-    replace_file(out / "report.md", markdown(status, results).encode())
+    atomic_write(out / "report.md", markdown(status, results).encode())
 
 
 def markdown(status: Results, results: Results) -> str:

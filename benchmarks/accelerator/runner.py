@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.accelerator.context import Context, SkipPartError, read_results, results_file
 from benchmarks.accelerator.parts import Part
-from ssd_jax.visualize import replace_file
+from ssd_jax.io import atomic_write
 
 STATUS = "status"
 _LOG_LINES = 25
@@ -62,7 +62,7 @@ def run_parts(
             print(f"{part.name}: up to {limit:.0f} s", flush=True)
             status[part.name] = run_part(part, out, bundle=bundle, seconds=limit, tiny=tiny)
             print(f"  {status[part.name]['status']} in {status[part.name]['seconds']:.0f} s")
-        replace_file(results_file(out, STATUS), (json.dumps(status, indent=2) + "\n").encode())
+        atomic_write(results_file(out, STATUS), (json.dumps(status, indent=2) + "\n").encode())
         after_part()
     return status
 

@@ -36,7 +36,7 @@ def run(context: Context) -> None:
     """Trace ten steps in bfloat16 and record the longest kernels, categories and idle time."""
     import jax
 
-    from ssd_jax.plan import lower_step
+    from ssd_jax.estimate.step_cost import lower_step
     from ssd_jax.training.step import replicate, shard_batch
 
     batch = TINY_BATCH if context.tiny else 32

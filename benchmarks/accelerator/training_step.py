@@ -7,9 +7,9 @@ from benchmarks import torchvision_ssd
 from benchmarks.accelerator.context import Context
 from benchmarks.accelerator.timing import throughput
 from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, initial_state
-from ssd_jax import plan
-from ssd_jax.cards import CARDS, Card, parse_target
 from ssd_jax.config import Config
+from ssd_jax.estimate import step_cost
+from ssd_jax.estimate.accelerators import CARDS, Card, parse_target
 
 # (image size, type, precision of products, batch), the most telling ones first. TF32 is what
 # JAX makes of float32 on NVIDIA GPUs by default.
@@ -73,11 +73,11 @@ def measure(context: Context, config: Config, name: str) -> dict[str, Any]:
 
     device, batch = jax.devices()[0], config.train.batch_size
     started = time.perf_counter()
-    lowered = plan.lower_step(config, [device], batch)
+    lowered = step_cost.lower_step(config, [device], batch)
     lowered_s = time.perf_counter() - started
     compiled = lowered.compile()
     compile_s = time.perf_counter() - started - lowered_s
-    work = plan.measure(config, lowered, compiled, batch, compile_s)
+    work = step_cost.measure(config, lowered, compiled, batch, compile_s)
 
     inputs = shard_batch(host_batch(config, batch), 1)
     on_device = jax.device_put(inputs, device)
@@ -126,9 +126,9 @@ def card_of(device: Any) -> Card | None:
 
 
 def predict(config: Config, card: Card, batch: int) -> dict[str, Any]:
-    """What `python -m ssd_jax.plan` predicts for this step, compiled without the device."""
+    """What `python -m ssd_jax.estimate` predicts for this step, compiled without the device."""
     name = next(name for name, known in CARDS.items() if known is card)
-    work = plan.compile_step(config, plan.describe_devices(parse_target(name)), batch)
+    work = step_cost.compile_step(config, step_cost.describe_devices(parse_target(name)), batch)
     times = work.times(card, config.model.dtype, 1)
     return {"images_per_s_at_best": batch / times.hidden, "memory_gb": work.memory / 1e9}
 

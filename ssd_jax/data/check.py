@@ -24,8 +24,8 @@ from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.errors import KINDS, DataError, printable
 from ssd_jax.data.prior_sizes import QUANTILES, propose_size
 from ssd_jax.data.sources import find_classes, open_source
-from ssd_jax.data.survey import Findings, Objects, survey_images, survey_objects
-from ssd_jax.visualize import replace_file
+from ssd_jax.data.validation import Findings, Objects, survey_images, survey_objects
+from ssd_jax.io import atomic_write
 
 _DESCRIPTION = """Look a data set over: every annotation and every image of both splits.
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     show(report, config, console)
     if own.fix_report:
         try:
-            replace_file(own.fix_report, to_json(report, config).encode())
+            atomic_write(own.fix_report, to_json(report, config).encode())
         except OSError as error:
             raise ConfigError(f"--fix-report: {error}; name another file") from None
         console.print(f"all findings are in {own.fix_report}", markup=False)

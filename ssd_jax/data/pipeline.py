@@ -22,8 +22,8 @@ from absl import flags
 from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.augment import augment_caffe, preprocess_eval
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.records import Annotation, Example, Source
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
+from ssd_jax.data.types import Annotation, Example, Source
 
 Batch = dict[str, np.ndarray]
 

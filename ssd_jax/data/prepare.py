@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 from ssd_jax.cli import Parser
 from ssd_jax.config import ConfigError, TfdsFields
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.examples import coco_examples, find_splits, voc_examples
-from ssd_jax.data.prepared import (
+from ssd_jax.data.tfds.builders import coco_examples, find_splits, voc_examples
+from ssd_jax.data.tfds.reader import (
     ARRAY_RECORD,
     PreparedSplit,
     data_dir,

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError
-from ssd_jax.data.records import Example
 from ssd_jax.data.sources import find_classes, open_source
-from ssd_jax.visualize import (
+from ssd_jax.data.types import Example
+from ssd_jax.inference.drawing import (
     captioned,
     contact_sheet,
     draw_boxes,

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from ssd_jax.config import ConfigError, DataConfig
-from ssd_jax.data.coco import CocoJson, coco_classes
 from ssd_jax.data.errors import DataError, OnError, reason, shorten, stop
-from ssd_jax.data.records import Annotation, Example, Source, to_example
-from ssd_jax.data.shapes import SHAPES, Scene, draw_scene, lay_out_scene
-from ssd_jax.data.voc import VocFolder, voc_classes
-from ssd_jax.files import MAX_TEXT, read_text
+from ssd_jax.data.formats.coco import CocoJson, coco_classes
+from ssd_jax.data.formats.synthetic import SHAPES, Scene, draw_scene, lay_out_scene
+from ssd_jax.data.formats.voc import VocFolder, voc_classes
+from ssd_jax.data.types import Annotation, Example, Source, to_example
+from ssd_jax.io import MAX_TEXT, read_text
 
 __all__ = ["Annotation", "DataError", "Example", "Shapes", "Source", "find_classes", "open_source"]
 
@@ -90,7 +90,7 @@ def open_source(
         return CocoJson(data.root, split, classes, on_error)
     if kind == "tfds":
         # TFDS takes a second to import.
-        from ssd_jax.data.tfds import TfdsSource
+        from ssd_jax.data.tfds.source import TfdsSource
 
         return TfdsSource(data.root, split, classes, data.tfds, on_error)
     if tuple(classes) != SHAPES:
@@ -137,7 +137,7 @@ def find_classes(
     if kind == "coco":
         return coco_classes(data.root, data.train_split, on_error)
     if kind == "tfds":
-        from ssd_jax.data.tfds import tfds_classes
+        from ssd_jax.data.tfds.source import tfds_classes
 
         return tfds_classes(data.root, data.train_split, data.tfds)
     names = voc_classes(data.root, data.train_split, on_error)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ssd_jax.evaluation.dataset import DataSet
-from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
+from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
 
 _MOST = 500_000  # detections; above it the baseline would take longer than the evaluation
 

@@ -9,14 +9,14 @@ from rich.console import Console
 
 from ssd_jax.config import Config
 from ssd_jax.data.sources import Source
-from ssd_jax.evaluation.dataset import data_set
-from ssd_jax.evaluation.detect import DetectFn, Variables, detect_source, never
+from ssd_jax.distributed import is_first_process
+from ssd_jax.evaluation.ground_truth import data_set
+from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
 from ssd_jax.evaluation.outputs import write_evaluation
 from ssd_jax.evaluation.report import Picture, print_errors, print_table, write_pictures
-from ssd_jax.evaluation.results import write_results
+from ssd_jax.evaluation.result_files import write_results
 from ssd_jax.evaluation.scores import Evaluation, evaluate_detections
-from ssd_jax.evaluation.voc import VOC_PIXELS, DetectionTable
-from ssd_jax.runtime import is_first_process
+from ssd_jax.inference.detect import DetectFn, Variables, detect_source, never
 
 
 def evaluate_source(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssd_jax.files import read_pieces
+from ssd_jax.io import read_pieces
 
 _PIECE = 1 << 22
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")

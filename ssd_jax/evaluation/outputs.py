@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax.config import UserError
-from ssd_jax.evaluation.dataset import DataSet
+from ssd_jax.distributed import is_first_process
+from ssd_jax.evaluation.ground_truth import DataSet
 from ssd_jax.evaluation.page import write_comparison_page, write_page
 from ssd_jax.evaluation.report import (
     compare,
@@ -19,8 +20,7 @@ from ssd_jax.evaluation.report import (
     write_report,
 )
 from ssd_jax.evaluation.scores import Evaluation
-from ssd_jax.runtime import is_first_process
-from ssd_jax.visualize import replace_file
+from ssd_jax.io import atomic_write
 
 
 class OutputError(UserError):
@@ -110,5 +110,5 @@ def write_comparison(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     tree = {"a": a.name, "b": b.name, **compare(a.results, b.results)}
-    replace_file(out_dir / "comparison.json", to_json(without_nan(tree), indent=2))
+    atomic_write(out_dir / "comparison.json", to_json(without_nan(tree), indent=2))
     write_comparison_page(out_dir / "comparison.html", a, b, data, facts=facts, images=images)

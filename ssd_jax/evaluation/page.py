@@ -10,10 +10,11 @@ import numpy as np
 
 from ssd_jax.data.errors import escape_controls
 from ssd_jax.evaluation import plots
-from ssd_jax.evaluation.analysis import Analysis
-from ssd_jax.evaluation.coco import CocoClass
-from ssd_jax.evaluation.dataset import DataSet
-from ssd_jax.evaluation.errors import BACKGROUND_IOU
+from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.metrics.coco_ap import CocoClass
+from ssd_jax.evaluation.metrics.error_analysis import Analysis
+from ssd_jax.evaluation.metrics.tide import BACKGROUND_IOU
+from ssd_jax.evaluation.metrics.voc_ap import SIZES, VOC_PIXELS, ClassResult
 from ssd_jax.evaluation.report import (
     METRIC_NAMES,
     class_aps,
@@ -24,8 +25,8 @@ from ssd_jax.evaluation.report import (
     signed,
 )
 from ssd_jax.evaluation.scores import Evaluation, Result
-from ssd_jax.evaluation.voc import SIZES, VOC_PIXELS, ClassResult
-from ssd_jax.visualize import Image, contact_sheet, encode_image, label_color, replace_file
+from ssd_jax.inference.drawing import Image, contact_sheet, encode_image, label_color
+from ssd_jax.io import atomic_write
 
 if TYPE_CHECKING:
     import jinja2
@@ -97,7 +98,7 @@ def write_page(
             **_common(analysis, [r.metric for r in evaluation.results]),
         )
     )
-    replace_file(path, text.encode())
+    atomic_write(path, text.encode())
 
 
 def write_comparison_page(
@@ -146,7 +147,7 @@ def write_comparison_page(
             **_common(a.analysis, [r.metric for r in a.results]),
         )
     )
-    replace_file(path, text.encode())
+    atomic_write(path, text.encode())
 
 
 @functools.cache
@@ -268,7 +269,7 @@ def _write_plots(folder: Path, figures: Mapping[str, Any]) -> dict[str, str]:
     addresses = {}
     for name, figure in figures.items():
         svg = plots.to_svg(figure)
-        replace_file(folder / f"{name}.svg", svg)
+        atomic_write(folder / f"{name}.svg", svg)
         addresses[name] = _address("image/svg+xml", svg)
     return addresses
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssd_jax.data.errors import escape_controls
-from ssd_jax.evaluation.errors import ERRORS
-from ssd_jax.evaluation.voc import VocResult
-from ssd_jax.visualize import label_color
+from ssd_jax.evaluation.metrics.tide import ERRORS
+from ssd_jax.evaluation.metrics.voc_ap import VocResult
+from ssd_jax.inference.drawing import label_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,18 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssd_jax.data.errors import printable
-from ssd_jax.evaluation.analysis import Analysis
-from ssd_jax.evaluation.coco import FIGURES, CocoClass, CocoResult
+from ssd_jax.evaluation.metrics.coco_ap import FIGURES, CocoClass, CocoResult
+from ssd_jax.evaluation.metrics.error_analysis import Analysis
+from ssd_jax.evaluation.metrics.voc_ap import SIZES, ClassResult, VocResult
 from ssd_jax.evaluation.scores import Result
-from ssd_jax.evaluation.voc import SIZES, ClassResult, VocResult
-from ssd_jax.visualize import (
-    contact_sheet,
-    draw_boxes,
-    replace_file,
-    resize,
-    save_image,
-    side_by_side,
-)
+from ssd_jax.inference.drawing import contact_sheet, draw_boxes, resize, save_image, side_by_side
+from ssd_jax.io import atomic_write
 
 Array = np.ndarray[Any, Any]
 
@@ -129,7 +123,7 @@ def write_report(results: Sequence[Result], out_dir: Path, extra: Mapping[str, A
         raise ValueError(f"extra has {', '.join(clash)}, which the result has too; rename it")
     tree = without_nan({**head, **extra, "per_class": per_class})
     out_dir.mkdir(parents=True, exist_ok=True)
-    replace_file(out_dir / "metrics.json", to_json(tree, indent=2))
+    atomic_write(out_dir / "metrics.json", to_json(tree, indent=2))
 
 
 def _class_figures(result: Result, k: int) -> dict[str, float]:
@@ -214,7 +208,7 @@ def write_analysis(
             )
         },
     }
-    replace_file(path, to_json(without_nan(tree)))
+    atomic_write(path, to_json(without_nan(tree)))
 
 
 def print_errors(analysis: Analysis, console: Console) -> None:

@@ -7,11 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssd_jax.evaluation.analysis import REPORT_SCORE, Analysis, analyse
 from ssd_jax.evaluation.baseline import detect_mean_boxes
-from ssd_jax.evaluation.coco import CocoResult, evaluate_coco
-from ssd_jax.evaluation.dataset import DataSet
-from ssd_jax.evaluation.voc import DetectionTable, GroundTruth, Pixels, VocResult, evaluate_voc
+from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.metrics.coco_ap import CocoResult, evaluate_coco
+from ssd_jax.evaluation.metrics.error_analysis import REPORT_SCORE, Analysis, analyse
+from ssd_jax.evaluation.metrics.voc_ap import (
+    DetectionTable,
+    GroundTruth,
+    Pixels,
+    VocResult,
+    evaluate_voc,
+)
 
 MetricName = Literal["voc", "voc07", "coco"]
 Result = VocResult | CocoResult

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     from ssd_jax.data.errors import DataError
     from ssd_jax.export.check import check
     from ssd_jax.export.network import Network
-    from ssd_jax.visualize import replace_file
+    from ssd_jax.io import atomic_write
 
     network = Network.from_checkpoint(own.checkpoint, own.score_threshold, best=own.best)
     writer: Writer = getattr(import_module(f"ssd_jax.export.{form.writer[0]}"), form.writer[1])
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str]) -> None:
         # The file counts only once its own runtime has given what the network gives.
         print(check(network, about_part, own.check), flush=True)
         part.replace(own.out)
-        replace_file(module, (Path(__file__).parent / "standalone.py").read_bytes())
-        replace_file(about, _about(network, own, form, own.out.name).encode())
+        atomic_write(module, (Path(__file__).parent / "standalone.py").read_bytes())
+        atomic_write(about, _about(network, own, form, own.out.name).encode())
     except OSError as error:
         raise ConfigError(f"--out: {own.out} cannot be written: {error}") from None
     except DataError as error:

@@ -7,10 +7,10 @@ import numpy as np
 
 from ssd_jax.config import UserError
 from ssd_jax.data.sources import Shapes
-from ssd_jax.detector import Detections, Detector, read_image
 from ssd_jax.export.network import Network
 from ssd_jax.export.standalone import Model, preprocess, to_pixels
-from ssd_jax.visualize import Image
+from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.drawing import Image
 
 PIXELS = 0.5
 """Most that a side of a box may differ by."""

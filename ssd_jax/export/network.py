@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
 from ssd_jax.config import Config
-from ssd_jax.evaluation.detect import detect_step
-from ssd_jax.models.restore import find_checkpoint, read_config, restore_model
+from ssd_jax.inference.detect import detect_step
 from ssd_jax.models.ssd import SSD, make_model, model_priors
 from ssd_jax.ops.nms import Detections
 

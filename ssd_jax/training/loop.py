@@ -15,31 +15,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssd_jax.checkpoints.reader import read_config
+from ssd_jax.checkpoints.writer import Checkpoints
 from ssd_jax.config import Config, ConfigError, from_json, to_json
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import Source, find_classes, open_source
-from ssd_jax.evaluation.detect import StoppedError, make_detect
-from ssd_jax.evaluation.evaluate import evaluate_source
-from ssd_jax.evaluation.outputs import OutputError, staged_by_first
-from ssd_jax.evaluation.report import figures, metric_names
-from ssd_jax.models.initial import init_from
-from ssd_jax.models.pretrained import load_pretrained
-from ssd_jax.models.restore import read_config
-from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
-from ssd_jax.runtime import (
+from ssd_jax.distributed import (
     TogetherError,
     broadcast_json,
     is_first_process,
     meet,
     use_compile_cache,
 )
-from ssd_jax.training.checkpoint import Checkpoints
-from ssd_jax.training.interrupts import AbandonedError, Interrupted, Interrupts
-from ssd_jax.training.log import RunLog
-from ssd_jax.training.profile import Profile
+from ssd_jax.evaluation.evaluate import evaluate_source
+from ssd_jax.evaluation.outputs import OutputError, staged_by_first
+from ssd_jax.evaluation.report import figures, metric_names
+from ssd_jax.inference.detect import StoppedError, make_detect
+from ssd_jax.io import atomic_write
+from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
+from ssd_jax.training.metric_writer import RunLog
+from ssd_jax.training.nonfinite import BadStep, describe, diagnose, write_bad_step
+from ssd_jax.training.pending_metrics import Queued, Window
+from ssd_jax.training.preemption import AbandonedError, Interrupted, Interrupts
+from ssd_jax.training.profiler import Profile
 from ssd_jax.training.progress import Display, Progress
-from ssd_jax.training.replay import BadStep, describe, diagnose, write_bad_step
 from ssd_jax.training.state import (
     Params,
     TrainState,
@@ -57,10 +57,10 @@ from ssd_jax.training.step import (
     shard_batch,
     train_step,
 )
-from ssd_jax.training.window import Queued, Window
 from ssd_jax.training.workdir import Workdir
 from ssd_jax.trust import with_local_fields
-from ssd_jax.visualize import replace_file
+from ssd_jax.weights.finetune import init_from
+from ssd_jax.weights.pretrained import load_pretrained
 
 
 class TrainingError(TogetherError):
@@ -155,7 +155,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
 
     notes += checkpoints.open()
     if is_first_process():
-        replace_file(workdir / "config.json", to_json(config).encode())
+        atomic_write(workdir / "config.json", to_json(config).encode())
 
     with (
         Interrupts(display.say) as interrupts,

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from ssd_jax.config import ConfigError, UserError
-from ssd_jax.runtime import TogetherError, broadcast_json, is_first_process
+from ssd_jax.distributed import TogetherError, broadcast_json, is_first_process
 
 _LOCK = ".lock"
 

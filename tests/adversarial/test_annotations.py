@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.config import UserError
-from ssd_jax.data.coco import CocoJson
-from ssd_jax.data.voc import VocFolder
-from ssd_jax.evaluation.results import read_detections, read_known
+from ssd_jax.data.formats.coco import CocoJson
+from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.evaluation.result_files import read_detections, read_known
 from tests.adversarial.guard import answer
 from tests.adversarial.strategies import HOSTILE, TEXTS, edit_json, edited_bytes
 from tests.data.folders import CLASSES, make_coco, make_folder, write_object, write_xml

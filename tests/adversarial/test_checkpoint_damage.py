@@ -13,12 +13,12 @@ import pytest
 
 import evaluate
 import predict
+from ssd_jax.checkpoints.writer import Checkpoints
 from ssd_jax.config import UserError, to_json
 from ssd_jax.export import __main__ as export
+from ssd_jax.inference.drawing import save_image
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training.checkpoint import Checkpoints
 from ssd_jax.training.state import TrainState, make_optimizer
-from ssd_jax.visualize import save_image
 from tests.tiny import TINY, change
 
 pytestmark = pytest.mark.adversarial
@@ -101,9 +101,9 @@ def stopped(monkeypatch):
         return shapes[model]
 
     make_state()
-    monkeypatch.setattr("ssd_jax.detector.Detector.__init__", init)
+    monkeypatch.setattr("ssd_jax.inference.detector.Detector.__init__", init)
     monkeypatch.setattr("ssd_jax.evaluation.evaluate.evaluate_source", stop)
-    monkeypatch.setattr("ssd_jax.evaluation.detect.make_detect", lambda *_: None)
+    monkeypatch.setattr("ssd_jax.inference.detect.make_detect", lambda *_: None)
     monkeypatch.setattr("ssd_jax.export.network.Network.__init__", init)
     monkeypatch.setattr(jax, "eval_shape", eval_shape)
 

@@ -31,8 +31,8 @@ PROGRAMS = {
     "predict.py": "predict:main",
     "python -m ssd_jax.data": "ssd_jax.data.__main__:main",
     "python -m ssd_jax.export": "ssd_jax.export.__main__:main",
-    "python -m ssd_jax.plan": "ssd_jax.plan:main",
-    "python -m ssd_jax.models.weights": "ssd_jax.models.weights:main",
+    "python -m ssd_jax.estimate": "ssd_jax.estimate.step_cost:main",
+    "python -m ssd_jax.weights": "ssd_jax.weights.command:main",
 }
 
 

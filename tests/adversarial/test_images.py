@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.config import UserError
-from ssd_jax.data.pictures import picture_size, read_picture
+from ssd_jax.data.images import picture_size, read_picture
 from tests.adversarial.guard import answer
 from tests.adversarial.strategies import HOSTILE, edited_bytes
 

@@ -20,7 +20,7 @@ from ssd_jax.data.check import check, make_best_iou
 from ssd_jax.data.errors import KINDS, DataError
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import find_classes, open_source
-from ssd_jax.data.survey import listening
+from ssd_jax.data.validation import listening
 from ssd_jax.models.ssd import model_priors
 from tests.data import mutate
 from tests.data.folders import CLASSES, make_coco, make_folder, write_image, write_object, write_xml

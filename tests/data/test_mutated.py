@@ -11,10 +11,10 @@ import time
 import pytest
 
 from ssd_jax.config import DataConfig
-from ssd_jax.data.coco import CocoJson
 from ssd_jax.data.errors import DataError
+from ssd_jax.data.formats.coco import CocoJson
+from ssd_jax.data.formats.voc import VocFolder
 from ssd_jax.data.pipeline import train_batches
-from ssd_jax.data.voc import VocFolder
 from tests.data import mutate
 from tests.data.folders import CLASSES
 from tests.tiny import TINY, change, write_config_file

@@ -14,12 +14,12 @@ from ssd_jax.cli import run_main
 from ssd_jax.config import ConfigError
 from ssd_jax.data import prepare as command
 from ssd_jax.data.__main__ import main
-from ssd_jax.data.coco import CocoJson
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.tfds import TfdsSource
-from ssd_jax.data.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoJson
+from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.tfds.source import TfdsSource
 from tests.data.folders import make_coco, make_folder, write_object, write_xml
-from tests.data.test_tfds import assert_same
+from tests.data.tfds.test_source import assert_same
 from tests.data.tfds_sets import VOC_CLASSES, make_tfds, voc_record
 
 REPOSITORY = Path(__file__).parents[2]

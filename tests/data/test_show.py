@@ -13,8 +13,8 @@ from rich.console import Console
 from ssd_jax.cli import run_main
 from ssd_jax.data import __main__ as data_main
 from ssd_jax.data import show
+from ssd_jax.data.formats.synthetic import SHAPES
 from ssd_jax.data.pipeline import train_batches
-from ssd_jax.data.shapes import SHAPES
 from ssd_jax.data.sources import open_source
 from ssd_jax.models.ssd import model_priors
 from ssd_jax.ops.matching import make_targets

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ssd_jax.config import ConfigError, DataConfig
-from ssd_jax.data.coco import CocoJson
-from ssd_jax.data.shapes import MAX_SHAPES, MIN_VISIBLE, SHAPES, lay_out_scene
+from ssd_jax.data.formats.coco import CocoJson
+from ssd_jax.data.formats.synthetic import MAX_SHAPES, MIN_VISIBLE, SHAPES, lay_out_scene
+from ssd_jax.data.formats.voc import VocFolder
 from ssd_jax.data.sources import DataError, Shapes, find_classes, open_source
-from ssd_jax.data.tfds import TfdsSource
-from ssd_jax.data.voc import VocFolder
+from ssd_jax.data.tfds.source import TfdsSource
 from tests.data.folders import CLASSES, make_coco, make_folder, write_object, write_xml
 from tests.data.tfds_sets import make_tfds, voc_object, voc_record
 
@@ -153,7 +153,7 @@ class TestShapes:
 
     def test_the_image_shows_the_object_where_its_box_is(self):
         """The pixels that the last object changes are those of its box, to a pixel."""
-        from ssd_jax.data.shapes import Scene, draw_scene
+        from ssd_jax.data.formats.synthetic import Scene, draw_scene
 
         for index in range(20):
             scene = lay_out_scene("train", index, 120)

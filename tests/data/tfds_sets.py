@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from ssd_jax.data.examples import coco_examples, find_splits, voc_examples
+from ssd_jax.data.tfds.builders import coco_examples, find_splits, voc_examples
 
 CLASSES = ("cat", "dog")
 VOC_CLASSES = (

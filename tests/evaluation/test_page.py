@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ssd_jax.evaluation import plots
-from ssd_jax.evaluation.dataset import DataSet
+from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.metrics.voc_ap import box_areas
 from ssd_jax.evaluation.outputs import write_comparison, write_evaluation
 from ssd_jax.evaluation.scores import evaluate_detections
-from ssd_jax.evaluation.voc import box_areas
-from tests.evaluation.test_errors import errors_case
+from tests.evaluation.metrics.test_tide import errors_case
 
 NAMES = ("<script>alert(1)</script>", "$a_b$", "猫", "dog")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ssd_jax.evaluation.metrics.voc_ap import ClassResult, VocResult
 from ssd_jax.evaluation.report import Picture, print_table, write_pictures, write_report
-from ssd_jax.evaluation.voc import ClassResult, VocResult
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.cli import run_main
-from ssd_jax.detector import Detector
 from ssd_jax.export import __main__ as export
 from ssd_jax.export import layers
 from ssd_jax.export.network import Network
-from ssd_jax.models.restore import write_checkpoint
+from ssd_jax.inference.detector import Detector
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change, lively

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.augment import preprocess_eval
-from ssd_jax.detector import Detections
 from ssd_jax.export import standalone
 from ssd_jax.export.check import difference
+from ssd_jax.inference.detector import Detections
 from ssd_jax.ops.nms import multiclass_nms
 
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax.evaluation.detect import make_detect
-from ssd_jax.models.restore import read_config, restore_model
+from ssd_jax.checkpoints.reader import read_config, restore_model
+from ssd_jax.inference.detect import make_detect
 from ssd_jax.models.ssd import model_priors
 from tests.models import torch_ssd512 as reference
 from tests.models.torchvision_case import differences, import_state

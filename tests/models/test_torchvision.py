@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augment import preprocess_eval
-from ssd_jax.evaluation.detect import make_detect
-from ssd_jax.models.class_names import COCO91_CLASSES
-from ssd_jax.models.layouts import torchvision_ssd_names
-from ssd_jax.models.restore import read_config, restore_model
+from ssd_jax.inference.detect import make_detect
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import cxcywh_to_xyxy
 from ssd_jax.ops.losses import multibox_loss
 from ssd_jax.ops.matching import make_targets
+from ssd_jax.weights.class_names import COCO91_CLASSES
+from ssd_jax.weights.name_maps import torchvision_ssd_names
 from tests.models.torchvision_case import (
     RECORDED,
     differences,

@@ -8,13 +8,13 @@ import pytest
 from flax import traverse_util
 
 from ssd_jax.config import BASE_LAYERS, Config
-from ssd_jax.models.arrays import Arrays, WeightsError, read_arrays
-from ssd_jax.models.imports import import_arrays
-from ssd_jax.models.initial import init_from
-from ssd_jax.models.layouts import _POSITIONS, to_theirs
-from ssd_jax.models.reduced_fc import reduce_fc
 from ssd_jax.models.ssd import make_model
-from ssd_jax.models.weights import main
+from ssd_jax.weights.command import main
+from ssd_jax.weights.files import Arrays, WeightsError, read_arrays
+from ssd_jax.weights.finetune import init_from
+from ssd_jax.weights.importers import import_arrays
+from ssd_jax.weights.name_maps import _POSITIONS, to_theirs
+from ssd_jax.weights.reduced_fc import reduce_fc
 from tests.conftest import SHARED
 
 SHAPES = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)]

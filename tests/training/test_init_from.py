@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model, write_checkpoint
 from ssd_jax.config import ConfigError
-from ssd_jax.models.restore import find_checkpoint, read_config, restore_model, write_checkpoint
 from ssd_jax.models.ssd import make_model
 from ssd_jax.training.loop import train
 from tests.tiny import TINY, change

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 
 import evaluate as evaluate_main
-from ssd_jax.config import ConfigError, UserError, from_json
-from ssd_jax.evaluation.detect import StoppedError
-from ssd_jax.evaluation.outputs import OutputError
-from ssd_jax.models.restore import (
+from ssd_jax.checkpoints.reader import (
     find_checkpoint,
     read_config,
     restore_model,
     write_checkpoint,
 )
+from ssd_jax.config import ConfigError, UserError, from_json
+from ssd_jax.evaluation.outputs import OutputError
+from ssd_jax.inference.detect import StoppedError
 from ssd_jax.models.ssd import make_model
 from ssd_jax.training import loop
-from ssd_jax.training.interrupts import Interrupted
-from ssd_jax.training.log import LogError
 from ssd_jax.training.loop import train
-from ssd_jax.training.window import Window
+from ssd_jax.training.metric_writer import LogError
+from ssd_jax.training.pending_metrics import Window
+from ssd_jax.training.preemption import Interrupted
 from ssd_jax.training.workdir import LostWorkdirError, Workdir, WorkdirError
 from tests.tiny import TINY, change
 from tests.training.launch import lines, saved
@@ -76,7 +76,7 @@ def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_found_before_detection(run, tmp_path, monkeypatch):
     workdir, _ = run
-    monkeypatch.setattr("ssd_jax.models.restore.restore_model", pytest.fail)
+    monkeypatch.setattr("ssd_jax.checkpoints.reader.restore_model", pytest.fail)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file/out"
     with pytest.raises(UserError, match=rf"the results cannot be written to {out} \(Not a dir"):

@@ -12,8 +12,8 @@ from ssd_jax.config import ConfigError
 from ssd_jax.data import pipeline
 from ssd_jax.data.pipeline import TrainBatches
 from ssd_jax.training.loop import TrainingError, train
-from ssd_jax.training.replay import BadStep, describe, diagnose, read_bad_step, write_bad_step
-from ssd_jax.training.window import Queued, Window
+from ssd_jax.training.nonfinite import BadStep, describe, diagnose, read_bad_step, write_bad_step
+from ssd_jax.training.pending_metrics import Queued, Window
 from tests.tiny import TINY, change
 from tests.training.launch import lines, saved
 

@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 
 from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
-from ssd_jax.hlo import Program
+from ssd_jax.estimate.hlo import Program
 from ssd_jax.models import conv
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import (

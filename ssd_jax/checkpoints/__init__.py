@@ -1,0 +1,1 @@
+"""Orbax checkpoints: what is in one, reading and writing."""

@@ -1,0 +1,1 @@
+"""Data sets in files: VOC, COCO, and generated scenes."""

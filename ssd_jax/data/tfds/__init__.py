@@ -1,0 +1,1 @@
+"""TensorFlow Datasets: building data sets, and reading them without TensorFlow."""

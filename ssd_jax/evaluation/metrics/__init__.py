@@ -1,0 +1,1 @@
+"""Average precision and analysis of errors, on tables of boxes."""

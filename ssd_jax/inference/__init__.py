@@ -1,0 +1,1 @@
+"""Detection: batches, data sets, the Python API, drawing and latency."""

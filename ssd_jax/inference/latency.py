@@ -1,0 +1,185 @@
+"""How fast a checkpoint detects: latency, throughput, and what takes the time.
+
+A batch goes through three parts: reading and resizing on the host, the network, and
+post-processing (softmax, decoding, suppression). The whole is timed as `Detector` runs it, one
+program for the last two; for their shares each is compiled and timed as a program of its own.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from ssd_jax.checkpoints.reader import read_config, restore_model
+from ssd_jax.data.augment import preprocess_eval
+from ssd_jax.data.sources import Shapes
+from ssd_jax.inference.detect import make_prepare, post_process
+from ssd_jax.inference.detector import Detector, read_image
+from ssd_jax.inference.drawing import Image
+from ssd_jax.models.ssd import model_priors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PARTS = ("pre", "network", "post")
+"""Reading and resizing; the network; softmax, decoding and suppression."""
+
+_SCENES = 32
+_SCENE_SIDE = 500
+# Enough for a median, and for the 5th and 95th of a hundred to be of several values.
+_LEAST_ROUNDS, _MOST_ROUNDS, _LEAST_SECONDS = 5, 60, 5.0
+
+
+def benchmark(
+    checkpoint: Path, batch_sizes: Sequence[int], files: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The figures of a checkpoint at each batch size, for JSON; see docs/predict.md.
+
+    `files` are the images to detect in; none: generated scenes, already in memory. Raises
+    ConfigError for a checkpoint that cannot be read and DataError for an image.
+    """
+    # What is compiled before must not make the first compilation look short.
+    jax.config.update("jax_compilation_cache_dir", None)
+    config = read_config(checkpoint)
+    model, variables = restore_model(checkpoint, config)
+    given: list[Image | str] = list(files) or list(_scenes())
+    for file in files:
+        read_image(file)
+    device = jax.devices()[0]
+    figures: dict[str, Any] = {
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "platform": device.platform,
+        "jax": version("jax"),
+        "image_size": config.model.image_size,
+        "classes": len(config.model.classes),
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+        "dtype": config.model.dtype,
+        "images": f"{len(files)} files"
+        if files
+        else f"{_SCENES} generated scenes of {_SCENE_SIDE}x{_SCENE_SIDE}, in memory",
+        "batches": {},
+    }
+    finish = jax.jit(
+        partial(
+            post_process,
+            priors=model_priors(config.model, config.priors),
+            variances=config.priors.variances,
+            config=config.eval,
+        )
+    )
+    variables = jax.device_put({**variables, **make_prepare(model)(variables)})
+    network = jax.jit(model.apply)
+    for size in batch_sizes:
+        detector = Detector(model, config, variables, batch_size=size)
+        batch = [given[k % len(given)] for k in range(size)]
+        started = time.perf_counter()
+        detector(batch)
+        first = time.perf_counter() - started
+        inputs = jax.device_put(_prepare(batch, config.model.image_size))
+        outputs = network(variables, inputs)
+        programs: dict[str, Callable[[], Any]] = {
+            "whole": partial(detector, batch),
+            "pre": partial(_prepare, batch, config.model.image_size),
+            "network": partial(network, variables, inputs),
+            "post": partial(finish, *outputs),
+        }
+        times = _take_turns(programs)
+        figures["batches"][str(size)] = _summary(size, first, times)
+    figures["peak_memory_mb"] = _peak_memory_mb(device)
+    return figures
+
+
+def _take_turns(programs: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
+    """Seconds of many calls of each program, which take turns."""
+    for program in programs.values():
+        jax.block_until_ready(program())
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    begun = time.perf_counter()
+    for k in range(_MOST_ROUNDS):
+        if k >= _LEAST_ROUNDS and time.perf_counter() - begun > _LEAST_SECONDS:
+            break
+        for name, program in programs.items():
+            started = time.perf_counter()
+            jax.block_until_ready(program())
+            times[name].append(time.perf_counter() - started)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _summary(size: int, first: float, times: dict[str, np.ndarray]) -> dict[str, Any]:
+    whole = float(np.median(times["whole"]))
+    parts = {name: float(np.median(times[name])) for name in PARTS}
+    total = sum(parts.values())
+    return {
+        "latency_ms": 1e3 * whole,
+        "latency_ms_p5": 1e3 * float(np.quantile(times["whole"], 0.05)),
+        "latency_ms_p95": 1e3 * float(np.quantile(times["whole"], 0.95)),
+        "images_per_s": size / whole,
+        "parts_ms": {name: 1e3 * seconds for name, seconds in parts.items()},
+        "shares": {name: seconds / total for name, seconds in parts.items()},
+        "parts_of_whole": total / whole,
+        "compile_s": max(0.0, first - float(times["whole"].min())),
+        "calls": len(times["whole"]),
+    }
+
+
+def print_benchmark(figures: dict[str, Any], console: "Console") -> None:
+    """Print the figures of `benchmark` as a table."""
+    from rich import box
+    from rich.table import Table
+
+    console.print(
+        f"{figures['parameters']:,} parameters, {figures['classes']} classes, "
+        f"{figures['image_size']} pixels, {figures['dtype']}; {figures['device']} "
+        f"({figures['platform']}), jax {figures['jax']}; {figures['images']}",
+        markup=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    names = ("batch", "ms", "5 to 95 %", "images/s", "pre", "network", "post", "compile s")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for size, of in figures["batches"].items():
+        table.add_row(
+            size,
+            _ms(of["latency_ms"]),
+            f"{_ms(of['latency_ms_p5'])} to {_ms(of['latency_ms_p95'])}",
+            f"{of['images_per_s']:.1f}",
+            *(f"{of['shares'][name]:.0%}" for name in PARTS),
+            f"{of['compile_s']:.1f}",
+        )
+    console.print(table)
+    console.print(
+        "ms: median of a batch, from image to boxes. pre, network, post: shares of the parts, each "
+        f"timed alone. Most memory: {figures['peak_memory_mb']:,.0f} MB",
+        markup=False,
+    )
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
+
+
+def _prepare(batch: Sequence[Image | str], size: int) -> np.ndarray:
+    """The network's input, as the detector makes it."""
+    images = [read_image(given) if isinstance(given, str) else given for given in batch]
+    return np.stack([preprocess_eval(image, size) for image in images])
+
+
+def _scenes() -> list[Image]:
+    source = Shapes(_SCENES, "benchmark", _SCENE_SIDE)
+    return [source.image(k) for k in range(len(source))]
+
+
+def _peak_memory_mb(device: jax.Device) -> float:
+    """The most memory used: the device's where it counts it, else the process's."""
+    stats = device.memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

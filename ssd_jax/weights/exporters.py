@@ -1,0 +1,77 @@
+"""A network of ours under other programs' names."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from flax import traverse_util
+
+from ssd_jax.config import Config, ConfigError, ModelConfig, to_json
+from ssd_jax.weights import name_maps
+from ssd_jax.weights.files import Arrays
+from ssd_jax.weights.importers import CONFIG_KEY
+
+Target = Literal["ssd.pytorch", "torchvision", "safetensors"]
+
+
+def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) -> Arrays:
+    """The network's arrays as `target` names them; `import_arrays` gives them back to the bit.
+
+    "safetensors" keeps our own names and the config. The others want RGB, as every network here.
+
+    Raises ConfigError if the other program has no such network.
+    """
+    if target == "safetensors":
+        flat = traverse_util.flatten_dict(
+            {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
+            sep="/",
+        )
+        metadata = {CONFIG_KEY: to_json(config), "format": "np"}
+        return Arrays({name: np.asarray(value) for name, value in flat.items()}, metadata)
+    model = config.model
+    _check_same(model, target)
+    names = (
+        name_maps.ssd_pytorch_names(model)
+        if target == "ssd.pytorch"
+        else name_maps.torchvision_ssd_names(model)
+    )
+    flat = traverse_util.flatten_dict(variables["params"])
+    return Arrays({n: name_maps.to_theirs(np.asarray(flat[p])) for n, p in names.items()}, {})
+
+
+def _check_same(model: ModelConfig, target: Target) -> None:
+    """Raises ConfigError, naming the field, if `target` cannot hold the network."""
+    size = 512 if model.image_size == 512 and target == "ssd.pytorch" else 300
+    theirs = name_maps.ssd_model(size, model.classes)
+    for name in ("image_size", "width", "sources", "extras", "batch_norm"):
+        have, want = getattr(model, name), getattr(theirs, name)
+        if have != want:
+            raise ConfigError(
+                f"--to {target}: model.{name} is {have} and {target} has {want}; "
+                "use --to safetensors"
+            )
+
+
+def export_notes(config: Config, target: Target) -> list[str]:
+    """What the user has to set in the other program, one line each."""
+    if target == "safetensors":
+        return []
+    notes = []
+    classes, priors, mean = config.model.num_classes, config.priors, config.model.mean
+    voc = target == "ssd.pytorch" and classes == 21
+    expected = name_maps.PRIORS[config.model.image_size, "voc" if voc else "coco"]
+    clip = "clip" if target == "ssd.pytorch" else "clip_size"
+    for field in ("sizes", "steps", "aspect_ratios", "variances"):
+        if getattr(priors, field) != getattr(expected, field):
+            notes.append(
+                f"priors: {target} has {field} {getattr(expected, field)} for {classes} classes; "
+                f"set {getattr(priors, field)} there"
+            )
+    for field in ("clip", "clip_size"):
+        if getattr(priors, field) != (field == clip):
+            notes.append(f"priors: set {field} to {getattr(priors, field)} in {target}")
+    if target == "torchvision":
+        notes.append(f"torchvision: image_mean={[round(m / 255, 8) for m in mean]}")
+    elif mean != ModelConfig().mean:
+        notes.append(f"ssd.pytorch: the mean is {mean}, RGB")
+    return notes

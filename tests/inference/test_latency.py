@@ -1,0 +1,119 @@
+"""The benchmark of a checkpoint: what it times is what detects, and what it says of it."""
+
+import io
+import json
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import predict as predict_main
+from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
+from ssd_jax.cli import run_main
+from ssd_jax.inference import latency as module
+from ssd_jax.inference.detect import make_detect, post_process
+from ssd_jax.models.ssd import make_model, model_priors
+from tests.data.folders import write_image
+from tests.tiny import TINY, change
+
+CONFIG = change(TINY, model={"classes": ("a", "b")})
+
+
+@pytest.fixture(scope="module")
+def variables():
+    model = make_model(CONFIG.model, CONFIG.priors)
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, variables):
+    path = tmp_path_factory.mktemp("benchmark") / "run"
+    write_checkpoint(path, CONFIG, variables)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Few calls, and the tests' compile cache as it was."""
+    monkeypatch.setattr(module, "_LEAST_ROUNDS", 2)
+    monkeypatch.setattr(module, "_MOST_ROUNDS", 2)
+    cache = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def test_the_parts_are_the_whole(variables):
+    model = make_model(CONFIG.model, CONFIG.priors)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    whole = make_detect(model, CONFIG)(variables, images)
+    finish = partial(
+        post_process,
+        priors=model_priors(CONFIG.model, CONFIG.priors),
+        variances=CONFIG.priors.variances,
+        config=CONFIG.eval,
+    )
+    parts = jax.jit(finish)(*jax.jit(model.apply)(variables, images))
+    assert int(whole.count.min()) > 10
+    np.testing.assert_array_equal(whole.labels, parts.labels)
+    np.testing.assert_allclose(whole.boxes, parts.boxes, atol=1e-5)
+    np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-5)
+
+
+def test_figures_and_their_table(run, tmp_path):
+    pictures = []
+    for k in range(2):
+        pictures.append(tmp_path / f"{k}.png")
+        write_image(pictures[-1], np.full((40 + k, 60, 3), 99, np.uint8))
+    figures = module.benchmark(find_checkpoint(run), [1, 3], list(map(str, pictures)))
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["images"] == "2 files"
+    assert figures["classes"] == 2
+    assert figures["peak_memory_mb"] > 50
+    assert list(figures["batches"]) == ["1", "3"]
+    for size, of in figures["batches"].items():
+        assert of["calls"] == 2
+        assert of["images_per_s"] == pytest.approx(1000 * int(size) / of["latency_ms"])
+        assert of["latency_ms_p5"] <= of["latency_ms"] <= of["latency_ms_p95"]
+        assert sum(of["shares"].values()) == pytest.approx(1)
+        assert min(of["parts_ms"].values()) > 0
+        assert of["shares"]["network"] > 0.2
+        assert of["compile_s"] > 0.05
+    for key in ("latency_ms", "latency_ms_p5", "latency_ms_p95", "compile_s"):
+        figures["batches"]["1"][key] = 12345.6
+    console = Console(record=True, width=80, file=io.StringIO())
+    module.print_benchmark(figures, console)
+    text = console.export_text()
+    assert f"{figures['batches']['3']['images_per_s']:.1f}" in text
+    assert "…" not in text  # it fits a terminal
+
+
+def test_the_command(run, tmp_path, monkeypatch, capfd):
+    def call(*arguments):
+        line = ["predict.py", "--checkpoint", run, "--benchmark", "--out", tmp_path, *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, line)))
+        status = run_main(predict_main.main)
+        return status, capfd.readouterr().err
+
+    assert call("--batch-sizes", "2") == (0, "")
+    figures = json.loads((tmp_path / "benchmark.json").read_text())
+    assert list(figures["batches"]) == ["2"]
+    assert figures["images"] == "32 generated scenes of 500x500, in memory"
+    (tmp_path / "broken.jpg").write_text("no image")
+    (tmp_path / "film.mp4").write_text("no film")
+    for arguments, text in (
+        (["--batch-sizes", "0"], "--batch-sizes is 0; write numbers from 1 on: 1,8,32"),
+        (["--batch-sizes", "1,x"], "--batch-sizes is 1,x"),
+        (["--classes", "a"], "--classes does not go with --benchmark"),
+        (["--xml"], "--xml does not go with --benchmark"),
+        ([tmp_path / "film.mp4"], "film.mp4 is no image; --benchmark takes images alone"),
+        ([tmp_path / "broken.jpg"], "broken.jpg is not an image that can be decoded"),
+        ([tmp_path / "none.jpg"], "there is no file or folder"),
+    ):
+        status, err = call(*arguments)
+        assert status == 2
+        assert err.count("\n") == 1
+        assert text in err

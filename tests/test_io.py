@@ -1,0 +1,143 @@
+"""Files of unknown origin, through every reader: named in one line, at once, in little memory."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from ssd_jax.config import DataConfig, UserError
+from ssd_jax.data.formats.coco import CocoJson
+from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.sources import find_classes
+from ssd_jax.evaluation.result_files import read_detections, read_known
+from ssd_jax.io import is_file, read_bytes, read_pieces, read_text
+from ssd_jax.weights.command import main as weights_main
+from tests.data.folders import CLASSES, make_coco, make_folder, write_xml
+from train import main as train_main
+
+
+@pytest.fixture(autouse=True)
+def no_hang():
+    """A reader that opens a pipe would wait for ever."""
+
+    class Hang(BaseException):
+        pass
+
+    def give_up(*_):
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class TestReading:
+    def test_content(self, tmp_path):
+        path = tmp_path / "a"
+        path.write_bytes(b"\xef\xbb\xbfab\n")
+        assert is_file(path)
+        assert read_bytes(path, 6) == b"\xef\xbb\xbfab\n"
+        assert read_text(path, 6) == "ab\n"
+        assert list(read_pieces(path, 6, size=4)) == [b"\xef\xbb\xbfa", b"b\n"]
+        path.write_bytes(b"")
+        assert read_bytes(path, 0) == b""
+
+    def test_size(self, tmp_path):
+        path = tmp_path / "a"
+        path.write_bytes(b"x" * 11)
+        with pytest.raises(OSError, match=r"it has 11 bytes, above 10"):
+            read_bytes(path, 10)
+
+    def test_a_file_that_grows(self, tmp_path):
+        path = tmp_path / "a"
+        path.write_bytes(b"x" * 10)
+        pieces = read_pieces(path, 15, size=10)
+        assert next(pieces) == b"x" * 10
+        with path.open("ab") as file:
+            file.write(b"x" * 10)
+        with pytest.raises(OSError, match="it has more than 15"):
+            list(pieces)
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def zero(path):
+    path.symlink_to("/dev/zero")
+
+
+def endless(path):
+    """A file of 1 TB that takes no space."""
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def class_file(path, tmp_path):
+    find_classes(DataConfig(class_file=str(path)), ())
+
+
+def weight_classes(path, tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.zeros(1))
+    out = tmp_path / "out"
+    weights_main(["import", str(tmp_path / "w.npz"), "--out", str(out), "--classes", str(path)])
+
+
+def voc_list(path, tmp_path):
+    root = make_folder(tmp_path / "voc", {"a": write_xml()})
+    path.rename(root / "ImageSets/Main/odd.txt")
+    VocFolder(root, "odd", CLASSES)
+
+
+def voc_annotation(path, tmp_path):
+    root = make_folder(tmp_path / "voc", {"a": write_xml()})
+    path.rename(root / "Annotations/a.xml")
+    VocFolder(root, "train", CLASSES)
+
+
+def coco_annotations(path, tmp_path):
+    root = make_coco(tmp_path / "coco")
+    path.rename(root / "annotations/odd.json")
+    CocoJson(root, "odd", CLASSES)
+
+
+def truth(path, tmp_path):
+    read_known(path)
+
+
+def results(path, tmp_path):
+    known = read_known(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
+    read_detections(path, known)
+
+
+def voc_results(path, tmp_path):
+    known = read_known(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
+    (tmp_path / "results").mkdir()
+    path.rename(tmp_path / "results/comp4_det_test_cat.txt")
+    read_detections(tmp_path / "results", known)
+
+
+def run_config(path, tmp_path):
+    (tmp_path / "run").mkdir()
+    path.rename(tmp_path / "run/config.json")
+    train_main(["--workdir", str(tmp_path / "run"), "--resume"])
+
+
+READERS = [
+    *(class_file, voc_list, voc_annotation, coco_annotations, truth, results, voc_results),
+    *(weight_classes, run_config),
+]
+
+
+@pytest.mark.parametrize("make", [pipe, zero, endless])
+@pytest.mark.parametrize("reader", READERS)
+def test_odd_files(tmp_path, make, reader):
+    path = tmp_path / "odd"
+    make(path)
+    with pytest.raises(UserError) as error:
+        reader(path, tmp_path)
+    assert "\n" not in str(error.value)
+    assert any(name in str(error.value) for name in ("odd", "a.xml", "cat.txt", "run"))

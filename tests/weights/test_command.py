@@ -1,0 +1,271 @@
+"""Weights in and out: what a file becomes, what comes back, and what is refused."""
+
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+from ssd_jax.checkpoints.reader import read_config, restore_model
+from ssd_jax.cli import run_main
+from ssd_jax.config import ConfigError, UserError
+from ssd_jax.weights.command import main
+from ssd_jax.weights.files import Arrays, WeightsError, read_arrays
+from ssd_jax.weights.importers import import_arrays
+from tests.models.reference import reference_image, reference_state
+
+
+@pytest.fixture(scope="module")
+def state(golden):
+    """ssd.pytorch's state dict of the golden forward case."""
+    return reference_state(golden)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(state, tmp_path_factory):
+    """The same as a checkpoint."""
+    folder = tmp_path_factory.mktemp("ssd")
+    save_file(state, folder / "ssd.safetensors")
+    main(["import", str(folder / "ssd.safetensors"), "--out", str(folder / "run"), *RGB])
+    return folder / "run" / "checkpoints" / "0"
+
+
+RGB = ("--channels", "rgb")
+
+
+def assert_forward_is_golden(golden, checkpoint):
+    known = np.load(golden / "forward.npz")
+    config = read_config(checkpoint)
+    model, variables = restore_model(checkpoint, config)
+    loc, conf = jax.jit(model.apply)(variables, reference_image())
+    index = known["prior_index"]
+    for ours, theirs in ((loc, known["loc"]), (conf, known["conf"])):
+        assert np.abs(np.asarray(ours)[:, index] - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_the_forward_case_through_a_file(golden, checkpoint):
+    assert_forward_is_golden(golden, checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_the_forward_case_through_a_pth(golden, state, tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
+    torch.save(tensors, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert zipfile.is_zipfile(tmp_path / "a.pth") == zipped
+    main(["import", str(tmp_path / "a.pth"), "--out", str(tmp_path / "run"), *RGB])
+    assert_forward_is_golden(golden, tmp_path / "run" / "checkpoints" / "0")
+
+
+def test_the_config_is_ssd_pytorchs(checkpoint, golden):
+    from ssd_jax.models.ssd import model_priors
+
+    config = read_config(checkpoint)
+    assert config.model.classes[0] == "aeroplane"
+    assert config.model.classes[19] == "tvmonitor"
+    assert (config.eval.candidates, config.eval.max_detections) == (200, 4000)
+    known = np.load(golden / "priors.npz")
+    np.testing.assert_allclose(
+        model_priors(config.model, config.priors), known["voc300"], atol=1e-6
+    )
+
+
+def test_other_class_counts_have_cocos_priors(state, golden):
+    from ssd_jax.models.ssd import model_priors
+
+    few = {n: v[: len(v) // 21 * 3] if n.startswith("conf") else v for n, v in state.items()}
+    imported = import_arrays("a.pth", Arrays(few, {}), channels="rgb", classes=("cat", "dog"))
+    assert imported.config.model.classes == ("cat", "dog")
+    priors = model_priors(imported.config.model, imported.config.priors)
+    np.testing.assert_allclose(priors, np.load(golden / "priors.npz")["coco300"], atol=1e-6)
+
+
+def test_bgr_is_turned_round(state):
+    rgb, bgr = (import_arrays("a", Arrays(state, {}), channels=c).params for c in ("rgb", "bgr"))
+    first = [p["base"]["conv1_1"]["conv"]["kernel"] for p in (rgb, bgr)]
+    np.testing.assert_array_equal(first[0][:, :, ::-1], first[1])
+    np.testing.assert_array_equal(
+        rgb["base"]["conv1_2"]["conv"]["kernel"], bgr["base"]["conv1_2"]["conv"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("target", ["ssd.pytorch", "torchvision", "safetensors"])
+def test_import_of_an_export_is_the_same_to_the_bit(checkpoint, tmp_path, target):
+    out = tmp_path / "out.safetensors"
+    main(["export", str(checkpoint), "--to", target, "--out", str(out)])
+    main(["import", str(out), "--out", str(tmp_path / "again"), *RGB])
+    again = tmp_path / "again" / "checkpoints" / "0"
+    if target == "safetensors":
+        assert read_config(again) == read_config(checkpoint)
+    flat = [
+        traverse_util.flatten_dict(restore_model(path, read_config(path))[1]["params"])
+        for path in (checkpoint, again)
+    ]
+    assert flat[0].keys() == flat[1].keys()
+    for path, value in flat[0].items():
+        np.testing.assert_array_equal(value, flat[1][path], err_msg=str(path))
+
+
+def test_an_export_to_ssd_pytorch_is_what_was_imported(checkpoint, state, tmp_path):
+    main(
+        ["export", str(checkpoint), "--to", "ssd.pytorch", "--out", str(tmp_path / "o.safetensors")]
+    )
+    written = load_file(tmp_path / "o.safetensors")
+    assert written.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(written[name], value, err_msg=name)
+
+
+def without(state, name):
+    return {k: v for k, v in state.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "conf.5.bias"), r"a.pth misses conf.5.bias"),
+        (lambda s: without(s, "conf.0.bias"), r"a.pth misses conf.0.bias"),
+        (lambda s: s | {"priors": np.zeros(3, "f")}, "a.pth has priors, which no layer here takes"),
+        (lambda s: s | {"vgg.0.weight": np.zeros((64, 3, 3, 2), "f")}, r"vgg.0.weight has shape"),
+        (lambda s: s | {"conf.0.bias": np.zeros(83, "f")}, r"conf.0.bias has shape \(83,\)"),
+        (lambda s: s | {"conf.0.bias": np.zeros(4, "f")}, r"conf.0.bias has shape \(4,\)"),
+        (lambda s: s | {"vgg.0.bias": np.full(64, np.nan, "f")}, "vgg.0.bias is not finite"),
+        (lambda s: s | {"vgg.0.bias": np.zeros(64, int)}, "vgg.0.bias is of type int64"),
+        (lambda s: {"fc.weight": np.zeros(3, "f")}, "is of no known layout: it holds fc.weight"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_named(state, change, message):
+    with pytest.raises(WeightsError, match=message):
+        import_arrays("a.pth", Arrays(change(state), {}), channels="rgb")
+
+
+def test_the_channels_of_ssd_pytorch_must_be_given(state):
+    with pytest.raises(WeightsError, match=r"--channels is missing: .* converted from Caffe: bgr"):
+        import_arrays("a.pth", Arrays(state, {}))
+
+
+def test_classes_must_fit(state):
+    with pytest.raises(WeightsError, match=r"names 1 classes and a.pth has 20"):
+        import_arrays("a.pth", Arrays(state, {}), channels="rgb", classes=("cat",))
+
+
+def command(monkeypatch, capsys, *arguments):
+    """(exit status, standard error) of the command."""
+    monkeypatch.setattr(sys, "argv", ["weights", *map(str, arguments)])
+    status = run_main(main)
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.pth", None, "there is no file"),
+        ("page.pth", b"\n<!DOCTYPE html><html>", "is a web page"),
+        ("page.npz", b"<html>", "is a web page"),
+        ("some.bin", b"123", "is of no known kind"),
+        ("short.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "cannot be read"),
+        ("short.npz", b"PK\x03\x04 and no more", "cannot be read"),
+        ("empty.npz", b"", "cannot be read"),
+    ],
+)
+def test_a_file_of_no_weights_is_one_line(tmp_path, monkeypatch, capsys, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "run"
+    status, error = command(monkeypatch, capsys, "import", tmp_path / name, "--out", out)
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_is_no_file(tmp_path, monkeypatch, capsys):
+    status, error = command(monkeypatch, capsys, "import", tmp_path, "--out", tmp_path / "run")
+    assert status == 2
+    assert "is a folder" in error
+
+
+def test_an_existing_folder_is_kept(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "x.npz").write_bytes(b"x")
+    status, error = command(monkeypatch, capsys, "import", tmp_path / "x.npz", "--out", tmp_path)
+    assert status == 2
+    assert "exists; name a new folder" in error
+    out = tmp_path / "x.npz"
+    with pytest.raises(UserError, match=r"x.npz exists"):
+        main(["export", str(checkpoint), "--to", "ssd.pytorch", "--out", str(out)])
+    assert out.read_bytes() == b"x"
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch, capsys, zipped):
+    torch = pytest.importorskip("torch")
+    file, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    torch.save({"vgg.0.weight": Evil(trace)}, file, _use_new_zipfile_serialization=zipped)
+    status, error = command(monkeypatch, capsys, "import", file, "--out", tmp_path / "run")
+    assert status == 2
+    assert "it was not loaded, since a pickle can run code" in error
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
+def test_damaged_torch_files_are_one_line(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    whole, old = tmp_path / "whole.pth", tmp_path / "old.pth"
+    torch.save({"vgg.0.weight": torch.zeros(64, 3, 3, 3)}, whole)
+    torch.save(
+        {"vgg.0.weight": torch.zeros(64, 3, 3, 3)}, old, _use_new_zipfile_serialization=False
+    )
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"a": 1}, tmp_path / "number.pth")
+    cases = {"list.pth": "holds a list", "number.pth": "a is a int and no array"}
+    for file in (whole, old):
+        for part in (2, 10):
+            name = f"{file.stem}{part}.pth"
+            (tmp_path / name).write_bytes(file.read_bytes()[: file.stat().st_size // part])
+            cases[name] = name
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+    cases["bomb.pth"] = "is compressed, which PyTorch's files never are"
+    for name, message in cases.items():
+        out = tmp_path / "run"
+        status, error = command(monkeypatch, capsys, "import", tmp_path / name, "--out", out)
+        assert status == 2, name
+        assert message in error
+        assert error.count("\n") == 1
+        assert not out.exists()
+
+
+def test_a_zip_that_would_unpack_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssd_jax.weights.files.MAX_BYTES", 1000)
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000))
+    with pytest.raises(WeightsError, match=r"bomb.npz would unpack to"):
+        read_arrays(tmp_path / "bomb.npz")
+
+
+def test_pth_without_pytorch_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"PK")
+    with pytest.raises(WeightsError, match=r"needs torch; pip install 'ssd_jax\[torch\]'"):
+        read_arrays(tmp_path / "a.pth")
+
+
+def test_a_network_that_the_other_program_does_not_have_is_named(checkpoint, tmp_path):
+    from ssd_jax.config import from_json, to_json
+    from ssd_jax.weights.exporters import export_arrays
+    from tests.tiny import TINY
+
+    config = from_json(to_json(TINY))
+    with pytest.raises(ConfigError, match=r"--to torchvision: model.image_size is 64"):
+        export_arrays(config, {"params": {}}, "torchvision")
