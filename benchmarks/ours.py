@@ -12,7 +12,7 @@ Program = Callable[[], Any]
 
 
 def train(batch: int, path: str, cache: str = "") -> Program:
-    """A training step of SSD300; `path`: a value of model.cpu_conv, or plain for XLA's own.
+    """A training step of SSD300; `path`: a value of model.cpu_conv.
 
     `cache` is a folder for compiled programs, as a run's train.compile_cache.
     """
@@ -23,9 +23,7 @@ def train(batch: int, path: str, cache: str = "") -> Program:
     from ssd_jax.training import state, step
 
     use_compile_cache(cache)
-    config = voc_config("direct" if path == "plain" else path, batch)
-    if path == "plain":
-        _use_plain_convolutions()
+    config = voc_config(path, batch)
     model = make_model(config.model, config.priors, step.AXIS)
     optimizer = state.make_optimizer(config.optim)
     now = state.create_train_state(model, optimizer, jax.random.key(0))
@@ -50,16 +48,6 @@ def train(batch: int, path: str, cache: str = "") -> Program:
         jax.block_until_ready((place[0], metrics))
 
     return program
-
-
-def _use_plain_convolutions() -> None:
-    """The network's convolutions by XLA alone, as on a GPU."""
-    from ssd_jax.models import conv
-
-    def plain(x: Any, kernel: Any, bias: Any, window: Any, relu: bool, _: str) -> Any:
-        return conv._conv_default(x, kernel, bias, window=window, relu=relu)
-
-    conv.conv2d = plain
 
 
 def detect(batch: int, path: str) -> Program:

@@ -193,9 +193,9 @@ class ModelConfig:
     trainable_from: str = ""
     """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.
     Empty: all are trained."""
-    cpu_conv: Literal["auto", "direct", "winograd"] = "auto"
+    cpu_conv: Literal["auto", "direct", "winograd", "plain"] = "auto"
     """How 3x3 convolutions run on a CPU; other platforms always use the compiler's own.
-    auto: winograd from 64 channels on; direct: faster to compile."""
+    auto: winograd from 64 channels on; direct: faster to compile; plain: the compiler's own."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "model")

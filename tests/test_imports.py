@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "cli": {"config", "streams"},
     "distributed": {"config", "cli"},
     "ops": set(),
-    "models": {"config", "ops"},
+    "kernels": set(),
+    "models": {"config", "ops", "kernels"},
     "checkpoints": BASE | {"distributed", "models", "trust"},
     "weights": BASE | {"models", "checkpoints"},
     "data": BASE,
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"distributed", "ops", "models", "data", "inference"},
     "training": BASE
     | {"distributed", "trust", "ops", "models", "weights", "checkpoints", "inference"},
-    "export": BASE | {"cli", "ops", "models", "checkpoints", "data", "inference"},
+    "export": BASE | {"cli", "ops", "kernels", "models", "checkpoints", "data", "inference"},
     "estimate": BASE | {"cli", "models", "data", "training"},
     "demo": BASE | {"cli", "distributed", "guard", "checkpoints", "data", "inference"},
 }
@@ -111,7 +112,7 @@ def check(path, source):
                 faults.append(f"{at}; a command is imported by {package}/__main__.py alone")
         elif package == "data" and top in JAX and not command:
             faults.append(f"{at}; a worker process must not import JAX")
-        elif (package == "ops" or path == "inference/drawing.py") and top == "flax":
+        elif (package in ("ops", "kernels") or path == "inference/drawing.py") and top == "flax":
             faults.append(f"{at}; it knows no Flax")
         elif within(name, {"flax.linen"}) and package != "models" and path != LINEN:
             faults.append(f"{at}; Linen stays in models and {LINEN}")
@@ -167,6 +168,8 @@ def test_module_keeps_to_its_package(path):
         ("inference/detector.py", "from ssd_jax.evaluation import report"),
         ("inference/detector.py", "from ..training import state"),
         ("inference/drawing.py", "from flax import struct"),
+        ("kernels/conv2d.py", "from flax import linen as nn"),
+        ("kernels/conv2d.py", "from ssd_jax.models.layers import Conv"),
         (VOC_AP, "import jax.numpy as jnp"),
         (VOC_AP, "import cv2"),
         (VOC_AP, "from ssd_jax.evaluation import report"),

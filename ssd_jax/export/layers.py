@@ -7,7 +7,7 @@ import numpy as np
 
 from ssd_jax.config import BASE_LAYERS
 from ssd_jax.export.network import Network
-from ssd_jax.models.conv import Window
+from ssd_jax.kernels.conv2d import ConvGeometry
 from ssd_jax.models.vgg import base_window
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class Layers(Protocol[T]):
     def images(self, mean: Sequence[float]) -> T:
         """The input, uint8 [B, S, S, 3], as floats, less `mean`."""
 
-    def conv(self, x: T, kernel: np.ndarray, bias: np.ndarray, window: Window) -> T:
+    def conv(self, x: T, kernel: np.ndarray, bias: np.ndarray, window: ConvGeometry) -> T:
         """The convolution of x with a kernel [k, k, I, O], plus the bias [O]."""
 
     def relu(self, x: T) -> T:
@@ -47,7 +47,7 @@ def walk(layers: Layers[T], network: Network) -> tuple[T, T]:
     config, params = network.config.model, network.variables["params"]
     stats = network.variables.get("batch_stats") or {}
 
-    def block(x: T, part: str, name: str, window: Window) -> T:
+    def block(x: T, part: str, name: str, window: ConvGeometry) -> T:
         layer = params[part][name]
         kernel, bias = (np.asarray(layer["conv"][key]) for key in ("kernel", "bias"))
         if config.batch_norm:
@@ -68,8 +68,10 @@ def walk(layers: Layers[T], network: Network) -> tuple[T, T]:
     for k, (_, _, _, stride, padding) in enumerate(config.extras):
         if f"conv{8 + k}_1" not in params.get("extras", {}):
             break  # layers after the last source are not there
-        x = block(x, "extras", f"conv{8 + k}_1", Window())
-        x = maps[f"conv{8 + k}_2"] = block(x, "extras", f"conv{8 + k}_2", Window(stride, padding))
+        x = block(x, "extras", f"conv{8 + k}_1", ConvGeometry())
+        x = maps[f"conv{8 + k}_2"] = block(
+            x, "extras", f"conv{8 + k}_2", ConvGeometry(stride, padding)
+        )
 
     loc: list[T] = []
     conf: list[T] = []
@@ -80,7 +82,7 @@ def walk(layers: Layers[T], network: Network) -> tuple[T, T]:
         for key, values, rows in (("loc", 4, loc), ("conf", config.num_classes, conf)):
             head = params[f"head_{name}"][key]
             kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
-            rows.append(layers.rows(layers.conv(x, kernel, bias, Window(1, 1)), values))
+            rows.append(layers.rows(layers.conv(x, kernel, bias, ConvGeometry(1, 1)), values))
     return layers.concat(loc), layers.concat(conf)
 
 

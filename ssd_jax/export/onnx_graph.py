@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd_jax.export.layers import walk
 from ssd_jax.export.network import Network
-from ssd_jax.models.conv import Window
+from ssd_jax.kernels.conv2d import ConvGeometry
 from ssd_jax.models.vgg import L2Norm
 
 _OPSET = 17
@@ -91,7 +91,7 @@ class _Layers:
         x = add("Sub", add("Cast", "images", to=1), constant(mean))
         return add("Transpose", x, perm=[0, 3, 1, 2])
 
-    def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray, window: Window) -> str:
+    def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray, window: ConvGeometry) -> str:
         """A convolution and its bias."""
         return self._graph.add(
             "Conv",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ssd_jax.export.layers import walk
 from ssd_jax.export.network import Network
-from ssd_jax.models.conv import Window
+from ssd_jax.kernels.conv2d import ConvGeometry
 from ssd_jax.models.vgg import L2Norm
 
 
@@ -66,7 +66,7 @@ class _Layers:
         """The input as floats, without its mean."""
         return self._tf.cast(self._images, self._tf.float32) - self._tf.constant(mean)
 
-    def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray, window: Window) -> Any:
+    def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray, window: ConvGeometry) -> Any:
         """A convolution and its bias."""
         reach = (kernel.shape[0] - 1) * window.dilation
         if window.stride == 1 and 2 * window.padding == reach:

@@ -17,7 +17,7 @@ from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import Source
 from ssd_jax.distributed import gather
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
-from ssd_jax.models.conv import PREPARED
+from ssd_jax.models.layers import PREPARED
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections, multiclass_nms

@@ -10,7 +10,8 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
-from ssd_jax.models.conv import ConvWeights, CpuConv, Window, conv2d_of
+from ssd_jax.kernels.conv2d import ConvGeometry, CpuConv
+from ssd_jax.models.layers import ConvWeights, conv2d_of
 from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
 from ssd_jax.ops.priors import make_priors, num_priors, priors_per_cell
 
@@ -23,7 +24,7 @@ def feature_sizes(config: ModelConfig) -> tuple[int, ...]:
     sizes = base_feature_sizes(config.image_size)
     size = sizes["conv7"]
     for k, (_, _, kernel, stride, padding) in enumerate(config.extras):
-        size = Window(stride, padding).output_size(size, kernel)
+        size = ConvGeometry(stride, padding).output_size(size, kernel)
         sizes[f"conv{8 + k}_2"] = size
     for name in config.sources:
         if sizes[name] < 1:
@@ -78,7 +79,7 @@ class ExtraLayers(nn.Module):
         """The output of the second layer of each pair, by its name from conv8_2 on."""
         maps = {}
 
-        def block(x: Array, name: str, channels: int, size: int, window: Window) -> Array:
+        def block(x: Array, name: str, channels: int, size: int, window: ConvGeometry) -> Array:
             return ConvBlock(
                 features=scaled(channels, self.width),
                 size=size,
@@ -92,8 +93,8 @@ class ExtraLayers(nn.Module):
             )(x, train)
 
         for k, (squeeze, channels, size, stride, padding) in enumerate(self.extras):
-            x = block(x, f"conv{8 + k}_1", squeeze, 1, Window())
-            x = block(x, f"conv{8 + k}_2", channels, size, Window(stride, padding))
+            x = block(x, f"conv{8 + k}_1", squeeze, 1, ConvGeometry())
+            x = block(x, f"conv{8 + k}_2", channels, size, ConvGeometry(stride, padding))
             maps[f"conv{8 + k}_2"] = x
         return maps
 
@@ -123,7 +124,7 @@ class MultiboxHead(nn.Module):
             for arrays in zip(*weights, strict=True)
         )
         x = x.astype(self.dtype)
-        y = conv2d_of(self, x, kernel, bias, Window(1, 1), cpu_conv=self.cpu_conv)
+        y = conv2d_of(self, x, kernel, bias, ConvGeometry(1, 1), cpu_conv=self.cpu_conv)
         outputs = jnp.split(y, [self.boxes * 4], axis=-1)
         offsets, logits = (
             output.reshape(x.shape[0], -1, values)

@@ -8,8 +8,9 @@ from jax import Array
 from jaxtyping import Float
 
 from ssd_jax.config import BASE_LAYERS
-from ssd_jax.models.conv import Conv, CpuConv, Window
-from ssd_jax.models.pool import max_pool_2x2, max_pool_3x3
+from ssd_jax.kernels.conv2d import ConvGeometry, CpuConv
+from ssd_jax.kernels.max_pool import max_pool_2x2, max_pool_3x3
+from ssd_jax.models.layers import Conv
 
 _CHANNELS = {"conv1": 64, "conv2": 128, "conv3": 256, "conv4": 512, "conv5": 512}
 
@@ -19,9 +20,9 @@ def scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
 
 
-def base_window(name: str) -> Window:
+def base_window(name: str) -> ConvGeometry:
     """Geometry of a layer of the base; conv6 is the reduced, dilated fc6."""
-    return {"conv6": Window(1, 6, 6), "conv7": Window()}.get(name, Window(1, 1))
+    return {"conv6": ConvGeometry(1, 6, 6), "conv7": ConvGeometry()}.get(name, ConvGeometry(1, 1))
 
 
 def base_feature_sizes(image_size: int) -> dict[str, int]:
@@ -68,7 +69,7 @@ class ConvBlock(nn.Module):
 
     features: int
     size: int
-    window: Window
+    window: ConvGeometry
     batch_norm: bool
     frozen: bool
     dtype: jnp.dtype

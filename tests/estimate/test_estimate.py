@@ -23,7 +23,7 @@ from ssd_jax.estimate.accelerators import (
     ring_seconds,
 )
 from ssd_jax.estimate.hlo import AllReduce, Program, array_bytes, convolution_flops, memory_bytes
-from ssd_jax.models.conv import Window, conv2d
+from ssd_jax.kernels.conv2d import ConvGeometry, conv2d
 from ssd_jax.training.step import shard_batch
 from tests.training.test_step import TINY, TINY_PRIORS, tiny_batch
 
@@ -164,7 +164,7 @@ def test_flops_of_a_convolution_and_its_gradients(stride):
 def test_accelerators_get_the_plain_convolution(platform):
     def loss(x, kernel):
         bias = jnp.zeros(64)
-        return jnp.sum(conv2d(x, kernel, bias, Window(1, 1), cpu_conv="winograd"))
+        return jnp.sum(conv2d(x, kernel, bias, ConvGeometry(1, 1), cpu_conv="winograd"))
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 16, 16, 64), (3, 3, 64, 64))]
     traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*shapes)

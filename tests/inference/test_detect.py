@@ -11,8 +11,8 @@ import pytest
 from ssd_jax.data.types import Annotation
 from ssd_jax.evaluation.ground_truth import data_set
 from ssd_jax.inference.detect import StoppedError, detect_source, make_detect
+from ssd_jax.kernels.winograd import transform_kernel
 from ssd_jax.models.ssd import make_model, model_priors
-from ssd_jax.models.winograd import transform_kernel
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections
 from tests.tiny import TINY, change
@@ -126,7 +126,7 @@ def make_winograd(monkeypatch):
         transformed.append(kernel.shape)
         return transform_kernel(kernel)
 
-    monkeypatch.setattr("ssd_jax.models.conv.transform_kernel", transform)
+    monkeypatch.setattr("ssd_jax.kernels.conv2d.transform_kernel", transform)
     config = change(CONFIG, model={"cpu_conv": "winograd"})
     return make_detect(make_model(config.model, config.priors), config), transformed
 

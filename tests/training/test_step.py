@@ -14,7 +14,6 @@ from flax import traverse_util
 
 from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
 from ssd_jax.estimate.hlo import Program
-from ssd_jax.models import conv
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import (
     create_train_state,
@@ -182,19 +181,13 @@ def test_state_is_donated():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["plain", "direct", "winograd"])
-def test_five_steps_follow_the_reference(golden, path, monkeypatch):
+def test_five_steps_follow_the_reference(golden, path):
     """By XLA's convolutions, and by the two paths that auto chooses from for each layer.
 
     They round otherwise, which the large steps let grow: from the fourth on the losses leave the
     reference's by 1e-3, 3e-3 and 4e-3. With weights changed by 6e-8 of themselves at the start
     the first path leaves them by 2e-3 to 3e-3 as well, so only its own rounding is held tightly.
     """
-    if path == "plain":
-
-        def plain(x, kernel, bias, window, relu=False, cpu_conv="auto"):
-            return conv._conv_default(x, kernel, bias, window=window, relu=relu)
-
-        monkeypatch.setattr(conv, "conv2d", plain)
     known = np.load(golden / "trajectory.npz")
     loss = np.load(golden / "multibox_loss.npz")
     boxes = np.zeros((2, 64, 4), np.float32)
@@ -207,7 +200,7 @@ def test_five_steps_follow_the_reference(golden, path, monkeypatch):
     batch = {"image": image, "boxes": boxes, "labels": labels, "mask": mask}
     devices = jax.local_devices()[:1]
     step, state = make_step(
-        dataclasses.replace(VOC, cpu_conv="direct" if path == "plain" else path),
+        dataclasses.replace(VOC, cpu_conv=path),
         PriorConfig(clip=True),
         TrainConfig(batch_size=2, matching="per_object"),
         OptimConfig(learning_rate=1e-4, milestones=()),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd_jax.models.pool import max_pool_2x2, max_pool_3x3
+from ssd_jax.kernels.max_pool import max_pool_2x2, max_pool_3x3
 
 
 @pytest.mark.parametrize("ceil", [False, True])

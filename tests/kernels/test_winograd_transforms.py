@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ssd_jax.models.tiles import FOUR, TWO
+from ssd_jax.kernels.winograd_transforms import F2, F4
 
-TILES = pytest.mark.parametrize("tile", [TWO, FOUR])
+TILES = pytest.mark.parametrize("tile", [F2, F4])
 RNG = np.random.default_rng(0)
 
 
@@ -36,5 +36,5 @@ def test_the_gradient_is_the_transpose(tile):
 def test_a_turned_kernel_has_the_same_transforms(tile):
     kernel = RNG.normal(size=(3, 5))
     transforms = tile.kernel(kernel)
-    turned = [transforms[k] for k in tile.turned]
-    np.testing.assert_allclose(turned, tile.kernel(kernel[::-1]), atol=1e-12)
+    flip_permutation = [transforms[k] for k in tile.flip_permutation]
+    np.testing.assert_allclose(flip_permutation, tile.kernel(kernel[::-1]), atol=1e-12)

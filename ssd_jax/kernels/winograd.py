@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.epilogue import bias_gradient, epilogue, relu_gradient
-from ssd_jax.models.parts import interleave, strips_of, tile_cells
-from ssd_jax.models.tiles import FOUR, TWO, Transform
+from ssd_jax.kernels.epilogue import bias_gradient, epilogue, relu_gradient
+from ssd_jax.kernels.row_blocks import interleave, row_blocks, tile_cells
+from ssd_jax.kernels.winograd_transforms import F2, F4, Transform
 
 Factors = Sequence[Sequence[Array]]
 """[column][row]: what is multiplied, or comes of it, by its place in the transformed tile."""
 
 # By rows and columns. Four of both save another quarter of the products, and their transforms take
 # more than that.
-_TILE = (TWO, FOUR)
+_TILE = (F2, F4)
 _SIZE = (_TILE[0].outputs, _TILE[1].outputs)
 
 
@@ -37,7 +37,7 @@ def winograd(
 
     `u` are the factors of the kernel, from `transform_kernel`.
     """
-    strips = strips_of(x)
+    strips = row_blocks(x)
 
     def convolve(index: int | Array) -> Array:
         y = _convolve(strips.take(index, x, tile=_SIZE), u)
@@ -63,14 +63,14 @@ def winograd_gradients(
     """
     rows, columns = _TILE
     u = transform_kernel(kernel)
-    turned = [[u[b][a].T for a in rows.turned] for b in columns.turned]
-    strips = strips_of(x)
+    flipped = [[u[b][a].T for a in rows.flip_permutation] for b in columns.flip_permutation]
+    strips = row_blocks(x)
     x, y, grad = lax.optimization_barrier((x, y, grad))
     outputs = (grad,) if y is None else (grad, y)
 
     def gradients(index: int | Array) -> tuple[tuple[Factors, Array], Array]:
         own = strips.take(index, *outputs, of=relu_gradient, tile=_SIZE)
-        d_x = _convolve(own, turned)[:, : strips.rows, : x.shape[2]]
+        d_x = _convolve(own, flipped)[:, : strips.rows, : x.shape[2]]
         own = own[:, 1:-1, 1:-1].astype(jnp.float32)
         v = _transform_input(strips.take(index, x, tile=_SIZE))
         d_m = _transform_map(own, (rows.result_gradient, columns.result_gradient), _SIZE)

@@ -13,7 +13,7 @@ from jax import Array
 Transform = Callable[[Sequence[Array]], list[Array]]
 
 
-class Tile(NamedTuple):
+class WinogradTransform(NamedTuple):
     """F(outputs, 3): its transforms, each of a list of arrays of one shape.
 
     `kernel` and `inputs` give the factors of the products, `result` the outputs from the products.
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     inputs: Transform
     result: Transform
     result_gradient: Transform
-    turned: tuple[int, ...]
+    flip_permutation: tuple[int, ...]
     """Where the transforms of a kernel that is turned round are among the kernel's."""
 
 
@@ -46,7 +46,7 @@ def _result_gradient_2(y: Sequence[Array]) -> list[Array]:
     return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
 
 
-TWO = Tile(2, _kernel_2, _inputs_2, _result_2, _result_gradient_2, (3, 1, 2, 0))
+F2 = WinogradTransform(2, _kernel_2, _inputs_2, _result_2, _result_gradient_2, (3, 1, 2, 0))
 """At the points 0, 1 and -1."""
 
 
@@ -85,5 +85,5 @@ def _result_gradient_4(y: Sequence[Array]) -> list[Array]:
     return [y[0], near + by_near, near - by_near, far + by_far, far - by_far, y[3]]
 
 
-FOUR = Tile(4, _kernel_4, _inputs_4, _result_4, _result_gradient_4, (5, 3, 4, 1, 2, 0))
+F4 = WinogradTransform(4, _kernel_4, _inputs_4, _result_4, _result_gradient_4, (5, 3, 4, 1, 2, 0))
 """At the points 0, the roots of 1/2, and the roots of 2."""

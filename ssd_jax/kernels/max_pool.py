@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.parts import tile_cells
+from ssd_jax.kernels.row_blocks import tile_cells
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

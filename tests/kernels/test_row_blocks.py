@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.models.parts import Strips, strips_of, take_rows
+from ssd_jax.kernels.row_blocks import Strips, row_blocks, slice_padded_rows
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from ssd_jax.models.parts import Strips, strips_of, take_rows
     ],
 )
 def test_small_maps_together_and_large_ones_by_rows(shape, strips):
-    assert strips_of(jax.ShapeDtypeStruct(shape, "float32")) == strips
+    assert row_blocks(jax.ShapeDtypeStruct(shape, "float32")) == strips
 
 
 @settings(deadline=None, max_examples=50)
@@ -61,7 +61,9 @@ def test_all_images_in_one_strip():
 def test_rows_above_and_below(first):
     x = jnp.arange(1.0, 21.0).reshape(1, 10, 2, 1)
     found = jax.jit(
-        lambda first: take_rows(x, begin=(0, first), size=(1, 5), beyond=(3, 4), sides=(2, 0))
+        lambda first: slice_padded_rows(
+            x, begin=(0, first), size=(1, 5), beyond=(3, 4), sides=(2, 0)
+        )
     )(first)
     padded = np.pad(x, ((0, 0), (3, 4), (2, 0), (0, 0)))
     np.testing.assert_array_equal(found, padded[:, first + 3 : first + 8])

@@ -1,4 +1,4 @@
-"""The one convolution function of the network, and the CPU's fast paths behind it.
+"""The convolution of the network: XLA's own, and faster paths for CPUs behind one function.
 
 XLA's own convolution is right on GPU and TPU. On a CPU its gradient for the weights takes longer
 than the same sums written as matrix products, and all of a wide 3x3 layer longer than Winograd's
@@ -13,18 +13,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array, lax
 from jaxtyping import Float
 
-from ssd_jax.models.epilogue import bias_gradient, epilogue, relu_gradient
-from ssd_jax.models.parts import LARGE_MAP, take_rows, zero_sum
-from ssd_jax.models.winograd import transform_kernel, winograd, winograd_gradients
+from ssd_jax.kernels.epilogue import bias_gradient, epilogue, relu_gradient
+from ssd_jax.kernels.row_blocks import LARGE_MAP, slice_padded_rows, zeros_varying_like
+from ssd_jax.kernels.winograd import transform_kernel, winograd, winograd_gradients
 
-CpuConv = Literal["auto", "direct", "winograd"]
-
-PREPARED = "prepared"
-"""A collection of what a CPU can compute from the weights once for many batches."""
+CpuConv = Literal["auto", "direct", "winograd", "plain"]
 
 # With fewer channels (in, out), or fewer rows, Winograd's transforms cost more than they save.
 _WINOGRAD_CHANNELS = (64, 32)
@@ -34,7 +30,7 @@ _WINOGRAD_ROWS = 16
 _STRIP_ROWS = 10
 
 
-class Window(NamedTuple):
+class ConvGeometry(NamedTuple):
     """Geometry of a convolution: the same in both directions, as everywhere in SSD."""
 
     stride: int = 1
@@ -52,7 +48,7 @@ def conv2d(
     x: Float[Array, "B H W I"],
     kernel: Float[Array, "k k I O"],
     bias: Float[Array, " O"],
-    window: Window,
+    window: ConvGeometry,
     relu: bool = False,
     cpu_conv: CpuConv = "auto",
 ) -> Float[Array, "B h w O"]:
@@ -70,11 +66,13 @@ def conv2d(
     )
 
 
-def _conv_default(x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool) -> Array:
+def _conv_default(
+    x: Array, kernel: Array, bias: Array, *, window: ConvGeometry, relu: bool
+) -> Array:
     return epilogue(_conv_plain(x, kernel, window=window), bias, relu)
 
 
-def _conv_plain(x: Array, kernel: Array, *, window: Window) -> Array:
+def _conv_plain(x: Array, kernel: Array, *, window: ConvGeometry) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -86,14 +84,14 @@ def _conv_plain(x: Array, kernel: Array, *, window: Window) -> Array:
 
 
 def _conv_forward(
-    x: Array, kernel: Array, bias: Array, window: Window, relu: bool, cpu_conv: CpuConv
+    x: Array, kernel: Array, bias: Array, window: ConvGeometry, relu: bool, cpu_conv: CpuConv
 ) -> tuple[Array, tuple]:
     y = conv2d(x, kernel, bias, window, relu, cpu_conv)
     return y, (x, kernel, y if relu else None)
 
 
 def _conv_backward(
-    window: Window,
+    window: ConvGeometry,
     relu: bool,
     cpu_conv: CpuConv,
     saved: tuple[Array, Array, Array | None],
@@ -107,11 +105,13 @@ def _conv_backward(
         return *to_arguments(grad), bias_gradient(grad)
 
     def cpu(x: Array, kernel: Array, y: Array | None, grad: Array) -> tuple:
-        if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
+        if cpu_conv == "plain":
+            return default(x, kernel, y, grad)
+        if _use_winograd(x.shape, kernel.shape, window, cpu_conv):
             return winograd_gradients(x, kernel, y, grad)
         grad = relu_gradient(grad, y)
-        if _uses_taps(window):
-            by_taps = partial(_conv_by_taps, window=window)
+        if _use_per_tap_matmul(window):
+            by_taps = partial(_per_tap_matmul, window=window)
             d_x, d_kernel = jax.vjp(by_taps, x, kernel)[1](grad)
         else:
             (d_x,) = jax.vjp(lambda x: _conv_plain(x, kernel, window=window), x)[1](grad)
@@ -125,36 +125,41 @@ conv2d.defvjp(_conv_forward, _conv_backward)
 
 
 def _conv_cpu(
-    x: Array, kernel: Array, bias: Array, *, window: Window, relu: bool, cpu_conv: CpuConv
+    x: Array, kernel: Array, bias: Array, *, window: ConvGeometry, relu: bool, cpu_conv: CpuConv
 ) -> Array:
-    matrices = _kernel_matrices(x, kernel, window, cpu_conv)
+    matrices = kernel_matrices(x, kernel, window, cpu_conv)
     if matrices is None:
         return _conv_default(x, kernel, bias, window=window, relu=relu)
-    return _conv_by_matrices(x, matrices, bias, window=window, relu=relu)
+    return conv_by_matrices(x, matrices, bias, window=window, relu=relu)
 
 
-def _kernel_matrices(
-    x: Array, kernel: Array, window: Window, cpu_conv: CpuConv
+def kernel_matrices(
+    x: Array, kernel: Array, window: ConvGeometry, cpu_conv: CpuConv
 ) -> Sequence[Sequence[Array]] | None:
     """What the products for an input like `x` take of the kernel; None: XLA's own convolution."""
-    if _uses_winograd(x.shape, kernel.shape, window, cpu_conv):
+    if cpu_conv == "plain":
+        return None
+    if _use_winograd(x.shape, kernel.shape, window, cpu_conv):
         return transform_kernel(kernel)
-    return [list(row) for row in kernel] if _uses_taps(window) else None
+    return [list(row) for row in kernel] if _use_per_tap_matmul(window) else None
 
 
-def _conv_by_matrices(
-    x: Array, matrices: Sequence[Sequence[Array]], bias: Array, *, window: Window, relu: bool
+def conv_by_matrices(
+    x: Array, matrices: Sequence[Sequence[Array]], bias: Array, *, window: ConvGeometry, relu: bool
 ) -> Array:
-    if _uses_taps(window):
-        return epilogue(_conv_by_taps(x, matrices, window=window), bias, relu)
+    """`conv2d` on a CPU with the kernel as `kernel_matrices` gives it."""
+    if _use_per_tap_matmul(window):
+        return epilogue(_per_tap_matmul(x, matrices, window=window), bias, relu)
     return winograd(x, matrices, bias, relu=relu)
 
 
-def _uses_taps(window: Window) -> bool:
+def _use_per_tap_matmul(window: ConvGeometry) -> bool:
     return window.dilation > 1 and window.stride == 1
 
 
-def _conv_by_taps(x: Array, kernel: Array | Sequence[Sequence[Array]], *, window: Window) -> Array:
+def _per_tap_matmul(
+    x: Array, kernel: Array | Sequence[Sequence[Array]], *, window: ConvGeometry
+) -> Array:
     """A matrix product for each tap with the cells it sees, at stride 1.
 
     A dilated kernel sees much padding: at conv6's 19x19 cells two thirds of the products are of
@@ -185,17 +190,17 @@ def _conv_by_taps(x: Array, kernel: Array | Sequence[Sequence[Array]], *, window
     return y.astype(x.dtype)
 
 
-def _uses_winograd(
-    x: Sequence[int], kernel: Sequence[int], window: Window, cpu_conv: CpuConv
+def _use_winograd(
+    x: Sequence[int], kernel: Sequence[int], window: ConvGeometry, cpu_conv: CpuConv
 ) -> bool:
-    if kernel[0] != 3 or window != Window(1, 1) or cpu_conv == "direct":
+    if kernel[0] != 3 or window != ConvGeometry(1, 1) or cpu_conv == "direct":
         return False
     enough = zip(kernel[2:], _WINOGRAD_CHANNELS, strict=True)
     pays = x[1] >= _WINOGRAD_ROWS and all(have >= least for have, least in enough)
     return cpu_conv == "winograd" or pays
 
 
-def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
+def _weight_gradient(x: Array, grad: Array, size: int, window: ConvGeometry) -> Array:
     """The gradient for the kernel: a matrix product for each of its size x size taps.
 
     Of a large map, one for each strip of rows and all taps; their sums are float32.
@@ -224,7 +229,7 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
     def add_strip(k: Array, total: Array) -> Array:
         """All taps in one product, of the cells that they see side by side."""
         image, row = k // strips, k % strips * _STRIP_ROWS
-        part = take_rows(
+        part = slice_padded_rows(
             x, begin=(image, row * s - p), size=(1, reach), beyond=(p, below), sides=(p, p)
         )
         own = lax.dynamic_slice(grad, (image, row, 0, 0), (1, _STRIP_ROWS, *grad.shape[2:]))
@@ -232,70 +237,6 @@ def _weight_gradient(x: Array, grad: Array, size: int, window: Window) -> Array:
         cells, own = lax.optimization_barrier(cells), own.reshape(-1, own.shape[-1])
         return total + jnp.matmul(cells.T, own, preferred_element_type=jnp.float32)
 
-    zeros = zero_sum((math.prod(shape[:3]), shape[3]), like=grad)
+    zeros = zeros_varying_like((math.prod(shape[:3]), shape[3]), like=grad)
     total = lax.fori_loop(0, x.shape[0] * strips, add_strip, zeros)
     return total.astype(grad.dtype).reshape(shape)
-
-
-def conv2d_of(
-    layer: nn.Module,
-    x: Float[Array, "B H W I"],
-    kernel: Float[Array, "k k I O"],
-    bias: Float[Array, " O"],
-    window: Window,
-    relu: bool = False,
-    cpu_conv: CpuConv = "auto",
-) -> Float[Array, "B h w O"]:
-    """`conv2d` with the weights of a layer.
-
-    Where the layer's PREPARED is mutable the kernel's matrices are put there. Where they are given,
-    they are used: on a CPU, and not for gradients, which would be those that JAX derives.
-    """
-    if layer.is_mutable_collection(PREPARED) and not layer.is_initializing():
-        matrices = _kernel_matrices(x, kernel, window, cpu_conv)
-        if matrices is not None:
-            layer.put_variable(PREPARED, "kernel", matrices)
-    if layer.has_variable(PREPARED, "kernel"):
-        matrices = layer.get_variable(PREPARED, "kernel")
-        return _conv_by_matrices(x, matrices, bias, window=window, relu=relu)
-    return conv2d(x, kernel, bias, window, relu, cpu_conv)
-
-
-class ConvWeights(nn.Module):
-    """The parameters of a convolution, float32.
-
-    New layers start as Caffe's "xavier": uniform in +-sqrt(3 / fan_in), bias 0.
-    """
-
-    features: int
-    size: int = 3
-
-    @nn.compact
-    def __call__(self, channels: int) -> tuple[Float[Array, "k k I O"], Float[Array, " O"]]:
-        """Kernel and bias for an input of so many channels."""
-        shape = (self.size, self.size, channels, self.features)
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        return kernel, self.param("bias", nn.initializers.zeros_init(), shape[-1:], jnp.float32)
-
-
-class Conv(nn.Module):
-    """A convolution with a bias and perhaps a ReLU; parameters float32, computed in `dtype`."""
-
-    features: int
-    size: int = 3
-    window: Window = Window()
-    relu: bool = False
-    dtype: jnp.dtype = jnp.float32
-    cpu_conv: CpuConv = "auto"
-
-    def setup(self) -> None:
-        """Its weights, under its own name."""
-        self.weights = ConvWeights(self.features, self.size)
-        nn.share_scope(self, self.weights)
-
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        """The layer's output for a batch."""
-        kernel, bias = (w.astype(self.dtype) for w in self.weights(x.shape[-1]))
-        x = x.astype(self.dtype)
-        return conv2d_of(self, x, kernel, bias, self.window, self.relu, self.cpu_conv)

@@ -43,7 +43,7 @@ class Strips(NamedTuple):
         height = self.rows + -self.rows % tile[0] + 2
         per_image = rows // self.rows
         image, strip = (index, 0) if per_image == 1 else (index // per_image, index % per_image)
-        return take_rows(
+        return slice_padded_rows(
             *maps,
             of=of,
             begin=(image * self.images, strip * self.rows - 1),
@@ -74,7 +74,7 @@ class Strips(NamedTuple):
             return jax.tree.map(jnp.add, total, sums), parts
 
         sums, part = jax.eval_shape(function, 0)
-        zeros = jax.tree.map(lambda a: zero_sum(a.shape, like), sums)
+        zeros = jax.tree.map(lambda a: zeros_varying_like(a.shape, like), sums)
         # Any values, for all are written. Zeros would be one array for all loops of a program,
         # and copied for each.
         parts = jnp.broadcast_to(like.ravel()[0].astype(part.dtype), (self.number, *part.shape))
@@ -82,7 +82,7 @@ class Strips(NamedTuple):
         return jax.tree.map(lambda a, known: a.astype(known.dtype), total, sums), parts
 
 
-def strips_of(x: Float[Array, "B H W C"]) -> Strips:
+def row_blocks(x: Float[Array, "B H W C"]) -> Strips:
     """The strips by which a CPU goes through maps like `x`."""
     batch, rows, columns, _ = x.shape
     if rows < LARGE_MAP:
@@ -94,7 +94,7 @@ def strips_of(x: Float[Array, "B H W C"]) -> Strips:
     return Strips(1, height, batch * (rows // height))
 
 
-def take_rows(
+def slice_padded_rows(
     *maps: Float[Array, "B H W C"],
     begin: tuple[int | Array, int | Array],
     size: tuple[int, int],
@@ -136,7 +136,7 @@ def interleave(cells: Sequence[Array], axis: int) -> Float[Array, "B H W C"]:
     return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
 
 
-def zero_sum(shape: tuple[int, ...], like: Array) -> Float32[Array, "..."]:
+def zeros_varying_like(shape: tuple[int, ...], like: Array) -> Float32[Array, "..."]:
     """What a sum over parts of `like` begins with, in a loop.
 
     It is made from `like`: shard_map wants a loop's state to vary over the devices as its input.

@@ -1,0 +1,1 @@
+"""Faster versions of operations for one platform, each behind one public function."""
