@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import sys
 from typing import TextIO
 
@@ -32,11 +33,14 @@ class Sink(io.RawIOBase):
 
     def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
         """Write `data`, or a part of it, and return how much is done with."""
-        try:
-            return os.write(self._descriptor, data)
-        except OSError as error:
-            self.error = self.error or error
-            return len(data)
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # a full pipe that another program has made non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                self.error = self.error or error
+                return len(data)
 
 
 def guard_streams() -> Sink | None:

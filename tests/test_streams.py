@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,26 @@ def test_output_that_nobody_takes(redirection, status, message, tmp_path):
     assert (tmp_path / "file").read_text() == "done"
     assert code == status
     assert err == ("" if message is None else "ä\n" + message)
+
+
+def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_it_all(tmp_path):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "file"), "0"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+    )
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        text = stream.read(1000)
+        time.sleep(0.5)  # the pipe is full: it holds 65,536 bytes
+        text += stream.read()
+    _, err = program.communicate(timeout=60)
+    assert (program.returncode, err.decode()) == (0, "ä\n")
+    assert text.count(b"\n") == 2001
+    assert text.startswith(b"a line")
 
 
 def test_the_own_status_stays(tmp_path):
