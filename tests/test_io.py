@@ -126,9 +126,13 @@ def run_config(path, tmp_path):
     train_main(["--workdir", str(tmp_path / "run"), "--resume"])
 
 
+def replay(path, tmp_path):
+    train_main(["--replay", str(path)])
+
+
 READERS = [
     *(class_file, voc_list, voc_annotation, coco_annotations, truth, results, voc_results),
-    *(weight_classes, run_config),
+    *(weight_classes, run_config, replay),
 ]
 
 

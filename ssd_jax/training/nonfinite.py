@@ -19,10 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssd_jax.config import Config, ConfigError, from_json, to_json
-from ssd_jax.io import atomic_write
+from ssd_jax.io import atomic_write, read_bytes
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import Params, join_frozen, split_frozen
 from ssd_jax.training.step import ARRAYS, image_losses, image_targets
+from ssd_jax.weights.files import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,21 @@ def write_bad_step(path: Path, bad: BadStep) -> None:
 
 
 def read_bad_step(path: Path) -> BadStep:
-    """What `write_bad_step` wrote. Raises ConfigError where it is no such file."""
+    """Read what `write_bad_step` wrote.
+
+    Raises ConfigError, naming the file, for one that is missing, of another kind, damaged, or
+    larger than 4 GiB, packed or unpacked.
+    """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        content = io.BytesIO(read_bytes(path, MAX_BYTES))
+        with zipfile.ZipFile(content) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"it would unpack to {size / 2**30:.0f} GiB; name one of WORKDIR/nonfinite"
+            )
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as file:
             flat = {
                 tuple(name.split("/")[1:]): file[name]
                 for name in file.files
@@ -174,7 +187,7 @@ def read_bad_step(path: Path) -> BadStep:
         raise ConfigError(f"--replay: {path} cannot be read ({error.strerror or error})") from None
     except ConfigError as error:
         raise ConfigError(f"--replay: {path}: {error}") from None
-    except (KeyError, ValueError, AttributeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever a broken file makes its reader raise
         raise ConfigError(
             f"--replay: {path} is no file of a step; name one of WORKDIR/nonfinite"
         ) from None

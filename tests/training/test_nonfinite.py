@@ -11,6 +11,7 @@ import train as train_main
 from ssd_jax.config import ConfigError
 from ssd_jax.data import pipeline
 from ssd_jax.data.pipeline import TrainBatches
+from ssd_jax.training import nonfinite
 from ssd_jax.training.loop import TrainingError, train
 from ssd_jax.training.nonfinite import BadStep, describe, diagnose, read_bad_step, write_bad_step
 from ssd_jax.training.pending_metrics import Queued, Window
@@ -177,6 +178,14 @@ def test_a_gradient_alone_can_be_bad():
 def test_a_file_that_is_none_is_named(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(ConfigError, match=r"--replay: .*x.npz is no file of a step; name one of"):
+        read_bad_step(tmp_path / "x.npz")
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", step=np.zeros(10_000))
+    assert (tmp_path / "x.npz").stat().st_size < 5000
+    monkeypatch.setattr(nonfinite, "MAX_BYTES", 5000)
+    with pytest.raises(ConfigError, match=r"--replay: .*x.npz: it would unpack to .* GiB; name"):
         read_bad_step(tmp_path / "x.npz")
 
 
