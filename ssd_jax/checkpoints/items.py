@@ -71,6 +71,13 @@ class CheckpointReader:
         self._advice = advice
         self._handler = item_handlers()["state"]
         with self._refuse("checksums"):
+            has_checksums = (checkpoint / "checksums").is_dir()
+        if not has_checksums:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} has no checksums (saved by an earlier version, or "
+                "incomplete); import it again or use another checkpoint"
+            )
+        with self._refuse("checksums"):
             for file in checkpoint.rglob("*"):
                 if not (file.is_file() or file.is_dir()):  # a pipe would never answer
                     raise ValueError(f"{file.relative_to(checkpoint)} is not a file")
