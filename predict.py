@@ -23,6 +23,7 @@ import numpy as np
 
 from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError
+from ssd_jax.io import exists, is_dir
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -211,16 +212,16 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
     found: dict[str, tuple[Path, str]] = {}  # by what it is, so that nothing is there twice
     for text in given:
         path = Path(text).expanduser()
-        if not path.exists() and text.isdecimal():
+        if not exists(path) and text.isdecimal():
             found[text] = path, "camera"
             continue
-        if path.is_dir():
+        if is_dir(path):
             try:
                 files = [p for p in sorted(path.iterdir()) if _is_known(p)]
             except OSError as error:
                 raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
             missing = f"{path} has no images or videos of its own; for folders in it: '{path}/**'"
-        elif path.exists():
+        elif exists(path):
             files, missing = [path], ""
         elif glob.has_magic(text):
             matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207  # Path's has no base
@@ -513,7 +514,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--best", action="store_true", help="of a run the best checkpoint, not the newest")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
     add("--score-threshold", type=float, default=0.5, metavar="X", help="default: %(default)s")
-    add("--classes", metavar="A,B", help="the only classes to tell; default: all")
+    add("--classes", metavar="A,B", help="only report these classes; default: all")
     add("--batch-size", type=int, default=8, metavar="N", help="images at once; default: 8")
     add_cache_flag(parser)
     add("--xml", action="store_true", help="also write VOC's xml/NAME.xml for each image")

@@ -17,14 +17,14 @@ from ssd_jax.cli import (
     run_main,
 )
 from ssd_jax.config import Config, ConfigError, from_json
-from ssd_jax.io import MAX_CONFIG, read_text
+from ssd_jax.io import MAX_CONFIG, is_file, read_text
 from ssd_jax.trust import with_local_cache
 
 _DESCRIPTION = """Train a detector.
 
 --config FILE   the experiment, e.g. configs/quickstart.py; with --resume it may be left out
 --workdir DIR   where the run goes; default: runs/ and the config's name
---resume        go on from the newest whole checkpoint in the workdir, or start where there is none
+--resume        continue from the newest whole checkpoint in the workdir, or start if there is none
 
 --distributed   one of several processes, found by JAX from SLURM, Kubernetes or a TPU pod; or:
 --coordinator HOST:PORT --processes P --process I
@@ -36,8 +36,8 @@ _DESCRIPTION = """Train a detector.
                 status 0 if it is finite now, 1 if not
 
 Exit status: 0 done; 2 an error that the line above it explains; 75 stopped by SIGTERM or SIGINT and
-saved, go on with --resume; 76 another process was lost, go on with --resume. A second signal ends
-the run at once.
+saved, continue with --resume; 76 another process was lost, continue with --resume. A second signal
+ends the run at once.
 
 Below, every field of the config with its value."""
 
@@ -88,7 +88,7 @@ def _base_config(own: argparse.Namespace) -> Config:
     if not (own.resume and own.workdir):
         raise ConfigError("--config is missing; name an experiment, e.g. configs/quickstart.py")
     saved = own.workdir / "config.json"
-    if not saved.is_file():
+    if not is_file(saved):
         raise ConfigError(f"--resume: there is no run in {own.workdir}; name one, or a --config")
     try:
         return with_local_cache(from_json(read_text(saved, MAX_CONFIG)))

@@ -19,6 +19,7 @@ import tyro
 
 from ssd_jax import __version__
 from ssd_jax.config import COMPILE_CACHE, Config, ConfigError, UserError
+from ssd_jax.io import is_dir, is_file
 from ssd_jax.streams import guard_streams
 
 
@@ -106,11 +107,11 @@ def load_config(path: Path) -> Config:
 
     Raises ConfigError, naming the file, if it is missing, fails, or gives no Config.
     """
-    if path.is_dir():
+    if is_dir(path):
         raise ConfigError(
             f"--config: {path} is a folder; name a config file, e.g. configs/quickstart.py"
         )
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"--config: there is no file {path}; see configs/ for examples")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:

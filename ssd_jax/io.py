@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MAX_TEXT = 1 << 26
@@ -22,9 +22,23 @@ _PAGE = 4096
 
 
 def is_file(path: Path) -> bool:
-    """Whether the path leads to a regular file, links followed; never an error."""
+    """Return whether the path leads to a regular file, links followed; never an error."""
+    return _is(path.is_file)
+
+
+def is_dir(path: Path) -> bool:
+    """Return whether the path leads to a folder, links followed; never an error."""
+    return _is(path.is_dir)
+
+
+def exists(path: Path) -> bool:
+    """Return whether the path leads to anything, links followed; never an error."""
+    return _is(path.exists)
+
+
+def _is(test: Callable[[], bool]) -> bool:
     try:
-        return path.is_file()
+        return test()
     except (OSError, ValueError):  # a name that is too long or has a zero byte; no permission
         return False
 

@@ -133,6 +133,26 @@ def test_config_files_that_do_not_work(failing, tmp_path):
     assert "there is no run in" in failing(train_main, "--resume", "--workdir", tmp_path)
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (train_main, ["--config", LONG], f"--config: there is no file {LONG}; see"),
+        (train_main, ["--resume", "--workdir", LONG], f"--resume: there is no run in {LONG}; name"),
+        (
+            evaluate_main,
+            ["--detections", "x", "--annotations", LONG, "--out", "x"],
+            f"{LONG} is neither a COCO annotations file nor",
+        ),
+        (predict_main, ["--checkpoint", "x", LONG], f"there is no file or folder {LONG}"),
+    ],
+)
+def test_a_name_longer_than_the_file_system_allows(failing, main, arguments, message):
+    assert f"{main.__name__}.py: {message}" in failing(main, *arguments)
+
+
 def test_data_that_is_not_there(failing, tmp_path):
     config = change(TINY, data={"format": "voc", "root": str(tmp_path / "none")})
     path = write_config_file(tmp_path / "voc.py", config)

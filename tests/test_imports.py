@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "streams": set(),
     "trust": {"config"},
     "guard": {"data.errors"},
-    "cli": {"config", "streams"},
+    "cli": BASE | {"streams"},
     "distributed": {"config", "cli"},
     "ops": set(),
     "kernels": set(),

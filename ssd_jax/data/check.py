@@ -25,7 +25,7 @@ from ssd_jax.data.errors import KINDS, DataError, printable
 from ssd_jax.data.prior_sizes import QUANTILES, propose_size
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.data.validation import Findings, Objects, survey_images, survey_objects
-from ssd_jax.io import atomic_write
+from ssd_jax.io import atomic_write, is_dir
 
 _DESCRIPTION = """Look a data set over: every annotation and every image of both splits.
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--fix-report", type=Path)
     own, overrides = parser.parse_known_args(arguments)
     config = resolve_config(own.config, overrides, description=_DESCRIPTION, flags=parser.flags)
-    if own.fix_report and not own.fix_report.absolute().parent.is_dir():
+    if own.fix_report and not is_dir(own.fix_report.absolute().parent):
         raise ConfigError(f"--fix-report: {own.fix_report.parent} is not a folder; make it")
 
     # JAX starts here, after everything that can be wrong with the command line. It leaves an

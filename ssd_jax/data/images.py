@@ -70,7 +70,7 @@ class Pictures:
             raise DataError(
                 f"{file} has {width}x{height} pixels as stored and its annotation says "
                 f"{known.width}x{known.height}",
-                "mend the size there, or, where the boxes were drawn on a turned photograph, "
+                "fix the size there, or, where the boxes were drawn on a turned photograph, "
                 "save the image turned",
                 kind="image_size",
                 file=file,

@@ -129,7 +129,7 @@ def _build(name: str, builder: Any, downloads: str | None) -> None:
             ) from None
         raise DataError(
             f"{name} could not be built ({type(error).__name__}: {first_line(error)})",
-            "nothing is left half-built; run the command again when that is mended",
+            "nothing is left half-built; run the command again when that is fixed",
         ) from error
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ssd_jax import __version__
 from ssd_jax.cli import Parser, run_main
 from ssd_jax.config import ConfigError
+from ssd_jax.io import atomic_write, exists
 
 if TYPE_CHECKING:
     from ssd_jax.export.network import Network
@@ -70,13 +71,12 @@ def main(arguments: Sequence[str]) -> None:
     stem = re.sub(r"\W", "_", own.out.name)
     about, module = own.out.with_name(f"{stem}.json"), own.out.with_name(f"{stem}.py")
     for path in (own.out, about, module):
-        if path.exists():
+        if exists(path):
             raise ConfigError(f"--out: {path} exists; name a new file")
 
     from ssd_jax.data.errors import DataError
     from ssd_jax.export.check import check
     from ssd_jax.export.network import Network
-    from ssd_jax.io import atomic_write
 
     network = Network.from_checkpoint(own.checkpoint, own.score_threshold, best=own.best)
     writer: Writer = getattr(import_module(f"ssd_jax.export.{form.writer[0]}"), form.writer[1])
@@ -155,7 +155,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a run's folder or one of its checkpoints")
     add("--best", action="store_true", help="of a run the best checkpoint, not the newest")
-    add("--to", choices=list(FORMS), help="the form of the file")
+    add("--to", choices=list(FORMS), help="file format")
     add("--out", type=Path, metavar="PATH", help="the file; for savedmodel a folder")
     add("--batch", default="free", metavar="N", help="images at once, or free; default: free")
     add(

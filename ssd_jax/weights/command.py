@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, override
 from ssd_jax.config import ConfigError
-from ssd_jax.io import MAX_TEXT, read_text
+from ssd_jax.io import MAX_TEXT, exists, read_text
 from ssd_jax.weights.name_maps import Layout
 
 _IMPORT = """Import weights as a checkpoint, with their config.
@@ -64,7 +64,7 @@ def _import(own: argparse.Namespace, overrides: Sequence[str]) -> None:
     from ssd_jax.weights.files import read_arrays
     from ssd_jax.weights.importers import import_arrays
 
-    if own.out.exists():
+    if exists(own.out):
         raise ConfigError(f"--out: {own.out} exists; name a new folder")
     imported = import_arrays(
         own.file,

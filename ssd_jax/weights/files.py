@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.config import UserError
+from ssd_jax.io import exists, is_dir, is_file
 
 # The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
 MAX_BYTES = 4 << 30
@@ -38,9 +39,9 @@ def read_arrays(path: Path) -> Arrays:
     Raises WeightsError, naming the file, for one that is missing, of another kind, damaged, larger
     than 4 GiB unpacked, or that needs a library which is not installed.
     """
-    if path.is_dir():
+    if is_dir(path):
         raise WeightsError(f"{path} is a folder; name a file of weights")
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(f"there is no file {path}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -174,7 +175,7 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
     `metadata` goes into safetensors alone. Raises WeightsError, naming the file, if it exists, is
     of another kind, cannot be written, or needs a library which is not installed.
     """
-    if path.exists():
+    if exists(path):
         raise WeightsError(f"--out: {path} exists; name another file")
     values = {name: np.ascontiguousarray(value) for name, value in values.items()}
     if path.suffix == ".safetensors":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.config import BASE_LAYERS, ConfigError
+from ssd_jax.io import is_file
 
 
 class LoadReport(NamedTuple):
@@ -73,7 +74,7 @@ def load_pretrained(
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"model.pretrained: there is no file {path}")
     try:
         if path.suffix == ".npz":

@@ -516,7 +516,7 @@ class TestCommand:
             "count": 1,
             "what": f"{root}/Annotations/x.xml: object 1 (cat) (9, 9, 9, 40) has no area in "
             "100x80 pixels",
-            "change": "mend the box or take the object out",
+            "change": "fix the box or take the object out",
         }
         assert report["splits"]["training"]["images"] == 4
         assert report["splits"]["training"]["classes"]["dog"]["objects"] == 2

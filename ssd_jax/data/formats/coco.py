@@ -16,7 +16,7 @@ import numpy as np
 from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
 from ssd_jax.data.images import Pictures
 from ssd_jax.data.types import Annotation, distinct_ids
-from ssd_jax.io import MAX_JSON, is_file, read_bytes
+from ssd_jax.io import MAX_JSON, is_dir, is_file, read_bytes
 
 PREFIX = "instances_"
 
@@ -180,10 +180,10 @@ class _Object:
 def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
     """(name, annotation file) of each part of a split, each once."""
     base = Path(root).expanduser()
-    if not base.is_dir():
+    if not is_dir(base):
         raise DataError(f"data.root {base} is not a folder; name the one of the data set")
     folder = base / "annotations"
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise DataError(f"{folder} is missing; data.root must be the folder that holds it")
     paths = {}
     for item in split.split("+"):
@@ -208,7 +208,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not usable JSON: {error}", "mend it", file=path) from None
+        raise DataError(f"{path} is not usable JSON: {error}", "fix it", file=path) from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(
@@ -348,11 +348,11 @@ def _read_object(
     line = f"{where} on {image.name}, {name} ({x:g}, {y:g}, {w:g}, {h:g}),"
     if box[0] >= box[2] or box[1] >= box[3]:
         set_aside.append(f"{path.name}: {line} has no area in {size}")
-        what, change = f"has no area in {size}", "mend the box or take the object out"
+        what, change = f"has no area in {size}", "fix the box or take the object out"
         on_error(_wrong(path, where, f"{path}: {line} {what}", change, "no_area", image.name))
         return None
     if max(-x, -y, x + w - image.width, y + h - image.height) >= 1:
-        what, change = f"reaches outside of {size}", "mend the box: it is [x, y, width, height]"
+        what, change = f"reaches outside of {size}", "fix the box: it is [x, y, width, height]"
         on_error(_wrong(path, where, f"{path}: {line} {what}", change, "outside", image.name))
     return box, bool(crowd)
 

@@ -16,7 +16,7 @@ from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten
 from ssd_jax.data.images import Pictures, picture_size
 from ssd_jax.data.numbers import parse_number
 from ssd_jax.data.types import Annotation, distinct_ids
-from ssd_jax.io import MAX_TEXT, is_file, read_bytes, read_text
+from ssd_jax.io import MAX_TEXT, is_dir, is_file, read_bytes, read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -147,7 +147,7 @@ def annotated_objects(
 def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
     """(folder, image id) of a split in the order of its lists, each once."""
     base = Path(root).expanduser()
-    if not base.is_dir():
+    if not is_dir(base):
         raise DataError(f"data.root {base} is not a folder; name the one of the data set")
     records: dict[tuple[Path, str], None] = {}
     for item in split.split("+"):
@@ -163,7 +163,7 @@ def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
 def _check_layout(base: Path, folder: Path) -> None:
     """Raises DataError if `folder`, which is `base` or one year in it, is not in VOC's layout."""
     years = sorted(p.name.removeprefix("VOC") for p in base.glob("VOC*") if p.is_dir())
-    if not folder.is_dir():
+    if not is_dir(folder):
         known = (
             f"the years of this devkit are {shorten(years, 20)}"
             if years
@@ -252,7 +252,7 @@ def _read_voc(folder: Path, image_id: str, on_error: OnError) -> _VocFile:
     except OSError as error:
         raise _wrong(path, f"{path} cannot be read ({reason(error)})", "replace it") from None
     except (ET.ParseError, LookupError, ValueError) as error:
-        raise _wrong(path, f"{path} is not a usable annotation: {error}", "mend it") from None
+        raise _wrong(path, f"{path} is not a usable annotation: {error}", "fix it") from None
     if root.tag.lower() != "annotation":
         what = f"{path} is not a usable annotation: it is <{root.tag[:40]}>, not <annotation>"
         raise _wrong(path, what, "replace it")
@@ -335,12 +335,12 @@ def _to_annotation(
             line = f"{path.name}: {found.name} {corners} has no area in {width}x{height} pixels"
             set_aside.append(line)
             what = f"{path}: {found.item} {corners} has no area in {width}x{height} pixels"
-            change = "mend the box or take the object out"
+            change = "fix the box or take the object out"
             on_error(_wrong(path, what, change, found.item, "no_area"))
             continue
         if min(xmin, ymin) <= 0 or xmax >= width + 1 or ymax >= height + 1:
             what = f"{path}: {found.item} {corners} reaches outside of {width}x{height} pixels"
-            change = "mend the box; VOC counts pixels from 1"
+            change = "fix the box; VOC counts pixels from 1"
             on_error(_wrong(path, what, change, found.item, "outside"))
         kept.append((box, labels[found.name], found.difficult))
     return Annotation(

@@ -263,7 +263,7 @@ class TestErrors:
         root = make_coco(tmp_path)
         write_image(root / "train/1.jpg", np.zeros((100, 80, 3), np.uint8))
         source = CocoJson(root, "train", CLASSES)
-        with pytest.raises(DataError, match=r"1\.jpg has 80x100 .* annotation says 100x80; mend"):
+        with pytest.raises(DataError, match=r"1\.jpg has 80x100 .* annotation says 100x80; fix"):
             source.image(0)
 
 

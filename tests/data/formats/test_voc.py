@@ -249,7 +249,7 @@ class TestVocErrors:
 
     def test_image_of_another_size(self, tmp_path):
         source = open_one(tmp_path, write_xml(size=(80, 100)))
-        with pytest.raises(DataError, match=r"a\.jpg has 100x80 .* annotation says 80x100; mend"):
+        with pytest.raises(DataError, match=r"a\.jpg has 100x80 .* annotation says 80x100; fix"):
             source[0]
 
 
