@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax.config import UserError
-from ssd_jax.distributed import is_first_process
 from ssd_jax.evaluation.ground_truth import DataSet
 from ssd_jax.evaluation.page import write_comparison_page, write_page
 from ssd_jax.evaluation.report import (
@@ -20,7 +19,7 @@ from ssd_jax.evaluation.report import (
     write_report,
 )
 from ssd_jax.evaluation.scores import Evaluation
-from ssd_jax.io import atomic_write
+from ssd_jax.io import atomic_write, exists
 
 
 class OutputError(UserError):
@@ -35,10 +34,11 @@ def staged(out_dir: Path) -> Iterator[Path]:
     After an error nothing is left of it, and files in `out_dir` are as they were.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written. Other OSErrors of the work, which name a file
+            elsewhere, pass.
     """
     target = out_dir.expanduser().absolute()
-    new = [path for path in (target, *target.parents) if not path.exists()]
+    new = [path for path in (target, *target.parents) if not exists(path)]
     # Inside a folder that exists: the one around it may be read-only.
     name = f".{target.name}.{os.getpid()}.part"
     part = target.with_name(name) if new else target / name
@@ -53,6 +53,11 @@ def staged(out_dir: Path) -> Iterator[Path]:
             place.parent.mkdir(parents=True, exist_ok=True)
             file.replace(place)
     except OSError as error:
+        # A full disk is reported without a name.
+        if error.filename is not None and not any(
+            Path(str(error.filename)).is_relative_to(folder) for folder in (part, target, *new)
+        ):
+            raise
         why = os.strerror(error.errno) if error.errno else str(error)
         raise OutputError(
             f"the results cannot be written to {out_dir} ({why}); make room, fix the permissions, "
@@ -67,6 +72,9 @@ def staged(out_dir: Path) -> Iterator[Path]:
 
 def staged_by_first(out_dir: Path) -> contextlib.AbstractContextManager[Path]:
     """`staged` in the process that writes files; the others get `out_dir` and write nothing."""
+    # JAX, which takes seconds to import, is not needed to score files.
+    from ssd_jax.distributed import is_first_process
+
     return staged(out_dir) if is_first_process() else contextlib.nullcontext(out_dir)
 
 

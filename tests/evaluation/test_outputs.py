@@ -1,5 +1,7 @@
 """A folder of outputs appears whole or not at all, and other files in it stay."""
 
+import shutil
+
 import pytest
 
 from ssd_jax.evaluation.outputs import OutputError, staged
@@ -36,4 +38,40 @@ def test_after_an_error_nothing_is_left(tmp_path):
         OutputError, match=r"written to .*/eval/4 \(No space left on device\); make room"
     ):
         fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_only_errors_of_the_folder_are_its_own(tmp_path, old):
+    folder = tmp_path / "eval/4"
+    if old:
+        folder.mkdir(parents=True)
+
+    def read(path):
+        with staged(folder) as part:
+            (part / path).read_text()
+
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        read(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"written to .*/eval/4 \(No such file or directory\)"):
+        read("missing")
+    assert (tmp_path / "eval").exists() == old
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_folder_that_is_removed_meanwhile(tmp_path):
+    def fill():
+        with staged(tmp_path / "out") as part:
+            shutil.rmtree(part)
+
+    with pytest.raises(OutputError, match=r"written to .*/out \(No such file or directory\)"):
+        fill()
+
+
+def test_a_name_longer_than_the_file_system_allows(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"written to .*x \(File name too long\); make room"),
+        staged(tmp_path / ("x" * 300)),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
