@@ -27,9 +27,9 @@ from ssd_jax.data.types import Source
 from ssd_jax.evaluation.ground_truth import DataSet
 from ssd_jax.evaluation.json_array import read_array
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable, GroundTruth, Pixels
-from ssd_jax.io import MAX_JSON, atomic_write, is_file, read_pieces
+from ssd_jax.io import MAX_JSON, atomic_write, is_dir, is_file, read_pieces
 
-_PIECE = 1 << 22  # bytes of a text file that are parsed at once
+_PIECE = 1 << 22  # bytes of a text file that are parsed at once, and of its longest line
 _LIMIT = 1e9  # pixels, and of scores
 _NUMBERS = re.compile(r"[0-9.eE+\- ]*")  # what `parse_number` takes, and `float` checks
 _VOC_FILE = re.compile(r"(?:comp\d+_)?det_[^_]+_(.+)\.txt")
@@ -73,7 +73,7 @@ class KnownObjects:
 
         Raises ResultsError if the folder is missing.
         """
-        if images is not None and not images.is_dir():
+        if images is not None and not is_dir(images):
             raise ResultsError(f"--images: there is no folder {images}")
         names = [str(key) for key in self.image_ids]
         if len(set(names)) < len(names):  # 1 and "1"
@@ -94,7 +94,7 @@ def _read_image(folder: Path | None, names: Sequence[str], k: int) -> np.ndarray
         return None
     for suffix in ("", *IMAGE_SUFFIXES):
         path = folder / f"{names[k]}{suffix}"
-        if path.is_file():
+        if is_file(path):
             try:
                 return read_picture(path)[1]
             except DataError:
@@ -113,7 +113,7 @@ def read_known(path: Path, split: str = "", pixels: Pixels | None = None) -> Kno
     Raises UserError, naming the file, if it is missing or cannot be used.
     """
     path = path.expanduser()
-    if (path / "Annotations").is_dir():
+    if is_dir(path / "Annotations"):
         return _read_known_voc(path, split, pixels)
     if is_file(path) and not split:
         return _read_known_coco(path, pixels)
@@ -137,7 +137,7 @@ def read_detections(
             message names the file and the entry.
     """
     path = path.expanduser()
-    if path.is_dir():
+    if is_dir(path):
         return _read_voc_results(path, known, on_note)
     if not known.category_ids:
         raise ResultsError(
@@ -334,7 +334,7 @@ def _read_coco_results(path: Path, known: KnownObjects) -> DetectionTable:
     except ResultsError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{path} is not usable JSON: {error}; mend it") from None
+        raise ResultsError(f"{path} is not usable JSON: {error}; fix it") from None
     return DetectionTable(*_join(tables))
 
 
@@ -450,13 +450,17 @@ def _read_voc_results(
 def _read_lines(path: Path) -> Iterator[list[str]]:
     """Yield the lines of a text file, many at a time.
 
-    Raises OSError or UnicodeDecodeError where it cannot be read.
+    Raises OSError or UnicodeDecodeError where it cannot be read, ResultsError for a long line.
     """
     encoding, rest = "utf-8-sig", b""
     for piece in read_pieces(path, MAX_JSON, size=_PIECE):
         whole, newline, rest_of_piece = piece.rpartition(b"\n")
         if not newline:
             rest += piece
+            if len(rest) > _PIECE:
+                raise ResultsError(
+                    f"{path} has a line of more than {_PIECE:,} bytes; write one detection per line"
+                )
             continue
         yield (rest + whole).decode(encoding).splitlines()
         encoding, rest = "utf-8", rest_of_piece

@@ -288,6 +288,10 @@ def test_wrong_files(cats, tmp_path):
         read_known(tmp_path / "none")
     with pytest.raises(ResultsError, match=r"must be a folder of comp4_det_test_CLASS\.txt"):
         read_detections(tmp_path / "d.json", truth)
+    with pytest.raises(ResultsError, match=r"x must be a folder of comp4_det_test_CLASS\.txt"):
+        read_detections(tmp_path / ("x" * 300), truth)
+    with pytest.raises(ResultsError, match=r"--images: there is no folder .*x"):
+        truth.data_set(tmp_path / ("x" * 300))
     with pytest.raises(ResultsError, match=r"has no comp4_det_test_CLASS\.txt"):
         read_detections(known, truth)
     (found / "det_val_cat.txt").write_text("")
@@ -482,6 +486,19 @@ class TestLongFiles:
     @pytest.fixture(autouse=True)
     def short_pieces(self, monkeypatch):
         monkeypatch.setattr(json_array, "_PIECE", 50)
+        monkeypatch.setattr(result_files, "_PIECE", 50)
+
+    def test_lines(self, cats):
+        known, found = cats
+        path = found / "comp4_det_test_cat.txt"
+        line = "2007_000549 0.5 1 2 3 4"
+        for text in (f"{line}\n" * 20, f"{line}{' ' * 20}\n" * 19 + line):
+            path.write_text(text)
+            assert len(read_detections(found, read_known(known)).score) == 20
+        for text in (f"{line}{' ' * 100}{line}", f"{line}\n{' ' * 150}\n"):
+            path.write_text(text)
+            with pytest.raises(ResultsError, match=r"cat\.txt has a line of more than 50 bytes"):
+                read_detections(found, read_known(known))
 
     @pytest.mark.parametrize(
         "rows",
