@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, add_process_flags, check_first_word, override, run_main
 from ssd_jax.config import Config, ConfigError
+from ssd_jax.io import is_dir
 
 if typing.TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,7 @@ _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
                     checkpoints/best of the other run instead
 --compare DIR       another run or checkpoint, evaluated on the same data; both go side by side to
                     comparison.html and comparison.json, each one's own to a/ and b/
---out DIR           where metrics.json, report.html and the pictures go; default: eval/STEP in the
+--out DIR           where metrics.json, report.html and the images go; default: eval/STEP in the
                     run's folder, with --compare eval/STEP/comparison
 --save-detections   write the detections there too: detections.json as COCO's server takes it, or
                     detections/comp4_det_SPLIT_CLASS.txt as VOC's does
@@ -96,7 +97,12 @@ def _evaluate_checkpoint(
 ) -> None:
     from rich.console import Console
 
-    from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
+    from ssd_jax.checkpoints.reader import (
+        checkpoint_step,
+        find_checkpoint,
+        read_config,
+        restore_model,
+    )
     from ssd_jax.data.sources import open_source
     from ssd_jax.distributed import is_first_process, use_compile_cache
     from ssd_jax.evaluation.evaluate import evaluate_source
@@ -132,6 +138,7 @@ def _evaluate_checkpoint(
         for (path, its_config), (model, variables), its_dir in zip(
             checkpoints, models, out_dirs, strict=True
         ):
+            step = checkpoint_step(path)
             evaluation = evaluate_source(
                 make_detect(model, its_config),
                 variables,
@@ -140,7 +147,7 @@ def _evaluate_checkpoint(
                 out_dir=part / its_dir.relative_to(out_dir),
                 console=console,
                 name=_name(path),
-                extra={"step": int(path.name)} if path.name.isdigit() else {},
+                extra={} if step is None else {"step": step},
                 save_detections=own.save_detections,
             )
             evaluations.append(evaluation)
@@ -149,7 +156,7 @@ def _evaluate_checkpoint(
             _compare(part, evaluations, data_set(source), console, images=images)
     for evaluation, its_dir in zip(evaluations, out_dirs, strict=True):
         console.print(
-            f"mAP {evaluation.results[0].mean_ap:.4f}; metrics and pictures are in {its_dir}",
+            f"mAP {evaluation.results[0].mean_ap:.4f}; metrics and images are in {its_dir}",
             markup=False,
         )
     if own.compare is not None:
@@ -208,7 +215,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
     note = partial(console.print, markup=False)
     known = read_known(own.annotations, own.split or "", own.pixels)
     pictures = own.annotations.expanduser() / "JPEGImages"
-    data = known.data_set(own.images or (pictures if pictures.is_dir() else None))
+    data = known.data_set(own.images or (pictures if is_dir(pictures) else None))
     files = [own.detections] if own.compare is None else [own.detections, own.compare]
     parts = ["."] if own.compare is None else ["a", "b"]
     evaluations = []

@@ -18,6 +18,7 @@ from ssd_jax.checkpoints.items import (
     reason,
 )
 from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
+from ssd_jax.io import exists
 from ssd_jax.models.ssd import SSD, make_model
 from ssd_jax.trust import with_local_fields
 
@@ -74,6 +75,11 @@ def checkpoint_steps(folder: Path) -> list[int]:
         for path in folder.iterdir()
         if _STEP.fullmatch(path.name) and _is_checkpoint(path)
     )
+
+
+def checkpoint_step(checkpoint: Path) -> int | None:
+    """Return the step in the name of a checkpoint's folder; None if it has another name."""
+    return int(checkpoint.name) if _STEP.fullmatch(checkpoint.name) else None
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -169,7 +175,7 @@ def write_checkpoint(run: Path, config: Config, variables: dict[str, Any]) -> No
     The folder appears under its name only when it is complete. Raises ConfigError if it exists or
     cannot be written.
     """
-    if run.exists():
+    if exists(run):
         raise ConfigError(f"--out: {run} exists; name a new folder")
     part = run.absolute().with_name(f".{run.name}.{os.getpid()}.part")
     variables = jax.device_get(variables)

@@ -15,6 +15,7 @@ import evaluate
 import predict
 from ssd_jax.checkpoints.items import CheckpointError, checkpoint_args, item_handlers
 from ssd_jax.checkpoints.reader import (
+    checkpoint_step,
     find_checkpoint,
     read_config,
     read_saved_variables,
@@ -108,10 +109,17 @@ def test_a_changed_weight_is_named(copy):
 def test_unusable_checksums(copy, checksums):
     file = copy / "checksums/metadata"
     if checksums is None:
-        shutil.rmtree(file.parent)
+        file.unlink()
     else:
         file.write_bytes(checksums)
     with pytest.raises(CheckpointError, match=r"checkpoints/0 is damaged \("):
+        read_saved_variables(copy)
+
+
+def test_no_checksums(copy):
+    """As in checkpoints of versions that did not write them."""
+    shutil.rmtree(copy / "checksums")
+    with pytest.raises(CheckpointError, match=r"checkpoints/0 has no checksums .*import it again"):
         read_saved_variables(copy)
 
 
@@ -180,6 +188,13 @@ def test_permissions_are_no_damage(copy, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", denied)
     with pytest.raises(ConfigError, match=r"cannot be read \(checksums: Permission denied\); fix"):
         read_config(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("0", 0), ("120", 120), ("\u00b2", None), ("007", None), ("best", None)]
+)
+def test_the_step_of_a_checkpoint(tmp_path, name, step):
+    assert checkpoint_step(tmp_path / name) == step
 
 
 def test_the_best_checkpoint_of_a_run(copy):
