@@ -266,7 +266,7 @@ class Checkpoints:
         kept = f"the newest whole one is {steps[-1]}" if steps else "there is none yet"
         return SaveError(
             f"{what} cannot be written to {self._folder} ({reason(error)}); {kept}; make room or "
-            "mend the permissions, and go on with --resume"
+            "fix the permissions, and continue with --resume"
         )
 
 

@@ -81,7 +81,7 @@ def confusion(matrix: Array, classes: Sequence[str]) -> "Figure":
     size = 8 if side <= 25 else max(3.0, 8 * 25 / side)
     axes.set_xticks(range(side), [_short(n) for n in names], rotation=90, fontsize=size, **_PLAIN)
     axes.set_yticks(range(side), [_short(n) for n in names], fontsize=size, **_PLAIN)
-    axes.set_xlabel("told")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("object")
     if side <= 31:
         for i, j in np.argwhere(matrix > 0):

@@ -323,7 +323,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             else:
                 done = "before the first step; nothing was to be saved"
             raise Interrupted(
-                f"stopped by a signal {done}; go on with --workdir {workdir} --resume",
+                f"stopped by a signal {done}; continue with --workdir {workdir} --resume",
                 busy=interrupts.abandoned,
             ) from None
         except OutputError:
@@ -339,9 +339,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
         if checkpoints.best is not None:
             best_step, score = checkpoints.best
             best = f"best checkpoint: step {best_step}, {config.train.best_metric} {score:.4f}; "
-        log.say(
-            f"done: mAP {mean_ap:.4f}; {best}checkpoints, metrics and pictures are in {workdir}"
-        )
+        log.say(f"done: mAP {mean_ap:.4f}; {best}checkpoints, metrics and images are in {workdir}")
     return mean_ap
 
 

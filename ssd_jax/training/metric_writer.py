@@ -32,7 +32,7 @@ def _told(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise LogError(
             f"the log in {workdir} cannot be written ({error.strerror or error}); make room or "
-            "mend the permissions, and go on with --resume"
+            "fix the permissions, and continue with --resume"
         ) from None
 
 

@@ -46,7 +46,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert finish(started, timeout=60) == [75], said(workdir)
     assert time.monotonic() - since < 30
     (step,) = checkpoints(workdir)
-    assert f"stopped by a signal after step {step} and saved; go on with" in said(workdir)
+    assert f"stopped by a signal after step {step} and saved; continue with" in said(workdir)
     assert_as_if_nothing_had_been(tmp_path, workdir, ENDLESS, step + 9)
 
 

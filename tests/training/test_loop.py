@@ -326,7 +326,7 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, c
         raise StoppedError
 
     monkeypatch.setattr(loop, "evaluate_source", stopped)
-    with pytest.raises(Interrupted, match="after step 2 and saved; go on with") as raised:
+    with pytest.raises(Interrupted, match="after step 2 and saved; continue with") as raised:
         train(config, tmp_path / "run")
     assert raised.value.status == 75
     monkeypatch.setattr(loop, "evaluate_source", true)
