@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax.config import UserError
-from ssd_jax.distributed import is_first_process
 from ssd_jax.evaluation.ground_truth import DataSet
 from ssd_jax.evaluation.page import write_comparison_page, write_page
 from ssd_jax.evaluation.report import (
@@ -67,6 +66,8 @@ def staged(out_dir: Path) -> Iterator[Path]:
 
 def staged_by_first(out_dir: Path) -> contextlib.AbstractContextManager[Path]:
     """`staged` in the process that writes files; the others get `out_dir` and write nothing."""
+    from ssd_jax.distributed import is_first_process  # JAX, which scoring files does without
+
     return staged(out_dir) if is_first_process() else contextlib.nullcontext(out_dir)
 
 
