@@ -16,7 +16,7 @@ from ssd_jax.cli import (
     override,
     run_main,
 )
-from ssd_jax.config import Config, ConfigError, from_json
+from ssd_jax.config import Config, ConfigError, UserError, from_json
 from ssd_jax.io import MAX_CONFIG, is_file, read_text
 from ssd_jax.trust import with_local_cache
 
@@ -70,12 +70,11 @@ def main(arguments: Sequence[str]) -> int:
     # JAX starts here, after everything that can be wrong with the command line.
     from ssd_jax.distributed import leave, processes
     from ssd_jax.training.loop import train
-    from ssd_jax.training.preemption import Interrupted
 
     with processes(own):
         try:
             train(config, workdir, resume=own.resume)
-        except Interrupted as error:
+        except UserError as error:
             if error.busy:
                 leave(error)
             raise

@@ -96,6 +96,8 @@ class UserError(ValueError):
 
     status = 2
     """Exit status of a program that ends with it."""
+    busy = False
+    """Whether a thread still computes, which Python must not wait for: end with os._exit."""
 
     def __init__(self, message: str) -> None:
         # Names of files, fields and classes come from anywhere.

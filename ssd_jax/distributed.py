@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,6 +64,10 @@ def processes(flags: argparse.Namespace) -> Iterator[None]:
                 "--resume, with as many processes as there are"
             )
         )
+    except Exception:  # a fault of the program, which must not leave the others waiting
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def leave(error: UserError) -> NoReturn:

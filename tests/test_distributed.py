@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+from ssd_jax import distributed
 from ssd_jax.config import ConfigError
 from ssd_jax.distributed import use_compile_cache
 from tests.runs import write_run
@@ -54,6 +56,26 @@ def test_a_folder_that_cannot_be_used(told, tmp_path, monkeypatch):
     (tmp_path / ".cache").write_text("")
     use_compile_cache()
     assert told() == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ConfigError("x"), 2), (OSError(28, "No space left on device"), 1)]
+)
+def test_an_error_of_one_process_ends_it_at_once(error, status, monkeypatch, capfd):
+    """Leaving properly would wait for the others, which wait for this one."""
+    flags = SimpleNamespace(
+        distributed=True, coordinator=None, processes=None, process=None, peer_timeout=60
+    )
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(distributed, "_join", lambda *_, **more: None)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as left, distributed.processes(flags):
+        raise error
+    assert left.value.code == status
+    assert str(error) in capfd.readouterr().err
 
 
 @pytest.mark.slow

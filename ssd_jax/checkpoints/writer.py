@@ -251,12 +251,15 @@ class Checkpoints:
         return f"{why}; moved to {self._move_aside(path)}, going on from the one before it"
 
     def _move_aside(self, path: Path) -> Path:
-        self._aside.mkdir(exist_ok=True)
         place, count = self._aside / path.name, 1
         while place.exists():
             count += 1
             place = self._aside / f"{path.name}-{count}"
-        path.rename(place)
+        try:
+            self._aside.mkdir(exist_ok=True)
+            path.rename(place)
+        except OSError as error:
+            raise SaveError(f"{path} cannot be moved to {place} ({error.strerror})") from None
         return place
 
     def _save_error(self, what: str, error: Exception) -> SaveError:

@@ -72,8 +72,7 @@ def staged(out_dir: Path) -> Iterator[Path]:
 
 def staged_by_first(out_dir: Path) -> contextlib.AbstractContextManager[Path]:
     """`staged` in the process that writes files; the others get `out_dir` and write nothing."""
-    # JAX, which takes seconds to import, is not needed to score files.
-    from ssd_jax.distributed import is_first_process
+    from ssd_jax.distributed import is_first_process  # JAX, which scoring files does without
 
     return staged(out_dir) if is_first_process() else contextlib.nullcontext(out_dir)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 
 from ssd_jax.checkpoints.reader import read_config
 from ssd_jax.checkpoints.writer import Checkpoints
-from ssd_jax.config import Config, ConfigError, from_json, to_json
+from ssd_jax.config import Config, ConfigError, UserError, to_json
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import Source, find_classes, open_source
@@ -34,7 +33,7 @@ from ssd_jax.evaluation.report import figures, metric_names
 from ssd_jax.inference.detect import StoppedError, make_detect
 from ssd_jax.io import atomic_write
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
-from ssd_jax.training.metric_writer import RunLog
+from ssd_jax.training.metric_writer import RunLog, read_scores
 from ssd_jax.training.nonfinite import BadStep, describe, diagnose, write_bad_step
 from ssd_jax.training.pending_metrics import Queued, Window
 from ssd_jax.training.preemption import AbandonedError, Interrupted, Interrupts
@@ -147,15 +146,15 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
         )
     )
     detect = make_detect(make_model(config.model, config.priors), config)
-    mean_ap = math.nan
-    if resume and step >= config.train.steps:
+    mean_ap: float | None = None
+    if resume and step >= config.train.steps and place["evaluated"]:
         mean_ap = _evaluated_before(workdir, step, config)
-        if not math.isnan(mean_ap):
+        if mean_ap is not None:
             notes.append(f"step {step} is the last one and was evaluated already")
 
     notes += checkpoints.open()
     if is_first_process():
-        atomic_write(workdir / "config.json", to_json(config).encode())
+        _write_config(workdir / "config.json", config)
 
     with (
         Interrupts(display.say) as interrupts,
@@ -191,6 +190,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             state = state.replace(bad_steps=jnp.zeros_like(state.bad_steps))
             batches.set_state({**batches.get_state(), "position": bad.position})
             save()
+            checkpoints.close()  # the message says that it is saved
             raise TrainingError(_blame(bad.batch, source, state, config, workdir))
 
         def save() -> None:
@@ -265,7 +265,6 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                     target = f"{jax.device_count()} {devices[0].platform} device(s)"
                     with display.phase(f"compiling for {target}"):
                         interrupts.call(partial(_compile, step_fn, state, batch))
-                    meet("compiled")
                 step += 1
                 interrupts.stop_point = f"after step {step}, then saving"
                 state, metrics = step_fn(state, batch)
@@ -313,8 +312,9 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                 pause = time.perf_counter() - pause
                 since += pause
                 progress.pause(pause)
-            if math.isnan(mean_ap):  # resumed after the last step
+            if mean_ap is None:  # resumed after the last step
                 evaluate()
+            assert mean_ap is not None
         except (StoppedError, AbandonedError):
             if step > first:
                 save()
@@ -324,14 +324,15 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                 done = "before the first step; nothing was to be saved"
             raise Interrupted(
                 f"stopped by a signal {done}; continue with --workdir {workdir} --resume",
-                busy=interrupts.abandoned,
             ) from None
         except OutputError:
             save()
+            checkpoints.close()
             raise
         except DataError:
             settle()
             save()
+            checkpoints.close()
             raise
         checkpoints.close()
         folder.check()
@@ -378,29 +379,41 @@ def _check_batch_size(batch_size: int, records: int) -> None:
 
 def _compile(step_fn: jax.stages.Wrapped, state: TrainState, batch: Batch) -> None:
     step_fn.lower(state, batch).compile()
+    meet("compiled")
 
 
-def _evaluated_before(workdir: Path, step: int, config: Config) -> float:
-    """Return the mAP of the checkpoint of `step` if an evaluation by the same config wrote it.
+def _evaluated_before(workdir: Path, step: int, config: Config) -> float | None:
+    """Return the mAP that the run logged for its checkpoint of `step`; None if it has none.
 
-    NaN if it has to be evaluated.
+    It has none either where `config` would give other figures.
     """
-    found = math.nan
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        for known in (
-            read_config(workdir / "checkpoints" / str(step)),
-            from_json((workdir / "config.json").read_text(encoding="utf-8")),
-        ):
-            # As read_config gives it: the fields of this machine do not count.
-            sections = [
-                (c.model, c.priors, c.data, c.eval) for c in map(with_local_fields, (known, config))
-            ]
-            if sections[0] != sections[1]:
-                raise ValueError
-        metrics = json.loads((workdir / f"eval/{step}/metrics.json").read_text(encoding="utf-8"))
-        name = "coco/AP" if config.eval.metrics[0] == "coco" else f"{config.eval.metrics[0]}/mAP"
-        found = float(metrics[name])
-    return cast(float, broadcast_json(found))
+    found = None
+    with contextlib.suppress(OSError, UserError):
+        saved = read_config(workdir / "checkpoints" / str(step))
+        if _figures_depend_on(saved) == _figures_depend_on(config):
+            found = read_scores(workdir, "mAP").get(step)
+    return cast(float | None, broadcast_json(found))
+
+
+def _figures_depend_on(config: Config) -> Config:
+    """The config with everything at its default that an evaluation's figures do not depend on."""
+    default, config = Config(), with_local_fields(config)
+    names = ("batch_size", "pictures", "report", "report_score", "report_images")
+    unused = {name: getattr(default.eval, name) for name in names}
+    return dataclasses.replace(
+        default,
+        model=config.model,
+        priors=config.priors,
+        data=config.data,
+        eval=dataclasses.replace(config.eval, **unused),
+    )
+
+
+def _write_config(file: Path, config: Config) -> None:
+    try:
+        atomic_write(file, to_json(config).encode())
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written ({error.strerror}); make room") from None
 
 
 def _initial_variables(state: TrainState, config: Config) -> tuple[Params, list[str]]:
@@ -437,11 +450,14 @@ def _blame(
         config=config,
     )
     file = workdir / "nonfinite" / f"step{bad.step}-process{jax.process_index()}.npz"
-    write_bad_step(file, bad)
+    try:
+        write_bad_step(file, bad)
+        replay = f"train.py --replay {file} looks at it again"
+    except OSError as error:
+        replay = f"{file} cannot be written ({error.strerror})"
     return (
-        f"{describe(bad, diagnose(bad))}; the state before it is saved, and train.py --replay "
-        f"{file} looks at it again; try a lower optim.learning_rate, optim.warmup_steps, "
-        "optim.clip_norm 10, or train.on_nonfinite skip"
+        f"{describe(bad, diagnose(bad))}; the state before it is saved, and {replay}; try a lower "
+        "optim.learning_rate, optim.warmup_steps, optim.clip_norm 10, or train.on_nonfinite skip"
     )
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
+from ssd_jax.config import UserError
 from ssd_jax.distributed import TogetherError
 
 STATUS_SAVED = 75
@@ -25,11 +26,6 @@ class Interrupted(TogetherError):
     """The run was asked to stop and has saved; the message says how it goes on."""
 
     status = STATUS_SAVED
-
-    def __init__(self, message: str, *, busy: bool = False) -> None:
-        super().__init__(message)
-        self.busy = busy
-        """Whether a thread still computes, which Python must not wait for: use os._exit."""
 
 
 class AbandonedError(Exception):
@@ -65,9 +61,10 @@ class Interrupts:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        # Set first and reset last, so that no signal is caught without being counted.
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, _handled)
-        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -77,11 +74,13 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, UserError):
+            error.busy = self.abandoned
         if not self._listens:
             return
-        signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
         self._writer.close()  # the thread reads an end and goes
 
     def call(self, function: Callable[[], T]) -> T:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import jax
+
 from ssd_jax.config import ConfigError, UserError
 from ssd_jax.distributed import TogetherError, broadcast_json, is_first_process
 
@@ -42,6 +44,8 @@ class Workdir:
         self.notes: list[str] = []
         """Lines for the user, after the block was entered."""
         self._lock: int | None = None
+        self._locked = False
+        self._folder: os.stat_result | None = None
         self._made: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -53,7 +57,9 @@ class Workdir:
                 failure = error
         message = broadcast_json(str(failure) if failure else None)
         if message is not None:
-            raise failure or WorkdirError(message)
+            # All processes leave in the same way.
+            alone = failure is not None and jax.process_count() == 1
+            raise failure if alone and failure else WorkdirError(message)
         return self
 
     def __exit__(
@@ -66,7 +72,7 @@ class Workdir:
 
     def check(self) -> None:
         """Raise LostWorkdirError if the folder is no longer the one that was locked."""
-        if self._lock is not None and not self._is_lock_file(self._lock):
+        if self._lock is not None and not self._is_here(self._lock):
             raise LostWorkdirError(
                 f"{self.path} was deleted or moved while the run was going, and the run has "
                 "stopped; put the folder back and go on with --resume, or start a new run"
@@ -80,6 +86,7 @@ class Workdir:
             owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, owner.encode(), 0)
+            self._folder = self.path.stat()
         except OSError as error:
             self._release()
             raise ConfigError(self._describe(error)) from None
@@ -104,6 +111,7 @@ class Workdir:
     def _take(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._locked = True
         except BlockingIOError:
             owner = _read_owner(lock)
             raise WorkdirError(
@@ -119,13 +127,23 @@ class Workdir:
     def _release(self) -> None:
         """Give the lock back, and remove its file and the folders that nothing was put into."""
         with contextlib.suppress(OSError):
-            if self._lock is not None and self._is_lock_file(self._lock):
+            # Without a lock the file may be another run's.
+            if self._lock is not None and self._locked and self._is_lock_file(self._lock):
                 (self.path / _LOCK).unlink()
             for folder in self._made:
                 folder.rmdir()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _is_here(self, lock: int) -> bool:
+        """Return whether the folder is the one that was claimed."""
+        if self._locked:
+            return self._is_lock_file(lock)
+        try:
+            return self._folder is None or os.path.samestat(self.path.stat(), self._folder)
+        except OSError:
+            return False
 
     def _is_lock_file(self, lock: int) -> bool:
         """Whether the file at the lock's path is the open one."""

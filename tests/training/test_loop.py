@@ -16,6 +16,7 @@ from ssd_jax.checkpoints.reader import (
     restore_model,
     write_checkpoint,
 )
+from ssd_jax.checkpoints.writer import SaveError
 from ssd_jax.config import ConfigError, UserError, from_json
 from ssd_jax.evaluation.outputs import OutputError
 from ssd_jax.inference.detect import StoppedError
@@ -137,9 +138,12 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch
         np.testing.assert_array_equal(a, b)
     steps = [(line["kind"], line["step"]) for line in read_lines(workdir)]
     assert steps == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
-    # Once more, after the last step: the same number, and nothing is evaluated or logged twice.
+    # Once more, after the last step: the same number, and nothing is evaluated or logged twice,
+    # whatever evaluate.py has written there since.
     monkeypatch.setattr(loop, "evaluate_source", None)
+    (workdir / "eval/4/metrics.json").write_text('{"voc/mAP": 0.123}')
     assert train(TINY, workdir, resume=True) == mean_ap
+    assert train(change(TINY, eval={"batch_size": 2}), workdir, resume=True) == mean_ap
     assert [(line["kind"], line["step"]) for line in read_lines(workdir)] == steps
 
 
@@ -257,6 +261,19 @@ def test_an_evaluation_that_cannot_be_written(tmp_path, monkeypatch):
     train(TINY, workdir, resume=True)
     assert (workdir / "eval/4/metrics.json").is_file()
     assert [(x["kind"], x["step"]) for x in lines(workdir)][-1] == ("eval", 4)
+
+
+def test_a_state_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypatch):
+    def full(*_, **more):
+        raise OSError(28, "No space left on device")
+
+    def close(_):
+        raise SaveError("the checkpoint of step 4 cannot be written")
+
+    monkeypatch.setattr(loop, "evaluate_source", full)
+    monkeypatch.setattr(loop.Checkpoints, "close", close)
+    with pytest.raises(SaveError, match="of step 4 cannot be written"):
+        train(TINY, tmp_path / "run")
 
 
 def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):

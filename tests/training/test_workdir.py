@@ -1,5 +1,7 @@
 """A run's folder: refused where it cannot be used, held by one run, and missed when it is gone."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -131,3 +133,19 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
 def test_the_empty_workdir_is_refused():
     with pytest.raises(ConfigError, match=r"--workdir is empty; name a folder"):
         train_main.main(["--config", "configs/quickstart.py", "--workdir", ""])
+
+
+def test_without_locks_another_run_does_not_end_the_first(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with Workdir(tmp_path / "run") as first:
+        assert "cannot be locked" in first.notes[0]
+        with Workdir(tmp_path / "run"):
+            pass
+        first.check()
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "other").mkdir()  # the number of the folder's inode may be used again
+        with pytest.raises(LostWorkdirError, match="was deleted or moved"):
+            first.check()

@@ -33,6 +33,8 @@ ARRAY_RECORD = "array_record"
 _LAYOUT = 1  # of the file of objects; another number makes all older ones void
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FEATURES = "tensorflow_datasets.core.features."
+# protobuf's two spellings of the field, and the key of TFDS's first format.
+_CLASS_KEYS = {"pythonClassName", "python_class_name", "type"}
 _AGAIN = "remove its folder and prepare the data set again"
 
 
@@ -234,9 +236,13 @@ def _check_features(file: Path) -> None:
             parts += part
         elif isinstance(part, dict):
             parts += part.values()
-            name = part.get("pythonClassName", _FEATURES)
-            if not (isinstance(name, str) and name.startswith(_FEATURES)):
-                raise ValueError(f"features.json names the class {name!r}, which is not TFDS's own")
+            for key in _CLASS_KEYS & set(part):
+                # "type" is also the name of a feature, or of a class of objects.
+                name = part[key]
+                if isinstance(name, str) and "." in name and not name.startswith(_FEATURES):
+                    raise ValueError(
+                        f"features.json names the class {name!r}, which is not TFDS's own"
+                    )
 
 
 def first_line(error: Exception) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from ssd_jax.config import TfdsFields
 from ssd_jax.data.errors import DataError
+from ssd_jax.data.tfds import reader
 from ssd_jax.data.tfds.reader import PreparedSplit, data_dir, find_prepared, open_prepared
-from ssd_jax.data.tfds.source import TfdsSource, reader
+from ssd_jax.data.tfds.source import TfdsSource
 from tests.data.tfds_sets import VOC_CLASSES, jpeg, make_tfds, voc_object, voc_record
 
 SPLIT = "voc/2007:train"
@@ -193,14 +194,17 @@ class TestDamagedRecords:
             open_source(tmp_path)
         assert "\n" not in str(error.value)
 
-    def test_a_feature_of_another_module_is_not_imported(self, tmp_path, folder, monkeypatch):
+    @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+    def test_a_feature_of_another_module_is_not_imported(self, tmp_path, folder, monkeypatch, key):
         (tmp_path / "planted.py").write_text("raise SystemExit('it was imported')")
         monkeypatch.syspath_prepend(tmp_path)
         path = folder / "features.json"
         text = path.read_text()
         name = "tensorflow_datasets.core.features.image_feature.Image"
         assert name in text
-        path.write_text(text.replace(name, "planted.Image"))
+        path.write_text(text.replace(name, "planted.Image").replace("pythonClassName", key))
+        if key == "type":
+            path.write_text('{"type": "planted.Image", "content": {}}')
         with pytest.raises(DataError, match=r"names the class 'planted\.Image', which is not"):
             open_source(tmp_path)
 
