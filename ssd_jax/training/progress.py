@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ _SHOWN = {
 }
 """Values of the live line, the most important first, and how they look."""
 _DAY = 86_400.0
+_PATIENCE = 5.0
+"""Time until a line says what goes on (seconds)."""
 
 
 class Pace:
@@ -104,13 +107,20 @@ class Display:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show what goes on within the block, on a terminal with the time that it has taken."""
-        if not self.live:
-            self.say(name)
+        """Show what goes on within the block.
+
+        On a terminal it is shown with its elapsed time. Elsewhere a line is printed once the block
+        has taken _PATIENCE seconds, so that an error found at once stands alone.
+        """
         self._phase, self._since = name, time.perf_counter()
+        line = threading.Timer(_PATIENCE, self.say, [name])
+        line.daemon = True
+        if not self.live:
+            line.start()
         try:
             yield
         finally:
+            line.cancel()
             self._phase = ""
 
     def advance(self, step: int, steps: int, seconds_per_step: float | None = None) -> None:
