@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax.checkpoints.reader import read_config
+from ssd_jax.checkpoints.reader import find_checkpoint, read_config
 from ssd_jax.checkpoints.writer import Checkpoints
 from ssd_jax.config import Config, ConfigError, UserError, to_json
 from ssd_jax.data.errors import DataError
@@ -59,7 +59,7 @@ from ssd_jax.training.step import (
 from ssd_jax.training.workdir import Workdir
 from ssd_jax.trust import with_local_fields
 from ssd_jax.weights.finetune import init_from
-from ssd_jax.weights.pretrained import load_pretrained
+from ssd_jax.weights.pretrained import check_exists, load_pretrained
 
 
 class TrainingError(TogetherError):
@@ -95,6 +95,8 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
         raise ConfigError(f"--workdir: {workdir} has a run already; add --resume or name another")
     with display.phase("reading the data"):
         config = resolve(config, devices=jax.device_count())
+        if not (workdir / "checkpoints").exists():
+            _check_start(config)
         source = open_source(config.data, config.data.train_split, config.model.classes)
         eval_source = open_source(config.data, config.data.eval_split, config.model.classes)
         batches = train_batches(
@@ -366,6 +368,14 @@ def resolve(config: Config, *, devices: int) -> Config:
             f"train.best_metric is {config.train.best_metric!r}; use one of {', '.join(known)}"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))
+
+
+def _check_start(config: Config) -> None:
+    """Raise ConfigError if what a fresh run starts from is missing, before the network is made."""
+    if config.model.pretrained:
+        check_exists(Path(config.model.pretrained))
+    if config.model.init_from:
+        find_checkpoint(Path(config.model.init_from), field="model.init_from")
 
 
 def _check_batch_size(batch_size: int, records: int) -> None:

@@ -73,9 +73,14 @@ def load_pretrained(
     return {**params, "base": base}, LoadReport(tuple(loaded), fresh, tuple(sorted(arrays)))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def check_exists(path: Path) -> None:
+    """Raise ConfigError if there is no such file."""
     if not is_file(path):
         raise ConfigError(f"model.pretrained: there is no file {path}")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    check_exists(path)
     try:
         if path.suffix == ".npz":
             # Never a pickle: a file of weights must not run code.
