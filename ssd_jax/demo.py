@@ -480,7 +480,7 @@ def _shorten_tracebacks() -> None:
     from gradio import queueing, route_utils, routes
 
     for module in (queueing, route_utils, routes):
-        module.traceback = ShortTraceback()  # type: ignore[attr-defined]
+        vars(module)["traceback"] = ShortTraceback()
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(OneLine())
 
