@@ -110,7 +110,11 @@ def huge():
         ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg is not an image"),
         ("moving.gif", b"GIF89a" + bytes(40), "moving.gif is not an image"),
         ("cut.jpg", cv2.imencode(".jpg", image())[1].tobytes()[:-90], "cut.jpg ends before"),
-        ("broken.png", cv2.imencode(".png", image())[1].tobytes()[:40], "broken.png is not an"),
+        (
+            "broken.png",
+            cv2.imencode(".png", image())[1].tobytes()[:40],
+            "broken.png ends before its image does",
+        ),
         ("huge.png", huge(), "huge.png has 8001x8001 pixels and 64,000,000 is the most"),
     ],
 )
