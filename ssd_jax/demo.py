@@ -64,6 +64,10 @@ class Found:
     """All above a score of 0, in pixels of the image."""
 
 
+def _gone(file: Path) -> UserError:
+    return UserError(f"{file.name} is no longer on the server; upload it again")
+
+
 def detect(detector: "Detector", file: Path) -> Found:
     """Detect in an image file, which is read as by `ssd_jax.inference.detector.read_image`.
 
@@ -76,7 +80,7 @@ def detect(detector: "Detector", file: Path) -> Found:
     try:
         data = file.read_bytes()
     except OSError:
-        raise UserError(f"{file.name} is no longer on the server; upload it again") from None
+        raise _gone(file) from None
     header, stored = decode_picture(data, Path(file.name))
     image = turn_upright(stored, header.orientation)
     height, width = image.shape[:2]
@@ -317,6 +321,8 @@ def make_page(choices: dict[str, Choice], *, threshold: float, most_mb: int) -> 
     def search(upload: Path | None, name: str) -> Found | str:
         """What the checkpoint called `name` finds, or what is wrong with it or with the file."""
         try:
+            if upload and not upload.is_file():  # before a network is loaded, which takes a while
+                raise _gone(upload)
             detector = choices[name].detector()
             return detect(detector, upload) if upload else ""
         except UserError as error:
