@@ -18,7 +18,7 @@ from ssd_jax.io import is_dir
 if typing.TYPE_CHECKING:
     from rich.console import Console
 
-    from ssd_jax.evaluation.ground_truth import DataSet
+    from ssd_jax.evaluation.ground_truth import EvaluationData
     from ssd_jax.evaluation.scores import Evaluation
 
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
@@ -44,7 +44,7 @@ _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
 --compare PATH      other detections of the same images, side by side as above
 --metrics LIST      default: voc07,voc,coco
 --iou-threshold IOU IoU from which a detection is right, for voc07 and voc; default: 0.5
---pixels CONVENTION how all files count: inclusive, a box covers its xmax, so that it is
+--box-convention CONVENTION how all files count: inclusive, a box covers its xmax, so that it is
                     xmax - xmin + 1 wide, where COCO's xmax is x + width; or exclusive, it is
                     xmax - xmin wide. Default: inclusive for VOC's files, exclusive for COCO's
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--split")
     parser.add_argument("--metrics")
     parser.add_argument("--iou-threshold", type=float)
-    parser.add_argument("--pixels", choices=("inclusive", "exclusive"))
+    parser.add_argument("--box-convention", choices=("inclusive", "exclusive"))
     add_process_flags(parser)
     own, overrides = parser.parse_known_args(arguments)
     check_first_word(overrides, "" if own.checkpoint or own.detections else "--checkpoint")
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str]) -> None:
             )
         _evaluate_files(own, overrides)
         return
-    for name in ("annotations", "images", "split", "metrics", "iou-threshold", "pixels"):
+    for name in ("annotations", "images", "split", "metrics", "iou-threshold", "box-convention"):
         if getattr(own, name.replace("-", "_")) is not None:
-            in_config = name in ("metrics", "iou-threshold", "pixels")
+            in_config = name in ("metrics", "iou-threshold", "box-convention")
             advice = f"use --eval.{name}" if in_config else "use --data.root and its splits"
             raise ConfigError(f"--{name} goes with --detections; for a checkpoint {advice}")
     if own.checkpoint is None:
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str]) -> None:
             "--checkpoint is missing; name a run's folder, e.g. runs/quickstart, or give "
             "--detections"
         )
-    from ssd_jax.distributed import processes
+    from ssd_jax.distributed import distributed_context
 
-    with processes(own):
+    with distributed_context(own):
         _evaluate_checkpoint(own, overrides, parser.flags)
 
 
@@ -104,7 +104,7 @@ def _evaluate_checkpoint(
         restore_model,
     )
     from ssd_jax.data.sources import open_source
-    from ssd_jax.distributed import is_first_process, use_compile_cache
+    from ssd_jax.distributed import is_main_process, use_compilation_cache
     from ssd_jax.evaluation.evaluate import evaluate_source
     from ssd_jax.evaluation.ground_truth import data_set
     from ssd_jax.evaluation.outputs import staged_by_first
@@ -127,9 +127,9 @@ def _evaluate_checkpoint(
         checkpoints.append((other, replace(config, model=its.model, priors=its.priors)))
         out_dir = own.out or out_dir / "comparison"
         out_dirs = [out_dir / "a", out_dir / "b"]
-    use_compile_cache(config.train.compile_cache)
+    use_compilation_cache(config.runtime.compilation_cache_dir)
     source = open_source(config.data, config.data.eval_split, config.model.classes)
-    console = Console(highlight=False, soft_wrap=True, quiet=not is_first_process())
+    console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
     evaluations = []
     # One process writes.
     with staged_by_first(out_dir) as part:
@@ -151,8 +151,8 @@ def _evaluate_checkpoint(
                 save_detections=own.save_detections,
             )
             evaluations.append(evaluation)
-        if own.compare is not None and is_first_process():
-            images = config.eval.report_images
+        if own.compare is not None and is_main_process():
+            images = config.eval.num_report_images
             _compare(part, evaluations, data_set(source), console, images=images)
     for evaluation, its_dir in zip(evaluations, out_dirs, strict=True):
         console.print(
@@ -174,7 +174,7 @@ def _name(checkpoint: Path) -> str:
 def _compare(
     out_dir: Path,
     evaluations: Sequence["Evaluation"],
-    data: "DataSet",
+    data: "EvaluationData",
     console: "Console",
     *,
     images: int,
@@ -201,7 +201,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
 
     from ssd_jax.evaluation.outputs import staged, write_evaluation
     from ssd_jax.evaluation.report import print_errors, print_table
-    from ssd_jax.evaluation.result_files import read_detections, read_known
+    from ssd_jax.evaluation.result_files import read_annotations, read_detections
     from ssd_jax.evaluation.scores import MetricName, evaluate_detections
 
     metrics = tuple((own.metrics or "voc07,voc,coco").split(","))
@@ -213,7 +213,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
         raise ConfigError(f"--iou-threshold is {iou_threshold}; use a number from 0 to 1")
     console = Console(highlight=False, soft_wrap=True)
     note = partial(console.print, markup=False)
-    known = read_known(own.annotations, own.split or "", own.pixels)
+    known = read_annotations(own.annotations, own.split or "", own.box_convention)
     pictures = own.annotations.expanduser() / "JPEGImages"
     data = known.data_set(own.images or (pictures if is_dir(pictures) else None))
     files = [own.detections] if own.compare is None else [own.detections, own.compare]
@@ -228,7 +228,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
                 data,
                 metrics=typing.cast(tuple[MetricName, ...], metrics),
                 iou_threshold=iou_threshold,
-            ).under_pixels(known.rule)
+            ).with_box_convention(known.rule)
             extra = {"num_images": len(known.image_ids)}
             write_evaluation(out_dir / part, evaluation, data, extra=extra)
             print_table(evaluation.results, console, evaluation.baseline)

@@ -119,11 +119,11 @@ def main(arguments: Sequence[str]) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ssd_jax.checkpoints.reader import find_checkpoint
-    from ssd_jax.distributed import use_compile_cache
+    from ssd_jax.distributed import use_compilation_cache
     from ssd_jax.inference.detector import Detector
     from ssd_jax.io import atomic_write
 
-    use_compile_cache(own.compile_cache)
+    use_compilation_cache(own.compilation_cache_dir)
     # One image is not made a batch of many.
     still = all(i.kind == "image" for i in inputs)
     detector = Detector.from_checkpoint(

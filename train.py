@@ -68,10 +68,10 @@ def main(arguments: Sequence[str]) -> int:
     workdir = own.workdir or Path("runs") / own.config.stem
 
     # JAX starts here, after everything that can be wrong with the command line.
-    from ssd_jax.distributed import leave, processes
+    from ssd_jax.distributed import distributed_context, leave
     from ssd_jax.training.loop import train
 
-    with processes(own):
+    with distributed_context(own):
         try:
             train(config, workdir, resume=own.resume)
         except UserError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.case import voc_config
 from benchmarks.report import print_figures
-from ssd_jax.checkpoints.writer import Checkpoints
+from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.models.ssd import make_model
 from ssd_jax.training.state import create_train_state, make_optimizer
 
@@ -37,7 +37,7 @@ def run(rounds: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
-        with Checkpoints(workdir, config.train) as checkpoints:
+        with CheckpointManager(workdir, config.train) as checkpoints:
             checkpoints.open()
             for step in range(rounds):
                 now = state.replace(step=jax.numpy.int32(step))

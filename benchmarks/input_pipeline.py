@@ -14,7 +14,7 @@ from benchmarks import literal_augment
 from ssd_jax.config import DataConfig
 from ssd_jax.data.augment import augment_caffe, preprocess_eval
 from ssd_jax.data.pipeline import train_batches
-from ssd_jax.data.sources import Shapes, find_classes, open_source
+from ssd_jax.data.sources import SyntheticSource, find_classes, open_source
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
 
 ROUNDS = 5
@@ -24,8 +24,8 @@ SETTINGS = {
     "size": 300,
     "fill": (123.0, 117.0, 104.0),
     "expand_ratio": 4.0,
-    "crop_scale": 0.3,
-    "crop_aspect": 2.0,
+    "min_crop_scale": 0.3,
+    "max_crop_aspect_ratio": 2.0,
     "flip_vertically": False,
 }
 
@@ -86,7 +86,7 @@ def workers(source, data: DataConfig) -> dict:
     )
     figures = {}
     for count in (0, 1, 2):
-        config = DataConfig(**{**vars(data), "workers": count})
+        config = DataConfig(**{**vars(data), "num_workers": count})
         options = {"image_size": 300, "mean": SETTINGS["fill"], "batch_size": 16, "seed": 0}
         with train_batches(source, config, **options) as batches:
             steps = len(source) // 16
@@ -122,7 +122,7 @@ def write_scenes(root: Path) -> Path:
     """A folder in VOC's layout of 200 generated scenes, 500x500 JPEGs."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    source = Shapes(200, "benchmark", 500)
+    source = SyntheticSource(200, "benchmark", 500)
     for i in range(len(source)):
         known = source.annotation(i)
         objects = "".join(

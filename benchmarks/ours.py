@@ -14,15 +14,15 @@ Program = Callable[[], Any]
 def train(batch: int, path: str, cache: str = "") -> Program:
     """A training step of SSD300; `path`: a value of model.cpu_conv.
 
-    `cache` is a folder for compiled programs, as a run's train.compile_cache.
+    `cache` is a folder for compiled programs, as a run's runtime.compilation_cache_dir.
     """
     import jax
 
-    from ssd_jax.distributed import use_compile_cache
+    from ssd_jax.distributed import use_compilation_cache
     from ssd_jax.models.ssd import make_model, model_priors
     from ssd_jax.training import state, step
 
-    use_compile_cache(cache)
+    use_compilation_cache(cache)
     config = voc_config(path, batch)
     model = make_model(config.model, config.priors, step.AXIS)
     optimizer = state.make_optimizer(config.optim)

@@ -18,8 +18,8 @@ def get_config() -> Config:
     """A quarter of SSD300's width, batch norm, three sources, priors for cells of known size."""
     return Config(
         model=ModelConfig(
-            width=0.25,
-            sources=("conv4_3", "conv7", "conv8_2"),
+            width_multiplier=0.25,
+            feature_layers=("conv4_3", "conv7", "conv8_2"),
             batch_norm=True,
             cpu_conv="direct",
         ),
@@ -39,10 +39,12 @@ def get_config() -> Config:
             vertical_flip=True,
             expand_ratio=1.0,
             # The microscope's scale is fixed, and round cells are round.
-            crop_scale=0.6,
-            crop_aspect=1.25,
+            min_crop_scale=0.6,
+            max_crop_aspect_ratio=1.25,
         ),
-        optim=OptimConfig(learning_rate=0.01, schedule="cosine", warmup_steps=100, clip_norm=10.0),
+        optim=OptimConfig(
+            learning_rate=0.01, schedule="cosine", warmup_steps=100, grad_clip_norm=10.0
+        ),
         train=TrainConfig(steps=700, batch_size=8, log_every=10, checkpoint_every=200),
         eval=EvalConfig(batch_size=8),
     )

@@ -19,8 +19,8 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(
             image_size=96,
-            width=0.25,
-            sources=("conv4_3", "conv7", "conv8_2"),
+            width_multiplier=0.25,
+            feature_layers=("conv4_3", "conv7", "conv8_2"),
             batch_norm=True,
             cpu_conv="direct",
         ),
@@ -37,7 +37,9 @@ def get_config() -> Config:
             max_objects=16,
             augment="none",
         ),
-        optim=OptimConfig(learning_rate=0.012, schedule="cosine", warmup_steps=30, clip_norm=10.0),
+        optim=OptimConfig(
+            learning_rate=0.012, schedule="cosine", warmup_steps=30, grad_clip_norm=10.0
+        ),
         train=TrainConfig(steps=1000, batch_size=8, log_every=50, checkpoint_every=1000),
         eval=EvalConfig(batch_size=20),
     )

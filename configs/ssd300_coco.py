@@ -39,7 +39,7 @@ def get_config() -> Config:
             train_split="train2017",
             eval_split="val2017",
             max_objects=128,
-            workers=8,
+            num_workers=8,
         ),
         optim=dataclasses.replace(config.optim, milestones=(280_000, 360_000)),
         train=dataclasses.replace(config.train, steps=400_000, eval_every=40_000),

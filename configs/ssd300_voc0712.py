@@ -24,13 +24,14 @@ def get_config() -> Config:
             root="VOCdevkit",
             train_split="2007:trainval+2012:trainval",
             eval_split="2007:test",
-            workers=8,
+            num_workers=8,
         ),
         optim=OptimConfig(
             learning_rate=1e-3,
             milestones=(80_000, 100_000),
             warmup_steps=500,
-            caffe_biases=True,
+            bias_lr_multiplier=2.0,
+            decay_biases=False,
         ),
         train=TrainConfig(
             steps=120_000, batch_size=32, log_every=50, eval_every=20_000, checkpoint_every=5000

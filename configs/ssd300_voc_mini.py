@@ -19,7 +19,7 @@ def get_config() -> Config:
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, trainable_from="conv5_1", pretrained_scale=0.02),
+        model=dataclasses.replace(config.model, freeze_before="conv5_1", pretrained_scale=0.02),
         data=DataConfig(
             format="voc",
             root="voc",
@@ -32,8 +32,9 @@ def get_config() -> Config:
             learning_rate=5e-3,
             schedule="cosine",
             warmup_steps=40,
-            clip_norm=10.0,
-            caffe_biases=True,
+            grad_clip_norm=10.0,
+            bias_lr_multiplier=2.0,
+            decay_biases=False,
         ),
         train=TrainConfig(steps=400, batch_size=8, log_every=5, checkpoint_every=50),
         eval=dataclasses.replace(config.eval, batch_size=8),

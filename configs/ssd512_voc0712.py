@@ -20,7 +20,7 @@ def get_config() -> Config:
         model=dataclasses.replace(
             config.model,
             image_size=512,
-            sources=(*config.model.sources, "conv12_2"),
+            feature_layers=(*config.model.feature_layers, "conv12_2"),
             extras=((256, 512, 3, 2, 1), *[(128, 256, 3, 2, 1)] * 3, (128, 256, 4, 1, 1)),
         ),
         priors=PriorConfig(

@@ -22,8 +22,10 @@ def get_config() -> Config:
             train_split="trainval",
             eval_split="test",
             max_objects=128,
-            workers=4,
+            num_workers=4,
         ),
-        optim=OptimConfig(learning_rate=0.01, schedule="cosine", warmup_steps=500, clip_norm=10.0),
+        optim=OptimConfig(
+            learning_rate=0.01, schedule="cosine", warmup_steps=500, grad_clip_norm=10.0
+        ),
         train=TrainConfig(steps=20_000, batch_size=32, eval_every=2000, checkpoint_every=1000),
     )

@@ -22,9 +22,9 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # fewer. A task that has ended must not end the one that still writes the checkpoint.
 srun --kill-on-bad-exit=0 --wait=0 python train.py \
     --config configs/ssd300_voc0712.py --workdir runs/ssd300 --resume --distributed \
-    --train.batch-size 512 --optim.rate-batch-size 32 \
+    --train.batch-size 512 --optim.base-batch-size 32 \
     --train.steps 7500 --optim.milestones 5000 6250 --train.checkpoint-every 500 \
-    --model.dtype bfloat16 --data.workers 10 "$@"
+    --model.dtype bfloat16 --data.num-workers 10 "$@"
 status=$?
 
 # 75: stopped by a signal and saved; 76: another process was lost. Both go on where they were saved.

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import tyro
 
 from ssd_jax import __version__
-from ssd_jax.config import COMPILE_CACHE, Config, ConfigError, UserError
+from ssd_jax.config import COMPILATION_CACHE_DIR, Config, ConfigError, UserError
 from ssd_jax.io import is_dir, is_file
 from ssd_jax.streams import guard_streams
 
@@ -57,10 +57,10 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --compile-cache; `ssd_jax.distributed.use_compile_cache` takes its value."""
+    """Add --compilation-cache-dir; `ssd_jax.distributed.use_compilation_cache` takes its value."""
     parser.add_argument(
-        "--compile-cache",
-        default=COMPILE_CACHE,
+        "--compilation-cache-dir",
+        default=COMPILATION_CACHE_DIR,
         metavar="DIR",
         help="where compiled programs are kept for the next start, unless "
         "JAX_COMPILATION_CACHE_DIR names a folder; '' for nowhere; default: %(default)s",

@@ -43,7 +43,7 @@ class Range:
 _MOST_STEPS = 1_000_000_000
 _MOST_IMAGES = 65_536
 
-COMPILE_CACHE = "~/.cache/ssd_jax"
+COMPILATION_CACHE_DIR = "~/.cache/ssd_jax"
 """Folder where this machine keeps compiled programs, unless it is told otherwise."""
 
 Steps = Annotated[int, Range(1, _MOST_STEPS)]
@@ -164,9 +164,16 @@ class ModelConfig:
     found in the annotations."""
     image_size: Annotated[int, Range(32, 4096)] = 300
     """Side of the square input (pixels)."""
-    width: Annotated[float, Range(0, 16, above=True)] = 1.0
+    width_multiplier: Annotated[float, Range(0, 16, above=True)] = 1.0
     """Multiplier of every layer's channels; 1.0 is VGG16."""
-    sources: tuple[str, ...] = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2")
+    feature_layers: tuple[str, ...] = (
+        "conv4_3",
+        "conv7",
+        "conv8_2",
+        "conv9_2",
+        "conv10_2",
+        "conv11_2",
+    )
     """Layers that feed the heads, from fine to coarse: a convolution of the base, or convK_2 of
     the extra layers, which are counted from conv8."""
     extras: tuple[Extra, ...] = (
@@ -180,7 +187,7 @@ class ModelConfig:
     """Batch norm after each convolution of base and extras; needed to train from scratch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters and loss stay float32."""
-    mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)
+    image_mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)
     """RGB mean that is subtracted from the image (0 to 255)."""
     pretrained: str = ""
     """File of VGG16 convolutions (.npz or .safetensors) to start the base from; empty: none."""
@@ -192,7 +199,7 @@ class ModelConfig:
     init_from: str = ""
     """Checkpoint of this network to start from, e.g. one that ssd_jax.weights imported; the
     class heads keep the rows of classes with the same name. Empty: none."""
-    trainable_from: str = ""
+    freeze_before: str = ""
     """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.
     Empty: all are trained."""
     cpu_conv: Literal["auto", "direct", "winograd", "plain"] = "auto"
@@ -201,26 +208,29 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self, "model")
-        _check(len(self.sources) > 0, "model.sources is empty; name at least one layer")
+        _check(
+            len(self.feature_layers) > 0, "model.feature_layers is empty; name at least one layer"
+        )
         names = self.layer_names
-        for name in self.sources:
+        for name in self.feature_layers:
             _check(
                 name in names and (name in BASE_LAYERS or name.endswith("_2")),
-                f"model.sources names {name!r}, which is not a layer that can feed a head; "
-                f"with {len(self.extras)} extras there are {', '.join(self._source_names)}",
+                f"model.feature_layers names {name!r}, which is not a layer that can feed a head; "
+                f"with {len(self.extras)} extras there are {', '.join(self._feature_layer_names)}",
             )
-        order = [names.index(name) for name in self.sources]
+        order = [names.index(name) for name in self.feature_layers]
         _check(
             order == sorted(set(order)),
-            f"model.sources is {self.sources}; name each layer once, from fine to coarse",
+            f"model.feature_layers is {self.feature_layers}; "
+            "name each layer once, from fine to coarse",
         )
         _check(
             not (self.pretrained and self.init_from),
             "model.pretrained and model.init_from are both set; start from one of them",
         )
         _check(
-            self.trainable_from in ("", *BASE_LAYERS),
-            f"model.trainable_from is {self.trainable_from!r}; use one of {', '.join(BASE_LAYERS)}",
+            self.freeze_before in ("", *BASE_LAYERS),
+            f"model.freeze_before is {self.freeze_before!r}; use one of {', '.join(BASE_LAYERS)}",
         )
         _check(
             len(set(self.classes)) == len(self.classes),
@@ -239,15 +249,15 @@ class ModelConfig:
         return (*BASE_LAYERS, *extra)
 
     @property
-    def _source_names(self) -> tuple[str, ...]:
+    def _feature_layer_names(self) -> tuple[str, ...]:
         return tuple(n for n in self.layer_names if n in BASE_LAYERS or n.endswith("_2"))
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
-        """The layers of the base before trainable_from."""
-        if not self.trainable_from:
+        """The layers of the base before freeze_before."""
+        if not self.freeze_before:
             return ()
-        return BASE_LAYERS[: BASE_LAYERS.index(self.trainable_from)]
+        return BASE_LAYERS[: BASE_LAYERS.index(self.freeze_before)]
 
 
 @dataclass(frozen=True)
@@ -265,7 +275,7 @@ class PriorConfig:
     """What offsets of centre and of log size are divided by."""
     clip: bool = False
     """Clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe does not. Part of the weights."""
-    clip_size: bool = False
+    clip_wh: bool = False
     """Clip (w, h) alone to [0, 1] as torchvision does. Part of the weights."""
 
     def __post_init__(self) -> None:
@@ -332,20 +342,20 @@ class DataConfig:
     use_difficult: bool = True
     """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside. COCO's
     crowds are never trained on."""
-    use_empty: bool = True
+    keep_empty: bool = True
     """Train on images without an object to train on. Evaluation always has all images."""
     augment: Literal["caffe", "ssd.pytorch", "none"] = "caffe"
     """caffe: the full augmentation of the SSD paper; ssd.pytorch: what that program does, smallest
     IoU of its crops not held; none: resize only."""
     expand_ratio: Annotated[float, Range(1, 100)] = 4.0
     """Largest side of the canvas that an image is placed on (times the image); 1: no expansion."""
-    crop_scale: Annotated[float, Range(0, 1, above=True)] = 0.3
+    min_crop_scale: Annotated[float, Range(0, 1, above=True)] = 0.3
     """Smallest side of a random crop (times the image); 1: no crop."""
-    crop_aspect: Annotated[float, Range(1, 100)] = 2.0
+    max_crop_aspect_ratio: Annotated[float, Range(1, 100)] = 2.0
     """Largest stretch of a random crop against the image; 1: none."""
     vertical_flip: bool = False
     """Mirror top to bottom as well; for images without an up, as from a microscope or the air."""
-    workers: Annotated[int, Range(0, 1024)] = 0
+    num_workers: Annotated[int, Range(0, 1024)] = 0
     """Processes that load and augment; 0: in the training process, in threads."""
     tfds: TfdsFields = field(default_factory=TfdsFields)
     """Where a record of a TFDS data set has what; tfds only."""
@@ -376,11 +386,13 @@ class OptimConfig:
     """Momentum of SGD."""
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
     """L2 decay that is added to the gradient."""
-    caffe_biases: bool = False
-    """Biases at twice the rate and without decay, as in Caffe; False: as every other parameter."""
-    clip_norm: Annotated[float, Range(0, 1_000_000_000)] = 0.0
+    bias_lr_multiplier: Annotated[float, Range(0, 1000)] = 1.0
+    """Learning rate of biases, as a multiple of the rate; Caffe uses 2."""
+    decay_biases: bool = True
+    """Apply weight decay to biases as well; Caffe does not."""
+    grad_clip_norm: Annotated[float, Range(0, 1_000_000_000)] = 0.0
     """Largest norm of the gradient; 0: no clipping."""
-    rate_batch_size: Annotated[int, Range(0, _MOST_IMAGES)] = 0
+    base_batch_size: Annotated[int, Range(0, _MOST_IMAGES)] = 0
     """Batch that learning_rate is for: the rate is multiplied by train.batch_size over this (linear
     scaling). 0: learning_rate as it is."""
     ema_decay: _BelowOne = 0.0
@@ -403,7 +415,7 @@ class TrainConfig:
     """Length of the training (steps)."""
     batch_size: BatchSize = 32
     """Images a step, over all devices of all processes."""
-    accumulate: BatchSize = 1
+    grad_accumulation_steps: BatchSize = 1
     """Parts of the batch that are worked on one after the other, for less memory; the loss is that
     of the whole batch. Batch norm takes its statistics over a part."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
@@ -411,9 +423,9 @@ class TrainConfig:
     matching: Literal["bipartite", "per_object"] = "bipartite"
     """How priors get objects. bipartite: Caffe's, every object has a prior of its own;
     per_object: ssd.pytorch's, a later object takes a shared prior."""
-    match_iou: Annotated[float, Range(0, 1, above=True)] = 0.5
+    match_iou_threshold: Annotated[float, Range(0, 1, above=True)] = 0.5
     """IoU from which a prior is positive."""
-    negative_ratio: Annotated[float, Range(0, 1_000_000, above=True)] = 3.0
+    neg_pos_ratio: Annotated[float, Range(0, 1_000_000, above=True)] = 3.0
     """Hard negatives for each positive."""
     log_every: Steps = 10
     """Steps between two lines of the log."""
@@ -422,30 +434,27 @@ class TrainConfig:
     checkpoint_every: Steps = 1000
     """Steps between two checkpoints; every step that is evaluated, as the last one, is saved
     too."""
-    keep: Steps = 3
-    """Checkpoints to keep, the latest ones."""
+    max_to_keep: Steps = 3
+    """CheckpointManager to keep, the latest ones."""
     keep_best: StepsOrNone = 1
-    """Checkpoints to keep besides, the best ones by best_metric."""
+    """CheckpointManager to keep besides, the best ones by best_metric."""
     best_metric: str = "mAP"
     """What the best checkpoint has most of, a name in the evaluations' lines of metrics.jsonl:
     mAP, AP/CLASS, voc/mAP, coco/AP75, ..."""
-    keep_every: StepsOrNone = 0
+    keep_period: StepsOrNone = 0
     """Keep the checkpoints of multiples of this step besides; 0: no."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does; the state is never touched by it. stop: end
     the run; skip: leave the step out, and count it."""
     profile_steps: StepsOrNone = 0
     """Steps to trace with JAX's profiler, from the fifth after a start; 0: none."""
-    compile_cache: str = COMPILE_CACHE
-    """Folder where compiled programs are kept for the next start; empty: none. The environment's
-    JAX_COMPILATION_CACHE_DIR goes before. A checkpoint's config never decides it."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "train")
         _check(
-            self.batch_size % self.accumulate == 0,
-            f"train.batch_size {self.batch_size} must divide by train.accumulate "
-            f"{self.accumulate}; change one of them",
+            self.batch_size % self.grad_accumulation_steps == 0,
+            f"train.batch_size {self.batch_size} must divide by train.grad_accumulation_steps "
+            f"{self.grad_accumulation_steps}; change one of them",
         )
 
 
@@ -457,31 +466,31 @@ class EvalConfig:
     """Images detected at once."""
     score_threshold: Fraction = 0.01
     """Lowest score of a detection."""
-    nms_iou: Fraction = 0.45
+    nms_iou_threshold: Fraction = 0.45
     """IoU above which the lower of two boxes of a class is dropped."""
-    candidates: Annotated[int, Range(1, 1_000_000)] = 400
+    topk_candidates: Annotated[int, Range(1, 1_000_000)] = 400
     """Boxes of a class that enter suppression, the best ones."""
-    max_detections: Annotated[int, Range(1, 100_000)] = 200
+    detections_per_image: Annotated[int, Range(1, 100_000)] = 200
     """Detections kept of an image, the best ones."""
     clip_boxes: bool = False
     """Clip boxes to the image before suppression, as torchvision does; False: after it."""
-    max_growth: Annotated[float, Range(0, 1_000_000)] = 0.0
+    max_box_scale: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Largest side of a box (times its prior's); torchvision's is 62.5. 0: no limit."""
     metrics: tuple[Literal["voc", "voc07", "coco"], ...] = ("voc",)
     """What to compute; the first one's mean is the run's mAP. voc: area under the precision-recall
     curve (VOC 2010 and later); voc07: 11 points; coco: COCO's twelve figures."""
     iou_threshold: Fraction = 0.5
     """IoU from which a detection counts as right; voc and voc07 only."""
-    pixels: Literal["inclusive", "exclusive"] = "inclusive"
+    box_convention: Literal["inclusive", "exclusive"] = "inclusive"
     """inclusive: a box covers its last pixel, as in the VOC devkit; exclusive: it ends before. voc
     and voc07 only."""
-    pictures: Annotated[int, Range(0, 10_000)] = 16
+    num_visualizations: Annotated[int, Range(0, 10_000)] = 16
     """Images to draw with their detections and their ground truth."""
     report: bool = True
     """Write report.html: curves, errors, confusions, the best and the worst images."""
-    report_score: Fraction = 0.3
+    report_score_threshold: Fraction = 0.3
     """Score from which a detection is drawn, and counted as an error or a confusion."""
-    report_images: Annotated[int, Range(0, 10_000)] = 8
+    num_report_images: Annotated[int, Range(0, 10_000)] = 8
     """Best and worst images in the report, so many of each."""
 
     def __post_init__(self) -> None:
@@ -490,6 +499,18 @@ class EvalConfig:
             0 < len(self.metrics) == len(set(self.metrics)),
             f"eval.metrics is {self.metrics}; name voc, voc07 or coco, each once",
         )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Settings of the process, which do not change what is computed."""
+
+    compilation_cache_dir: str = COMPILATION_CACHE_DIR
+    """Folder for compiled programs, which later starts reuse; empty: none. The environment variable
+    JAX_COMPILATION_CACHE_DIR takes precedence. Never taken from a checkpoint's config."""
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "runtime")
 
 
 @dataclass(frozen=True)
@@ -502,13 +523,14 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         _check_fields(self, "")
         _check(
-            len(self.priors.sizes) == len(self.model.sources) + 1,
-            f"priors.sizes has {len(self.priors.sizes)} entries and model.sources "
-            f"{len(self.model.sources)}; give one size a source and one more",
+            len(self.priors.sizes) == len(self.model.feature_layers) + 1,
+            f"priors.sizes has {len(self.priors.sizes)} entries and model.feature_layers "
+            f"{len(self.model.feature_layers)}; give one size a source and one more",
         )
         if self.optim.schedule == "multistep":
             late = [m for m in self.optim.milestones if m >= self.train.steps]

@@ -47,7 +47,7 @@ _KEPT = 60 * _MINUTE  # seconds that an upload lies on the server
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class DemoResult:
     """What a network found in an image; no threshold changes it."""
 
     name: str
@@ -68,7 +68,7 @@ def _gone(file: Path) -> UserError:
     return UserError(f"{file.name} is no longer on the server; upload it again")
 
 
-def detect(detector: "Detector", file: Path) -> Found:
+def detect(detector: "Detector", file: Path) -> DemoResult:
     """Detect in an image file, which is read as by `ssd_jax.inference.detector.read_image`.
 
     Raises UserError, naming the file but not where it lies, if it cannot be read.
@@ -86,7 +86,7 @@ def detect(detector: "Detector", file: Path) -> Found:
     height, width = image.shape[:2]
     factor = _factor(max(width, height))
     (found,) = detector(image, threshold=0.0)
-    return Found(file.name, width, height, resize(image, factor), factor, found)
+    return DemoResult(file.name, width, height, resize(image, factor), factor, found)
 
 
 def _factor(side: int) -> float:
@@ -94,7 +94,7 @@ def _factor(side: int) -> float:
     return min(max(1.0, _SHORTEST / side), _LONGEST / side)
 
 
-def select(found: Found, threshold: float, classes: Collection[str] = ()) -> "Detections":
+def select(found: DemoResult, threshold: float, classes: Collection[str] = ()) -> "Detections":
     """The detections above a score, as `Detector(image, threshold=threshold)` gives them.
 
     classes: names of those wanted; none: all.
@@ -123,7 +123,7 @@ def coco_rows(told: "Detections", file_name: str) -> list[dict[str, Any]]:
     ]
 
 
-def show(found: Found, threshold: float, classes: Collection[str] = ()) -> str:
+def show(found: DemoResult, threshold: float, classes: Collection[str] = ()) -> str:
     """HTML of the detections above a score: a line, the picture, a table, and both to download."""
     from ssd_jax.inference.drawing import draw_boxes, encode_image
 
@@ -144,7 +144,7 @@ def show(found: Found, threshold: float, classes: Collection[str] = ()) -> str:
     )
 
 
-def _sentence(found: Found, told: "Detections", threshold: float) -> str:
+def _sentence(found: DemoResult, told: "Detections", threshold: float) -> str:
     """How many there are, of which class, in which file."""
     counts = Counter(told.names[label] for label in told.labels.tolist())
     each = ", ".join(f"{count} {name}" for name, count in counts.most_common())
@@ -177,7 +177,7 @@ def _table(told: "Detections") -> str:
     )
 
 
-def complain(message: str) -> str:
+def render_error(message: str) -> str:
     """HTML of what is wrong."""
     return f'<p class="line wrong" role="alert">{html.escape(message)}</p>'
 
@@ -186,10 +186,10 @@ def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-# Checkpoints.
+# CheckpointManager.
 
 
-class Choice:
+class LazyDetector:
     """A checkpoint that can be chosen; its detector is loaded and compiled once, when first used.
 
     Raises UserError if the config of the checkpoint cannot be read.
@@ -218,7 +218,7 @@ class Choice:
             return self._detector
 
 
-def find_choices(paths: Sequence[Path], *, best: bool = False) -> dict[str, Choice]:
+def find_choices(paths: Sequence[Path], *, best: bool = False) -> dict[str, LazyDetector]:
     """The checkpoints that the paths mean, each once, by a name to show.
 
     A path is a checkpoint, a run (its newest, or its `best`) or a folder of runs (one of each).
@@ -228,7 +228,8 @@ def find_choices(paths: Sequence[Path], *, best: bool = False) -> dict[str, Choi
     checkpoints = dict.fromkeys(p.absolute() for path in paths for p in _checkpoints(path, best))
     names = Counter(map(_name, checkpoints))
     return {
-        _name(p) if names[_name(p)] == 1 else f"{_name(p)} ({p})": Choice(p) for p in checkpoints
+        _name(p) if names[_name(p)] == 1 else f"{_name(p)} ({p})": LazyDetector(p)
+        for p in checkpoints
     }
 
 
@@ -314,11 +315,11 @@ class _Headers:
         await self._app(scope, receive, send_with_policy)
 
 
-def make_page(choices: dict[str, Choice], *, threshold: float, most_mb: int) -> Any:
+def make_page(choices: dict[str, LazyDetector], *, threshold: float, most_mb: int) -> Any:
     """The page, a `gradio.Blocks`; the network runs once for an image and a checkpoint."""
     import gradio as gr
 
-    def search(upload: Path | None, name: str) -> Found | str:
+    def search(upload: Path | None, name: str) -> DemoResult | str:
         """What the checkpoint called `name` finds, or what is wrong with it or with the file."""
         try:
             if upload and not upload.is_file():  # before a network is loaded, which takes a while
@@ -337,11 +338,11 @@ def make_page(choices: dict[str, Choice], *, threshold: float, most_mb: int) -> 
         kept = [c for c in wanted if c in names]
         return search(upload, name), gr.Dropdown(choices=list(names), value=kept)
 
-    def on_threshold(found: Found | str, threshold: float, classes: list[str]) -> str:
-        if isinstance(found, Found):
+    def on_threshold(found: DemoResult | str, threshold: float, classes: list[str]) -> str:
+        if isinstance(found, DemoResult):
             known = [c for c in classes if c in found.detections.names]
             return show(found, float(threshold), known)
-        return complain(found) if found else _NOTHING
+        return render_error(found) if found else _NOTHING
 
     names = list(choices)
     with gr.Blocks(title="ssd_jax", analytics_enabled=False) as page:
@@ -416,9 +417,9 @@ def main(arguments: Sequence[str]) -> None:
     choices = find_choices(own.checkpoint, best=own.best)
     _check_address(own.host, own.port)
     signal.signal(signal.SIGTERM, _terminate)
-    from ssd_jax.distributed import use_compile_cache
+    from ssd_jax.distributed import use_compilation_cache
 
-    use_compile_cache(own.compile_cache)
+    use_compilation_cache(own.compilation_cache_dir)
     next(iter(choices.values())).detector()
     with tempfile.TemporaryDirectory(prefix="ssd_jax_demo_") as folder:
         _set_environment(folder)

@@ -19,12 +19,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssd_jax.cli import print_error
-from ssd_jax.config import COMPILE_CACHE, ConfigError, UserError
+from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, UserError
 
 _LONGEST_WAIT_MS = 3_600_000
 
 
-class TogetherError(UserError):
+class CollectiveError(UserError):
     """An error that all processes of a run have at the same step."""
 
 
@@ -36,7 +36,7 @@ class LostPeerError(UserError):
 
 
 @contextlib.contextmanager
-def processes(flags: argparse.Namespace) -> Iterator[None]:
+def distributed_context(flags: argparse.Namespace) -> Iterator[None]:
     """The process as one of those that `ssd_jax.cli.add_process_flags` names, or the only one.
 
     To be entered before anything else is asked of JAX. What the flags leave open is found by JAX
@@ -52,7 +52,7 @@ def processes(flags: argparse.Namespace) -> Iterator[None]:
     _join(*given, peer_timeout=flags.peer_timeout)
     try:
         yield
-    except TogetherError:
+    except CollectiveError:
         raise
     except UserError as error:
         leave(error)
@@ -101,7 +101,7 @@ def _join(
         ) from None
 
 
-def use_compile_cache(folder: str = COMPILE_CACHE) -> None:
+def use_compilation_cache(folder: str = COMPILATION_CACHE_DIR) -> None:
     """Keep compiled programs in `folder` for the next start; empty: do not.
 
     A folder that JAX has been told already, as by JAX_COMPILATION_CACHE_DIR, stays. Programs are
@@ -122,18 +122,18 @@ def use_compile_cache(folder: str = COMPILE_CACHE) -> None:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     except (OSError, RuntimeError, ValueError) as error:  # no home; a zero byte in the name
-        if folder == COMPILE_CACHE:
+        if folder == COMPILATION_CACHE_DIR:
             return
         raise ConfigError(f"the compile cache {folder} cannot be used: {error}") from None
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes files and speaks."""
     return jax.process_index() == 0
 
 
-def meet(what: str) -> None:
+def barrier(what: str) -> None:
     """Wait until all processes are here: before they exchange arrays, which bears no long wait.
 
     On CPUs an exchange fails when a process is 30 s later than another, as after compiling.
@@ -150,10 +150,10 @@ def broadcast_json(value: Any) -> Any:
     """The first process's value of JSON, in all of them."""
     if jax.process_count() == 1:
         return value
-    meet("broadcast")
+    barrier("broadcast")
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    mine = data if is_first_process() else np.zeros(size, np.uint8)
+    mine = data if is_main_process() else np.zeros(size, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes())
 
 
@@ -164,7 +164,7 @@ def broadcast_tree(tree: Any) -> Any:
     """
     if jax.process_count() == 1:
         return tree
-    meet("broadcast")
+    barrier("broadcast")
     leaves, structure = jax.tree.flatten(tree)
     data = b"".join(np.asarray(leaf).tobytes() for leaf in leaves)
     got = multihost_utils.broadcast_one_to_all(np.frombuffer(data, np.uint8))
@@ -176,7 +176,7 @@ def broadcast_tree(tree: Any) -> Any:
     return jax.tree.unflatten(structure, shared)
 
 
-def gather(tree: Any) -> Any:
+def all_gather(tree: Any) -> Any:
     """The arrays of all processes, stacked in their order: [processes, ...], the same in all."""
-    meet("gather")
+    barrier("all_gather")
     return multihost_utils.process_allgather(tree)

@@ -12,38 +12,68 @@ from ssd_jax.config import Config
 LOCAL_FIELDS = {
     # Files to read that a checkpoint's own variables and classes have replaced.
     "model": ("pretrained", "init_from"),
-    "data": ("class_file", "workers"),
+    "data": ("class_file", "num_workers"),
     # Compiled programs are run when they are loaded.
-    "train": ("compile_cache",),
+    "runtime": ("compilation_cache_dir",),
 }
 """Fields that a checkpoint's config does not decide: they get their defaults."""
 
 TRUSTED_FIELDS = {
     "model": (
-        *("classes", "image_size", "width", "sources", "extras", "batch_norm", "dtype", "mean"),
-        *("pretrained_channels", "pretrained_scale", "trainable_from", "cpu_conv"),
+        *(
+            "classes",
+            "image_size",
+            "width_multiplier",
+            "feature_layers",
+            "extras",
+            "batch_norm",
+            "dtype",
+            "image_mean",
+        ),
+        *("pretrained_channels", "pretrained_scale", "freeze_before", "cpu_conv"),
     ),
-    "priors": ("sizes", "steps", "aspect_ratios", "variances", "clip", "clip_size"),
+    "priors": ("sizes", "steps", "aspect_ratios", "variances", "clip", "clip_wh"),
     # evaluate.py only reads there: annotations and images.
     "data": (
         *("format", "root", "train_split", "eval_split", "tfds"),
-        *("max_objects", "use_difficult", "use_empty"),
-        *("augment", "expand_ratio", "crop_scale", "crop_aspect", "vertical_flip"),
+        *("max_objects", "use_difficult", "keep_empty"),
+        *("augment", "expand_ratio", "min_crop_scale", "max_crop_aspect_ratio", "vertical_flip"),
     ),
     # A record of the training; nothing that reads a checkpoint uses them.
     "optim": (
         *("learning_rate", "schedule", "milestones", "gamma", "warmup_steps", "momentum"),
-        *("weight_decay", "caffe_biases", "clip_norm", "rate_batch_size", "ema_decay"),
+        *(
+            "weight_decay",
+            "bias_lr_multiplier",
+            "decay_biases",
+            "grad_clip_norm",
+            "base_batch_size",
+            "ema_decay",
+        ),
     ),
     "train": (
-        *("steps", "batch_size", "accumulate", "seed", "matching", "match_iou", "negative_ratio"),
-        *("log_every", "eval_every", "checkpoint_every", "keep", "keep_best", "best_metric"),
-        *("keep_every", "on_nonfinite", "profile_steps"),
+        *(
+            "steps",
+            "batch_size",
+            "grad_accumulation_steps",
+            "seed",
+            "matching",
+            "match_iou_threshold",
+            "neg_pos_ratio",
+        ),
+        *("log_every", "eval_every", "checkpoint_every", "max_to_keep", "keep_best", "best_metric"),
+        *("keep_period", "on_nonfinite", "profile_steps"),
     ),
     "eval": (
-        *("batch_size", "score_threshold", "nms_iou", "candidates", "max_detections"),
-        *("clip_boxes", "max_growth", "metrics", "iou_threshold", "pixels"),
-        *("pictures", "report", "report_score", "report_images"),
+        *(
+            "batch_size",
+            "score_threshold",
+            "nms_iou_threshold",
+            "topk_candidates",
+            "detections_per_image",
+        ),
+        *("clip_boxes", "max_box_scale", "metrics", "iou_threshold", "box_convention"),
+        *("num_visualizations", "report", "report_score_threshold", "num_report_images"),
     ),
 }
 """Fields that a checkpoint's config decides."""
@@ -61,5 +91,7 @@ def with_local_fields(config: Config) -> Config:
 
 def with_local_cache(config: Config) -> Config:
     """Return the config of a run to go on with: its programs are kept where this machine does."""
-    cache = Config().train.compile_cache
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, compile_cache=cache))
+    cache = Config().runtime.compilation_cache_dir
+    return dataclasses.replace(
+        config, runtime=dataclasses.replace(config.runtime, compilation_cache_dir=cache)
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints to detect with, made in no time."""
+"""CheckpointManager to detect with, made in no time."""
 
 import jax
 import jax.numpy as jnp

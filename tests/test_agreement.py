@@ -15,7 +15,7 @@ import predict as predict_main
 from ssd_jax import demo
 from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS
-from ssd_jax.evaluation.result_files import read_detections, read_known
+from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.export import __main__ as export
 from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
@@ -29,14 +29,14 @@ CONFIG = change(
     model={
         "classes": ("a", "b", "c"),
         "image_size": 300,
-        "width": 0.25,
-        "sources": ("conv4_3", "conv7", "conv8_2"),
+        "width_multiplier": 0.25,
+        "feature_layers": ("conv4_3", "conv7", "conv8_2"),
         "extras": ((64, 128, 3, 2, 1),),
     },
     priors={"sizes": (30, 60, 111, 200), "aspect_ratios": ((2,), (2, 3), (2, 3))},
 )
 THRESHOLD = 0.4
-MOST = CONFIG.eval.max_detections
+MOST = CONFIG.eval.detections_per_image
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_evaluate(checkpoint, folder, files, known, tmp_path):
     arguments = ["--checkpoint", checkpoint, "--out", tmp_path, "--save-detections"]
     arguments += ["--data.format", "voc", "--data.root", folder, "--data.eval-split", "test"]
     evaluate_main.main(list(map(str, arguments)))
-    truth = read_known(folder, "test")
+    truth = read_annotations(folder, "test")
     found = read_detections(tmp_path / "detections", truth)
     other = {}
     for file in files[:56]:

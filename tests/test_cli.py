@@ -48,7 +48,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--optim.lerning-rate", "3"], "perhaps you meant --optim.learning-rate"),
         (["--train.step", "3"], "unknown argument --train.step; perhaps you meant --train.steps;"),
         (["--train.step=3"], "unknown argument --train.step; perhaps you meant --train.steps;"),
-        (["--train.batch_sise", "3"], "perhaps you meant --train.batch-size"),
+        (["--train.batch-sise", "3"], "perhaps you meant --train.batch-size"),
         (["--batch-size", "3"], "perhaps you meant --train.batch-size or --eval.batch-size"),
         (["--wrkdir", "x"], "unknown argument --wrkdir; perhaps you meant --workdir;"),
         (["--zzz"], "unknown argument --zzz; see --help"),
@@ -60,10 +60,16 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--train.batch-size", "64"], "train.batch_size is 64 and the data set has 32 images"),
         (["--train.seed", str(2**64)], "train.seed is 18446744073709551616; use a whole number"),
         (["--model.image-size", "1000000"], "model.image_size is 1000000; use a whole number from"),
-        (["--eval.max-detections", "1" + "0" * 12], "eval.max_detections is 1000000000000; use"),
-        (["--model.mean", "nan", "1", "2"], "model.mean has nan; use a number from 0 to 255"),
+        (
+            ["--eval.detections-per-image", "1" + "0" * 12],
+            "eval.detections_per_image is 1000000000000; use",
+        ),
+        (
+            ["--model.image-mean", "nan", "1", "2"],
+            "model.image_mean has nan; use a number from 0 to 255",
+        ),
         (["--priors.steps", "1e-300", "8"], "priors.steps has 1e-300; use a number from 0.1 to"),
-        (["--optim.clip-norm", "inf"], "optim.clip_norm is inf; use a number from 0 to"),
+        (["--optim.grad-clip-norm", "inf"], "optim.grad_clip_norm is inf; use a number from 0 to"),
         (["--train.batch-size", "3"], "train.batch_size 3 must divide by the 2 devices; try 2"),
         (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
@@ -73,7 +79,7 @@ def failing(monkeypatch, capfd, tmp_path):
 )
 def test_wrong_values(tiny, failing, tmp_path, arguments, message):
     if "40" in arguments:
-        arguments = [*arguments, "--model.sources", "conv4_3", "conv8_2"]
+        arguments = [*arguments, "--model.feature-layers", "conv4_3", "conv8_2"]
         arguments += ["--model.extras", "8", "8", "4", "1", "0"]
     err = failing(train_main, "--config", tiny, "--workdir", tmp_path / "run", *arguments)
     assert message in err
@@ -190,5 +196,10 @@ def test_help_lists_every_field(main, capsys):
         main.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    for field in ("--model.image-size", "--optim.learning-rate", "--eval.nms-iou", "(pixels)"):
+    for field in (
+        "--model.image-size",
+        "--optim.learning-rate",
+        "--eval.nms-iou-threshold",
+        "(pixels)",
+    ):
         assert field in out

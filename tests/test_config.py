@@ -46,14 +46,14 @@ def test_published_configs_have_the_published_priors():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(sources=("conv9",)), "model.sources names 'conv9'"),
-        (lambda: ModelConfig(sources=("conv7", "conv4_3")), "from fine to coarse"),
-        (lambda: ModelConfig(sources=()), "model.sources is empty"),
-        (lambda: ModelConfig(trainable_from="conv9"), "model.trainable_from is 'conv9'"),
+        (lambda: ModelConfig(feature_layers=("conv9",)), "model.feature_layers names 'conv9'"),
+        (lambda: ModelConfig(feature_layers=("conv7", "conv4_3")), "from fine to coarse"),
+        (lambda: ModelConfig(feature_layers=()), "model.feature_layers is empty"),
+        (lambda: ModelConfig(freeze_before="conv9"), "model.freeze_before is 'conv9'"),
         (lambda: ModelConfig(classes=("a", "a")), "model.classes names a class twice"),
-        (lambda: ModelConfig(width=0), "model.width is 0"),
+        (lambda: ModelConfig(width_multiplier=0), "model.width_multiplier is 0"),
         (
-            lambda: ModelConfig(sources=("conv7",), extras=((1, 2, 0, 1, 1),)),
+            lambda: ModelConfig(feature_layers=("conv7",), extras=((1, 2, 0, 1, 1),)),
             "model.extras has",
         ),
         (lambda: PriorConfig(sizes=(1,)), "priors.sizes is"),
@@ -62,15 +62,15 @@ def test_published_configs_have_the_published_priors():
         (lambda: PriorConfig(variances=(0, 1)), "priors.variances has 0; use a number from 0.001"),
         (lambda: DataConfig(format="voc"), "data.root is empty"),
         (lambda: DataConfig(max_objects=0), "data.max_objects is 0"),
-        (lambda: DataConfig(crop_scale=0), "data.crop_scale is 0"),
-        (lambda: DataConfig(crop_aspect=0.5), "data.crop_aspect is 0.5"),
+        (lambda: DataConfig(min_crop_scale=0), "data.min_crop_scale is 0"),
+        (lambda: DataConfig(max_crop_aspect_ratio=0.5), "data.max_crop_aspect_ratio is 0.5"),
         (lambda: OptimConfig(learning_rate=-1), "optim.learning_rate is -1"),
         (lambda: OptimConfig(learning_rate=float("nan")), "optim.learning_rate is nan"),
         (lambda: OptimConfig(momentum=1), "optim.momentum is 1"),
         (lambda: OptimConfig(milestones=(5, 5)), "optim.milestones is"),
         (lambda: TrainConfig(batch_size=0), "train.batch_size is 0"),
-        (lambda: TrainConfig(match_iou=0), "train.match_iou is 0"),
-        (lambda: EvalConfig(nms_iou=2), "eval.nms_iou is 2"),
+        (lambda: TrainConfig(match_iou_threshold=0), "train.match_iou_threshold is 0"),
+        (lambda: EvalConfig(nms_iou_threshold=2), "eval.nms_iou_threshold is 2"),
         (lambda: Config(train=TrainConfig(steps=90_000)), r"optim.milestones has \[100000\], past"),
         (
             lambda: Config(
@@ -79,8 +79,8 @@ def test_published_configs_have_the_published_priors():
             "optim.warmup_steps is 9 and train.steps 9",
         ),
         (
-            lambda: Config(model=ModelConfig(sources=("conv4_3",))),
-            "priors.sizes has 7 entries and model.sources 1",
+            lambda: Config(model=ModelConfig(feature_layers=("conv4_3",))),
+            "priors.sizes has 7 entries and model.feature_layers 1",
         ),
     ],
 )
@@ -96,7 +96,10 @@ def test_impossible_values_name_the_field(make, message):
         (lambda t: t["model"].update(image_size="300"), "config.model.image_size is '300'"),
         (lambda t: t["model"].update(batch_norm=1), "config.model.batch_norm is 1; expected bool"),
         (lambda t: t["model"].update(dtype="f16"), "config.model.dtype is 'f16'; use one of"),
-        (lambda t: t["model"].update(mean=[1, 2]), "config.model.mean is .* expected 3 values"),
+        (
+            lambda t: t["model"].update(image_mean=[1, 2]),
+            "config.model.image_mean is .* expected 3 values",
+        ),
         (lambda t: t.update(model=3), "config.model is 3; expected an object"),
     ],
 )
@@ -182,7 +185,7 @@ def test_a_number_out_of_range_is_refused_wherever_it_stands(path, kind, replace
 
 
 def test_more_priors_than_memory_bears_are_refused():
-    model = ModelConfig(image_size=4096, sources=("conv1_1", "conv7"), extras=())
+    model = ModelConfig(image_size=4096, feature_layers=("conv1_1", "conv7"), extras=())
     priors = PriorConfig(sizes=(30, 60, 90), steps=(), aspect_ratios=((2,), (2,)))
     with pytest.raises(ConfigError, match=r"model.image_size 4096 .* has 67,.* priors, above 2,0"):
         model_priors(model, priors)

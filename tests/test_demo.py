@@ -122,7 +122,7 @@ def test_files_that_are_no_images(detector, tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
         demo.detect(detector, tmp_path / name)
-    told = demo.complain(getattr(error.value, "what", str(error.value)))
+    told = demo.render_error(getattr(error.value, "what", str(error.value)))
     assert html.escape(message) in told
     assert str(tmp_path) not in told
     assert told.count("<p") == 1
@@ -199,7 +199,7 @@ def test_class_names_are_text():
     one = np.zeros(1, np.int32)
     told = Detections(np.zeros((1, 4), np.float32), np.ones(1, np.float32), one, ("<script>&",))
     assert "&lt;script&gt;&amp;" in demo._table(told)
-    assert demo.complain("<img src=x>") == (
+    assert demo.render_error("<img src=x>") == (
         '<p class="line wrong" role="alert">&lt;img src=x&gt;</p>'
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from ssd_jax import distributed
 from ssd_jax.config import ConfigError
-from ssd_jax.distributed import use_compile_cache
+from ssd_jax.distributed import use_compilation_cache
 from tests.runs import write_run
 from tests.tiny import TINY, change
 
@@ -29,32 +29,32 @@ def told(monkeypatch, tmp_path):
 
 
 def test_the_folder_of_this_machine_is_its_user_s_alone(told, tmp_path):
-    use_compile_cache()
+    use_compilation_cache()
     assert told() == (str(tmp_path / ".cache/ssd_jax"), True)
     assert (tmp_path / ".cache/ssd_jax").stat().st_mode & 0o777 == 0o700
 
 
 def test_what_is_told_first_stays(told, tmp_path):
-    use_compile_cache(str(tmp_path / "mine"))
-    use_compile_cache()
+    use_compilation_cache(str(tmp_path / "mine"))
+    use_compilation_cache()
     assert told() == (str(tmp_path / "mine"), True)
 
 
 def test_none(told):
-    use_compile_cache("")
-    use_compile_cache()
+    use_compilation_cache("")
+    use_compilation_cache()
     assert told()[1] is False
 
 
 def test_a_folder_that_cannot_be_used(told, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"the compile cache .*file/x cannot be used: "):
-        use_compile_cache(str(tmp_path / "file/x"))
+        use_compilation_cache(str(tmp_path / "file/x"))
     with pytest.raises(ConfigError, match="cannot be used"):
-        use_compile_cache("a\0b")
+        use_compilation_cache("a\0b")
     # A home that cannot be written is no reason to stop.
     (tmp_path / ".cache").write_text("")
-    use_compile_cache()
+    use_compilation_cache()
     assert told() == (None, True)
 
 
@@ -72,7 +72,7 @@ def test_an_error_of_one_process_ends_it_at_once(error, status, monkeypatch, cap
 
     monkeypatch.setattr(distributed, "_join", lambda *_, **more: None)
     monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(SystemExit) as left, distributed.processes(flags):
+    with pytest.raises(SystemExit) as left, distributed.distributed_context(flags):
         raise error
     assert left.value.code == status
     assert str(error) in capfd.readouterr().err

@@ -77,7 +77,7 @@ def uses(tree, names):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in names:
             yield node.lineno, node.attr
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.module != "ssd_jax.distributed":
             yield from ((node.lineno, a.name) for a in node.names if a.name in names)
 
 

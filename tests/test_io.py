@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ssd_jax.config import DataConfig, UserError
-from ssd_jax.data.formats.coco import CocoJson
-from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.sources import find_classes
-from ssd_jax.evaluation.result_files import read_detections, read_known
+from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.io import is_file, read_bytes, read_pieces, read_text
 from ssd_jax.weights.command import main as weights_main
 from tests.data.folders import CLASSES, make_coco, make_folder, write_xml
@@ -89,32 +89,32 @@ def weight_classes(path, tmp_path):
 def voc_list(path, tmp_path):
     root = make_folder(tmp_path / "voc", {"a": write_xml()})
     path.rename(root / "ImageSets/Main/odd.txt")
-    VocFolder(root, "odd", CLASSES)
+    VocSource(root, "odd", CLASSES)
 
 
 def voc_annotation(path, tmp_path):
     root = make_folder(tmp_path / "voc", {"a": write_xml()})
     path.rename(root / "Annotations/a.xml")
-    VocFolder(root, "train", CLASSES)
+    VocSource(root, "train", CLASSES)
 
 
 def coco_annotations(path, tmp_path):
     root = make_coco(tmp_path / "coco")
     path.rename(root / "annotations/odd.json")
-    CocoJson(root, "odd", CLASSES)
+    CocoSource(root, "odd", CLASSES)
 
 
 def truth(path, tmp_path):
-    read_known(path)
+    read_annotations(path)
 
 
 def results(path, tmp_path):
-    known = read_known(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
+    known = read_annotations(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
     read_detections(path, known)
 
 
 def voc_results(path, tmp_path):
-    known = read_known(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
+    known = read_annotations(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
     (tmp_path / "results").mkdir()
     path.rename(tmp_path / "results/comp4_det_test_cat.txt")
     read_detections(tmp_path / "results", known)

@@ -14,7 +14,7 @@ import pytest
 import predict as predict_main
 from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.cli import run_main
-from ssd_jax.config import COMPILE_CACHE
+from ssd_jax.config import COMPILATION_CACHE_DIR
 from ssd_jax.inference.detector import Detections, Detector
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
@@ -158,11 +158,15 @@ def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
 
 def test_which_compile_cache_it_uses(predict, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr("ssd_jax.distributed.use_compile_cache", used.append)
+    monkeypatch.setattr("ssd_jax.distributed.use_compilation_cache", used.append)
     write_image(tmp_path / "x.png", image(0))
-    for arguments in ([], ["--compile-cache", tmp_path / "mine"], ["--compile-cache", ""]):
+    for arguments in (
+        [],
+        ["--compilation-cache-dir", tmp_path / "mine"],
+        ["--compilation-cache-dir", ""],
+    ):
         predict(tmp_path / "x.png", "--out", tmp_path / "out", *arguments)
-    assert used == [COMPILE_CACHE, str(tmp_path / "mine"), ""]
+    assert used == [COMPILATION_CACHE_DIR, str(tmp_path / "mine"), ""]
 
 
 def test_one_class_alone(predict, tmp_path):

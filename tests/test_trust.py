@@ -17,8 +17,8 @@ from tests.tiny import TINY, change
 FOREIGN = change(
     TINY,
     model={"classes": ("a", "b"), "init_from": "/foreign/run"},
-    data={"workers": 1000, "class_file": "/foreign/classes.txt"},
-    train={"compile_cache": "/foreign/cache"},
+    data={"num_workers": 1000, "class_file": "/foreign/classes.txt"},
+    runtime={"compilation_cache_dir": "/foreign/cache"},
 )
 
 
@@ -36,7 +36,7 @@ def test_every_field_is_in_one_of_the_lists():
 
 
 def test_what_runs_code_is_never_trusted():
-    assert "train.compile_cache" in names(LOCAL_FIELDS)
+    assert "runtime.compilation_cache_dir" in names(LOCAL_FIELDS)
 
 
 def test_local_fields_are_this_machine_s_and_no_other_changes():
@@ -65,7 +65,10 @@ def test_a_checkpoint_s_config_has_none_of_them(run):
 
 @pytest.mark.parametrize(
     ("arguments", "folder"),
-    [([], Config().train.compile_cache), (["--train.compile-cache", "mine"], "mine")],
+    [
+        ([], Config().runtime.compilation_cache_dir),
+        (["--runtime.compilation-cache-dir", "mine"], "mine"),
+    ],
 )
 def test_the_compile_cache_of_evaluate(run, monkeypatch, arguments, folder):
     used = []
@@ -74,7 +77,7 @@ def test_the_compile_cache_of_evaluate(run, monkeypatch, arguments, folder):
         used.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssd_jax.distributed.use_compile_cache", use)
+    monkeypatch.setattr("ssd_jax.distributed.use_compilation_cache", use)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", str(run), *arguments])
     assert run_main(evaluate_main.main) == 130
     assert used == [folder]
@@ -83,4 +86,6 @@ def test_the_compile_cache_of_evaluate(run, monkeypatch, arguments, folder):
 def test_a_run_to_go_on_with_keeps_all_but_its_cache(run):
     own = train_main.argparse.Namespace(config=None, resume=True, workdir=run)
     config = train_main._base_config(own)
-    assert config == change(FOREIGN, train={"compile_cache": Config().train.compile_cache})
+    assert config == change(
+        FOREIGN, runtime={"compilation_cache_dir": Config().runtime.compilation_cache_dir}
+    )

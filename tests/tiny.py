@@ -15,8 +15,8 @@ from ssd_jax.config import (
 TINY = Config(
     model=ModelConfig(
         image_size=64,
-        width=0.125,
-        sources=("conv4_3", "conv7"),
+        width_multiplier=0.125,
+        feature_layers=("conv4_3", "conv7"),
         extras=(),
         batch_norm=True,
         cpu_conv="direct",
@@ -25,7 +25,7 @@ TINY = Config(
     data=DataConfig(train_split="train:32", eval_split="test:5", max_objects=8),
     optim=OptimConfig(learning_rate=0.01, milestones=()),
     train=TrainConfig(steps=4, batch_size=4, log_every=2, checkpoint_every=2),
-    eval=EvalConfig(batch_size=4, pictures=2, report=False),
+    eval=EvalConfig(batch_size=4, num_visualizations=2, report=False),
 )
 
 

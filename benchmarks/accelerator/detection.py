@@ -97,15 +97,15 @@ def measure(context: Context, config: Any) -> dict[str, Any]:
         by_class = jnp.transpose(scores[:, 1:])
         return jax.lax.top_k(jnp.where(by_class > 0.01, by_class, -jnp.inf), count)
 
-    count = min(config.eval.candidates, len(priors))
+    count = min(config.eval.topk_candidates, len(priors))
     suppress = jax.jit(
         jax.vmap(
             partial(
                 multiclass_nms,
                 score_threshold=config.eval.score_threshold,
-                iou_threshold=config.eval.nms_iou,
-                candidates=config.eval.candidates,
-                max_detections=config.eval.max_detections,
+                iou_threshold=config.eval.nms_iou_threshold,
+                topk_candidates=config.eval.topk_candidates,
+                detections_per_image=config.eval.detections_per_image,
             )
         )
     )

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.accelerator.context import Context, SkipPartError
 from benchmarks.case import CONFIGS
 from ssd_jax.cli import load_config
-from ssd_jax.config import Config
+from ssd_jax.config import Config, RuntimeConfig
 
 PHOTOGRAPHS, WEIGHTS = "photographs.zip", "vgg16_int8.npz"
 PUBLISHED = {"Kou et al., 2021": 0.714, "github.com/Gmy12138/SSD-RefineDet": 0.640}
@@ -36,7 +36,7 @@ def run(context: Context) -> None:
     context.record(
         "setup",
         {"steps": config.train.steps, "batch_size": config.train.batch_size, "published": PUBLISHED}
-        | {"workers": config.data.workers, "dtype": config.model.dtype},
+        | {"num_workers": config.data.num_workers, "dtype": config.model.dtype},
     )
     mean_ap = train(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -63,13 +63,12 @@ def tiny_config() -> Config:
     config = load_config(CONFIGS / "quickstart.py")
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, width=0.0625, batch_norm=False),
+        model=dataclasses.replace(config.model, width_multiplier=0.0625, batch_norm=False),
         data=dataclasses.replace(config.data, train_split="train:64", eval_split="test:8"),
         optim=dataclasses.replace(config.optim, warmup_steps=0),
-        train=dataclasses.replace(
-            config.train, steps=6, log_every=2, checkpoint_every=6, compile_cache=""
-        ),
-        eval=dataclasses.replace(config.eval, report=False, pictures=2),
+        train=dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=6),
+        eval=dataclasses.replace(config.eval, report=False, num_visualizations=2),
+        runtime=RuntimeConfig(compilation_cache_dir=""),
     )
 
 
@@ -85,7 +84,7 @@ def full_config(context: Context) -> Config:
         config,
         model=dataclasses.replace(config.model, dtype="bfloat16", pretrained=str(weights)),
         data=dataclasses.replace(
-            config.data, root=str(root), workers=max(1, len(os.sched_getaffinity(0)) - 1)
+            config.data, root=str(root), num_workers=max(1, len(os.sched_getaffinity(0)) - 1)
         ),
         train=dataclasses.replace(
             config.train,
@@ -94,9 +93,9 @@ def full_config(context: Context) -> Config:
             checkpoint_every=steps,
             # One evaluation on the way, in case the part is cut.
             eval_every=max(1, steps // 2),
-            compile_cache="",
         ),
         eval=dataclasses.replace(config.eval, batch_size=32, report=False),
+        runtime=RuntimeConfig(compilation_cache_dir=""),
     )
 
 

@@ -27,7 +27,7 @@ def run(context: Context) -> None:
 def images_per_s(root: Path, workers: int, *, seconds: float, batch: int = 32) -> float:
     """Images a second of the SSD paper's augmentation, after the first batches."""
     data = DataConfig(
-        format="voc", root=str(root), train_split="trainval", max_objects=128, workers=workers
+        format="voc", root=str(root), train_split="trainval", max_objects=128, num_workers=workers
     )
     source = open_source(data, "trainval", find_classes(data, ()))
     with train_batches(

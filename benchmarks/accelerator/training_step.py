@@ -9,7 +9,7 @@ from benchmarks.accelerator.timing import throughput
 from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, initial_state
 from ssd_jax.config import Config
 from ssd_jax.estimate import step_cost
-from ssd_jax.estimate.accelerators import CARDS, Card, parse_target
+from ssd_jax.estimate.accelerators import ACCELERATORS, Accelerator, parse_target
 
 # (image size, type, precision of products, batch), the most telling ones first. TF32 is what
 # JAX makes of float32 on NVIDIA GPUs by default.
@@ -120,14 +120,16 @@ def measure(context: Context, config: Config, name: str) -> dict[str, Any]:
     return row
 
 
-def card_of(device: Any) -> Card | None:
+def card_of(device: Any) -> Accelerator | None:
     """The data sheet of the device, where the project has one."""
-    return next((card for card in CARDS.values() if card.kind.startswith(device.device_kind)), None)
+    return next(
+        (card for card in ACCELERATORS.values() if card.kind.startswith(device.device_kind)), None
+    )
 
 
-def predict(config: Config, card: Card, batch: int) -> dict[str, Any]:
+def predict(config: Config, card: Accelerator, batch: int) -> dict[str, Any]:
     """What `python -m ssd_jax.estimate` predicts for this step, compiled without the device."""
-    name = next(name for name, known in CARDS.items() if known is card)
+    name = next(name for name, known in ACCELERATORS.items() if known is card)
     work = step_cost.compile_step(config, step_cost.describe_devices(parse_target(name)), batch)
     times = work.times(card, config.model.dtype, 1)
     return {"images_per_s_at_best": batch / times.hidden, "memory_gb": work.memory / 1e9}

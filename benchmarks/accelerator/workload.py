@@ -25,8 +25,8 @@ def config_for(
             model=ModelConfig(
                 classes=("class0", "class1", "class2"),
                 image_size=64,
-                width=0.0625,
-                sources=("conv4_3", "conv7"),
+                width_multiplier=0.0625,
+                feature_layers=("conv4_3", "conv7"),
                 cpu_conv="direct",
             ),
             priors=PriorConfig(sizes=(16, 32, 48), steps=(8, 16), aspect_ratios=((2,), (2,))),
@@ -40,7 +40,9 @@ def config_for(
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, dtype=dtype),
-        optim=dataclasses.replace(config.optim, learning_rate=1e-4, clip_norm=10.0, warmup_steps=0),
+        optim=dataclasses.replace(
+            config.optim, learning_rate=1e-4, grad_clip_norm=10.0, warmup_steps=0
+        ),
         train=dataclasses.replace(config.train, batch_size=batch),
     )
 

@@ -25,7 +25,7 @@ from ssd_jax.checkpoints.items import (
 )
 from ssd_jax.checkpoints.reader import BEST, check_shapes, checkpoint_steps
 from ssd_jax.config import Config, TrainConfig, UserError
-from ssd_jax.distributed import broadcast_json, broadcast_tree, is_first_process
+from ssd_jax.distributed import broadcast_json, broadcast_tree, is_main_process
 from ssd_jax.io import atomic_write
 from ssd_jax.training.metric_writer import read_scores
 from ssd_jax.training.state import TrainState
@@ -37,7 +37,7 @@ class SaveError(UserError):
     """A checkpoint that could not be written; the message says why and what there is."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, in WORKDIR/checkpoints/STEP.
 
     Saving goes on in the background. A checkpoint appears under its name only when it is
@@ -61,11 +61,11 @@ class Checkpoints:
 
         Raises SaveError where the folder cannot be written.
         """
-        if not is_first_process():
+        if not is_main_process():
             return []
-        keep: list[Any] = [policies.LatestN(self._config.keep)]
-        if self._config.keep_every:
-            keep.append(policies.EveryNSteps(self._config.keep_every))
+        keep: list[Any] = [policies.LatestN(self._config.max_to_keep)]
+        if self._config.keep_period:
+            keep.append(policies.EveryNSteps(self._config.keep_period))
         if self._config.keep_best:
             keep.append(_BestN(self._scores, self._config.keep_best))
         first = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -187,7 +187,7 @@ class Checkpoints:
         """
         found: tuple[TrainState, dict[str, Any], list[str]] | None = None
         failure: UserError | None = None
-        if is_first_process():
+        if is_main_process():
             try:
                 found = self._read_newest(like)
             except UserError as error:
@@ -212,7 +212,7 @@ class Checkpoints:
                 damaged[path] = str(error)
                 continue
             # Only now, when it is known that another one can be used.
-            notes = [self._set_aside(bad, why) for bad, why in damaged.items()]
+            notes = [self._quarantine(bad, why) for bad, why in damaged.items()]
             return state, place, notes
         if damaged:
             raise CheckpointError(
@@ -247,7 +247,7 @@ class Checkpoints:
                 notes.append(f"{path} is not a checkpoint; moved to {self._move_aside(path)}")
         return notes
 
-    def _set_aside(self, path: Path, why: str) -> str:
+    def _quarantine(self, path: Path, why: str) -> str:
         return f"{why}; moved to {self._move_aside(path)}, going on from the one before it"
 
     def _move_aside(self, path: Path) -> Path:

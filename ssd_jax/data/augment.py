@@ -36,8 +36,8 @@ def augment_caffe(
     size: int,
     fill: tuple[float, float, float],
     expand_ratio: float,
-    crop_scale: float,
-    crop_aspect: float,
+    min_crop_scale: float,
+    max_crop_aspect_ratio: float,
     flip_vertically: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One image as a training step sees it: colours, expansion, crop, resize, mirror.
@@ -50,8 +50,8 @@ def augment_caffe(
         size: side of the result (pixels).
         fill: RGB that the canvas of the expansion has, the mean that the model subtracts.
         expand_ratio: largest side of that canvas (times the image); 1: no expansion.
-        crop_scale: smallest side of a crop, in the mean (times the image).
-        crop_aspect: largest stretch of a crop against the image.
+        min_crop_scale: smallest side of a crop, in the mean (times the image).
+        max_crop_aspect_ratio: largest stretch of a crop against the image.
         flip_vertically: mirror top to bottom as well.
 
     Returns:
@@ -61,7 +61,7 @@ def augment_caffe(
     height, width = image.shape[:2]
     boxes_px = boxes.astype(np.float64) * [width, height, width, height]
     view = expand(rng, width, height, expand_ratio)
-    view = random_crop(rng, boxes_px, view, scale=crop_scale, aspect=crop_aspect)
+    view = random_crop(rng, boxes_px, view, scale=min_crop_scale, aspect=max_crop_aspect_ratio)
     part, margins = cut(image, view)
     part = photometric_distort(rng, part)
     interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]

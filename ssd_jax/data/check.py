@@ -114,7 +114,7 @@ def check(config: Config, console: Console) -> Report:
             data=config.data,
             training=role == "training",
             image_size=config.model.image_size,
-            match_iou=config.train.match_iou,
+            match_iou_threshold=config.train.match_iou_threshold,
             best_iou=best_iou,
         )
     trained_on: dict[bytes, str] = {}
@@ -203,7 +203,8 @@ def show(report: Report, config: Config, console: Console) -> None:
     console.print(
         f"small, medium, large: area in the network's {size}x{size} input, with borders at 32x32\n"
         "and 96x96 pixels. no prior: objects to train on whose best IoU with a prior is below\n"
-        f"train.match_iou {config.train.match_iou:g}. Matching ({config.train.matching}) secures "
+        f"train.match_iou_threshold {config.train.match_iou_threshold:g}. "
+        f"Matching ({config.train.matching}) secures "
         "them one, so that training goes\non, but they are found less often.\n",
         markup=False,
     )
@@ -238,7 +239,7 @@ def _describe_sizes(unmatched: np.ndarray, config: Config) -> list[str]:
     """Describe the objects without a prior, and the prior size that would match most of them."""
     size, ratios = config.model.image_size, config.priors.aspect_ratios
     aspect_ratios = sorted({1.0, *(float(ratio) for source in ratios for ratio in source)})
-    proposal = propose_size(unmatched * size, aspect_ratios, config.train.match_iou, size)
+    proposal = propose_size(unmatched * size, aspect_ratios, config.train.match_iou_threshold, size)
     shares = "/".join(f"{share:.0%}".removesuffix("%") for share in QUANTILES)
     sides = ", ".join(
         f"{name} {' / '.join(f'{side:.3g}' for side in values)}"
@@ -248,7 +249,8 @@ def _describe_sizes(unmatched: np.ndarray, config: Config) -> list[str]:
     told = ", ".join(f"{ratio:g}" for ratio in aspect_ratios)
     if proposal.share == 0:
         lines.append(
-            f"no size of prior matches them by {config.train.match_iou:g} with aspect ratios "
+            f"no size of prior matches them by {config.train.match_iou_threshold:g} "
+            "with aspect ratios "
             f"{told}: add larger ones to priors.aspect_ratios"
         )
     else:

@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "absent_class": ("warning", "classes without an object to train on"),
     "shared_image": ("warning", "images of the evaluation that are trained on"),
     "repeated_image": ("warning", "images that a split has twice"),
-    "no_prior": ("warning", "objects that no prior overlaps by train.match_iou"),
+    "no_prior": ("warning", "objects that no prior overlaps by train.match_iou_threshold"),
     # Good to know.
     "empty": ("note", "images without an object"),
     "tiny": ("note", "objects below 100 square pixels"),

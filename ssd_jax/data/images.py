@@ -18,7 +18,7 @@ MAX_BYTES = 8 * MAX_PIXELS
 """Largest image file that is read: 16-bit RGBA without compression."""
 
 
-class Pictures:
+class ImageFileSource:
     """A source of image files.
 
     Args:

@@ -23,7 +23,7 @@ from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.augment import augment_caffe, preprocess_eval
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
-from ssd_jax.data.types import Annotation, Example, Source
+from ssd_jax.data.types import Annotation, DataSource, Example
 
 Batch = dict[str, np.ndarray]
 
@@ -73,7 +73,7 @@ class TrainBatches(Iterator[Batch]):
                     raise DataError(
                         f"worker processes died {_ATTEMPTS} times before they had made a batch "
                         f"({error})",
-                        "if memory ran out, set data.workers lower",
+                        "if memory ran out, set data.num_workers lower",
                     ) from None
                 self._restarts += 1
         self._position += self._global_batch
@@ -146,7 +146,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def train_batches(
-    source: Source,
+    source: DataSource,
     data: DataConfig,
     *,
     image_size: int,
@@ -164,7 +164,7 @@ def train_batches(
     augmentation depends on (seed, epoch, record index).
 
     Args:
-        source: the records; picklable if data.workers is above 0.
+        source: the records; picklable if data.num_workers is above 0.
         data: augmentation, padding and workers.
         image_size: side S of the images (pixels).
         mean: RGB that the canvas of the expansion is filled with.
@@ -193,13 +193,13 @@ def train_batches(
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
-        workers=data.workers,
+        workers=data.num_workers,
         identity={"records": len(used), "seed": seed},
     )
 
 
 def eval_batches(
-    source: Source,
+    source: DataSource,
     *,
     image_size: int,
     batch_size: int,
@@ -265,7 +265,7 @@ class _MakeTrainBatch:
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         data: DataConfig,
         image_size: int,
         mean: tuple[float, float, float],
@@ -310,8 +310,8 @@ class _MakeTrainBatch:
             size=self._size,
             fill=self._mean,
             expand_ratio=self._data.expand_ratio,
-            crop_scale=self._data.crop_scale,
-            crop_aspect=self._data.crop_aspect,
+            min_crop_scale=self._data.min_crop_scale,
+            max_crop_aspect_ratio=self._data.max_crop_aspect_ratio,
             flip_vertically=self._data.vertical_flip,
         )
 
@@ -319,7 +319,7 @@ class _MakeTrainBatch:
 class _MakeEvalBatch:
     """Records, -1 for none -> the batch."""
 
-    def __init__(self, source: Source, image_size: int) -> None:
+    def __init__(self, source: DataSource, image_size: int) -> None:
         self._source = source
         self._size = image_size
 
@@ -331,7 +331,7 @@ class _MakeEvalBatch:
         return {"image": image, "index": records}
 
 
-def _records_to_use(source: Source, data: DataConfig) -> list[int]:
+def _records_to_use(source: DataSource, data: DataConfig) -> list[int]:
     """The records to train on.
 
     Raises DataError if there is none, or if one has more objects than the padding has room for.
@@ -344,9 +344,9 @@ def _records_to_use(source: Source, data: DataConfig) -> list[int]:
             f"{worst} has {most} objects and data.max_objects is {data.max_objects}; "
             f"set data.max_objects to {most} or more"
         )
-    used = [i for i, count in enumerate(counts) if count or data.use_empty]
+    used = [i for i, count in enumerate(counts) if count or data.keep_empty]
     if not used:
-        what = "image" if data.use_empty else "image with an object to train on"
+        what = "image" if data.keep_empty else "image with an object to train on"
         raise DataError(f"the training split has no {what}; name another in data.train_split")
     return used
 

@@ -32,7 +32,7 @@ class SizeProposal:
 
 
 def propose_size(
-    sides: np.ndarray, aspect_ratios: Sequence[float], match_iou: float, image_size: int
+    sides: np.ndarray, aspect_ratios: Sequence[float], match_iou_threshold: float, image_size: int
 ) -> SizeProposal:
     """Propose a prior size for objects.
 
@@ -40,7 +40,7 @@ def propose_size(
         sides: float [n, 2], width and height of each object (pixels of the network's input); n is
             1 or more.
         aspect_ratios: width over height of the priors; each is used upright as well.
-        match_iou: IoU from which a prior matches.
+        match_iou_threshold: IoU from which a prior matches.
         image_size: largest size that is tried (pixels).
     """
     widths, heights = (tuple(map(float, np.quantile(side, QUANTILES))) for side in sides.T)
@@ -48,7 +48,7 @@ def propose_size(
     ratios = np.array(sorted({1.0, *aspect_ratios, *(1 / ratio for ratio in aspect_ratios)}))
     shapes = np.stack([np.sqrt(ratios), 1 / np.sqrt(ratios)], axis=1)
     sizes = _STEP ** np.arange(np.ceil(np.log(image_size) / np.log(_STEP)) + 1)
-    matched = np.array([_match(sides, size * shapes, match_iou).mean() for size in sizes])
+    matched = np.array([_match(sides, size * shapes, match_iou_threshold).mean() for size in sizes])
     if not matched.any():
         return SizeProposal(widths, heights, np.nan, np.nan, 0.0)
     best = int(matched.argmax())
@@ -56,8 +56,8 @@ def propose_size(
     return SizeProposal(widths, heights, smallest, float(sizes[best]), float(matched[best]))
 
 
-def _match(sides: np.ndarray, priors: np.ndarray, match_iou: float) -> np.ndarray:
+def _match(sides: np.ndarray, priors: np.ndarray, match_iou_threshold: float) -> np.ndarray:
     """Whether one of the priors [p, 2], centred on an object [n, 2], matches it; bool [n]."""
     common = np.minimum(sides[:, None], priors).prod(axis=2)
     union = sides.prod(axis=1)[:, None] + priors.prod(axis=1) - common
-    return (common >= match_iou * union).any(axis=1)
+    return (common >= match_iou_threshold * union).any(axis=1)

@@ -113,7 +113,8 @@ def show(config: Config, out: Path, count: int) -> None:
     ]
     legend = (
         "Thick: an object. Thin, in its colour: the priors that learn it. On it: how many they are "
-        f"and their best IoU. Broken: none has {config.train.match_iou:g}, one was forced."
+        "and their best IoU. Broken: none has "
+        f"{config.train.match_iou_threshold:g}, one was forced."
     )
     sheets = {
         "samples.jpg": contact_sheet(sample_panels, columns=pairs, gap=_GAP),
@@ -146,7 +147,7 @@ def take_samples(config: Config, classes: tuple[str, ...], count: int) -> list[S
         source,
         config.data,
         image_size=config.model.image_size,
-        mean=config.model.mean,
+        mean=config.model.image_mean,
         batch_size=1,
         seed=config.train.seed,
     )
@@ -177,7 +178,7 @@ def match_objects(
         boxes,
         np.arange(1, len(boxes) + 1),
         mask,
-        threshold=config.train.match_iou,
+        threshold=config.train.match_iou_threshold,
         rule=config.train.matching,
         variances=config.priors.variances,
     )
@@ -196,7 +197,7 @@ def print_table(
     positive = np.add.reduceat([m.owner >= 0 for m in matches], starts, 1, np.int64).sum(0)
     total = int(positive.sum())
     objects = sum(len(m.num_priors) for m in matches)
-    weak = sum(int((m.best_iou < config.train.match_iou).sum()) for m in matches)
+    weak = sum(int((m.best_iou < config.train.match_iou_threshold).sum()) for m in matches)
     unmatched = sum(int((m.num_priors == 0).sum()) for m in matches)
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
@@ -209,19 +210,20 @@ def print_table(
     ):
         table.add_column(title, footer=footer, justify="right", no_wrap=True)
     # The last of the sizes is no source's own.
-    sources = zip(config.model.sources, config.priors.sizes[:-1], strict=True)
+    sources = zip(config.model.feature_layers, config.priors.sizes[:-1], strict=True)
     for (name, size), count, found in zip(sources, per_source, positive, strict=True):
         table.add_row(name, f"{size:g}", f"{count:,}", f"{found:,}", _percent(found, total))
     console.print(
         f"Positive priors of {_plural(len(matches), 'image')}, {config.train.matching}, "
-        f"IoU {config.train.match_iou:g}",
+        f"IoU {config.train.match_iou_threshold:g}",
         style="bold",
         highlight=False,
     )
     console.print(table)
     console.print(
         f"{_plural(objects, 'object')}, {total / max(objects, 1):.1f} positive priors each; "
-        f"{weak:,} ({_percent(weak, objects)}) without one of IoU {config.train.match_iou:g} or "
+        f"{weak:,} ({_percent(weak, objects)}) without one of IoU "
+        f"{config.train.match_iou_threshold:g} or "
         f"more, {unmatched:,} without any",
         highlight=False,
         soft_wrap=True,
@@ -265,7 +267,7 @@ def _match_panel(
     image = resize(sample.image, side / 1.2 / len(sample.image))
     # Rounded down: 0.499 is not enough, and 0.50 would look as if it were.
     best = [f"{math.floor(100 * iou) / 100:.2f}" for iou in matches.best_iou]
-    weak = matches.best_iou < config.train.match_iou
+    weak = matches.best_iou < config.train.match_iou_threshold
     texts = [
         "none" if not count else f"forced: {iou}" if forced else f"{count}: {iou}"
         for count, iou, forced in zip(matches.num_priors, best, weak, strict=True)
@@ -281,7 +283,7 @@ def _match_panel(
         matches.owner[positive],
     )
     counts = [_plural(len(weak), "object"), _plural(int(positive.sum()), "prior")]
-    counts += [f"{weak.sum()} below {config.train.match_iou:g}"] if weak.any() else []
+    counts += [f"{weak.sum()} below {config.train.match_iou_threshold:g}"] if weak.any() else []
     return captioned(drawn, f"{sample.record.image_id}: {', '.join(counts)}")
 
 

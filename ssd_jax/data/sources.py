@@ -7,16 +7,24 @@ import numpy as np
 
 from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data.errors import DataError, OnError, reason, shorten, stop
-from ssd_jax.data.formats.coco import CocoJson, coco_classes
+from ssd_jax.data.formats.coco import CocoSource, coco_classes
 from ssd_jax.data.formats.synthetic import SHAPES, Scene, draw_scene, lay_out_scene
-from ssd_jax.data.formats.voc import VocFolder, voc_classes
-from ssd_jax.data.types import Annotation, Example, Source, to_example
+from ssd_jax.data.formats.voc import VocSource, voc_classes
+from ssd_jax.data.types import Annotation, DataSource, Example, to_example
 from ssd_jax.io import MAX_TEXT, read_text
 
-__all__ = ["Annotation", "DataError", "Example", "Shapes", "Source", "find_classes", "open_source"]
+__all__ = [
+    "Annotation",
+    "DataError",
+    "DataSource",
+    "Example",
+    "SyntheticSource",
+    "find_classes",
+    "open_source",
+]
 
 
-class Shapes:
+class SyntheticSource:
     """Scenes of coloured shapes on textured grounds, made on the fly; nothing is stored.
 
     A scene depends on the stream's name and its index only, so train:2000 and train:4000 share
@@ -70,14 +78,14 @@ class Shapes:
 
 def open_source(
     data: DataConfig, split: str, classes: tuple[str, ...], on_error: OnError = stop
-) -> Source:
+) -> DataSource:
     """The source that the config describes, for one of its splits.
 
     Args:
         data: where the data is.
         split: data.train_split, data.eval_split or another of that form.
         classes: names of the classes, without background; see `find_classes`.
-        on_error: told of what is wrong; see `VocFolder` and `CocoJson`.
+        on_error: told of what is wrong; see `VocSource` and `CocoSource`.
 
     Raises:
         ConfigError: the split or the classes cannot be used with this format.
@@ -85,9 +93,9 @@ def open_source(
     """
     kind = _find_format(data)
     if kind == "voc":
-        return VocFolder(data.root, split, classes, on_error)
+        return VocSource(data.root, split, classes, on_error)
     if kind == "coco":
-        return CocoJson(data.root, split, classes, on_error)
+        return CocoSource(data.root, split, classes, on_error)
     if kind == "tfds":
         # TFDS takes a second to import.
         from ssd_jax.data.tfds.source import TfdsSource
@@ -104,7 +112,7 @@ def open_source(
         raise ConfigError(
             f"{field} is {split!r}; generated shapes need NAME:COUNT, e.g. train:2000"
         )
-    return Shapes(int(count), stream)
+    return SyntheticSource(int(count), stream)
 
 
 def find_classes(

@@ -34,8 +34,8 @@ def augment_ssd_pytorch(
     size: int,
     fill: tuple[float, float, float],
     expand_ratio: float,
-    crop_scale: float,
-    crop_aspect: float,
+    min_crop_scale: float,
+    max_crop_aspect_ratio: float,
     flip_vertically: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `ssd_jax.data.augment.augment_caffe`, in ssd.pytorch's way.
@@ -46,7 +46,7 @@ def augment_ssd_pytorch(
     height, width = image.shape[:2]
     boxes_px = boxes.astype(np.float64) * [width, height, width, height]
     view = expand(rng, width, height, expand_ratio)
-    view = random_crop(rng, boxes_px, view, scale=crop_scale, aspect=crop_aspect)
+    view = random_crop(rng, boxes_px, view, scale=min_crop_scale, aspect=max_crop_aspect_ratio)
     part, margins = cut(image, view)
     out = resample(photometric_distort(rng, part), margins, size, fill)
     out = np.rint(out).clip(0, 255).astype(np.uint8)

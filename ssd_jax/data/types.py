@@ -47,7 +47,7 @@ class Example:
     """bool [n]."""
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """A data set: what the pipeline, the evaluation and the pictures ask of it."""
 
     @property

@@ -17,8 +17,8 @@ import numpy as np
 from ssd_jax.config import DataConfig
 from ssd_jax.data.errors import KINDS, DataError, OnError, Severity
 from ssd_jax.data.headers import SUFFIXES, Header
-from ssd_jax.data.images import Pictures, is_opaque
-from ssd_jax.data.types import Source, normalize_boxes
+from ssd_jax.data.images import ImageFileSource, is_opaque
+from ssd_jax.data.types import DataSource, normalize_boxes
 
 SMALL, LARGE = 32**2, 96**2
 """COCO's borders between small, medium and large areas (square pixels)."""
@@ -81,13 +81,13 @@ class Objects:
 
 
 def survey_objects(
-    source: Source,
+    source: DataSource,
     on_error: OnError,
     *,
     data: DataConfig,
     training: bool,
     image_size: int,
-    match_iou: float,
+    match_iou_threshold: float,
     best_iou: Callable[[np.ndarray], np.ndarray],
 ) -> Objects:
     """The objects of a split, without reading an image.
@@ -98,7 +98,7 @@ def survey_objects(
         data: what is trained on, and the room that there is.
         training: whether the split is trained on.
         image_size: side of the network's input (pixels).
-        match_iou: IoU from which a prior is positive.
+        match_iou_threshold: IoU from which a prior is positive.
         best_iou: float32 [m, 4], boxes in [0, 1] -> float32 [m], the largest IoU with a prior.
     """
     known = [source.annotation(i) for i in range(len(source))]
@@ -109,7 +109,7 @@ def survey_objects(
     difficult = _join([a.difficult for a in known], 0).astype(bool)
     crowd = _join([a.crowd for a in known], 0).astype(bool)
     used = ~crowd & (~difficult | data.use_difficult)
-    lonely = used & (best_iou(boxes) < match_iou)
+    lonely = used & (best_iou(boxes) < match_iou_threshold)
     areas = _areas(boxes) * image_size**2
     size = np.digitize(areas, [SMALL, LARGE])
     tiny = _areas(boxes_px) < TINY
@@ -125,8 +125,8 @@ def survey_objects(
     empty = counts == 0 if training else np.bincount(record, minlength=len(known)) == 0
     for i in np.flatnonzero(empty).tolist():
         change = "nothing, if there is nothing to detect: it is background"
-        if training and not data.use_empty:
-            change = "data.use_empty is off, so that it is left out"
+        if training and not data.keep_empty:
+            change = "data.keep_empty is off, so that it is left out"
         tell(i, "empty", "has no object" + " to train on" * training, change)
     for i, mine in _by_record(record, tiny):
         what = f"has {_count(mine)} below {TINY} square pixels: {describe(mine[0])}"
@@ -137,7 +137,7 @@ def survey_objects(
             "model.image_size; matching secures each one, but it is found less often"
         )
         for i, mine in _by_record(record, lonely):
-            what = f"has {_count(mine)} that no prior overlaps by {match_iou:g}"
+            what = f"has {_count(mine)} that no prior overlaps by {match_iou_threshold:g}"
             tell(i, "no_prior", f"{what}: {describe(mine[0])}", change, len(mine))
         most = int(counts.max(initial=0))
         _check_training(source.classes, labels[used], fullest, most, data, on_error)
@@ -165,7 +165,7 @@ def survey_objects(
 
 
 def survey_images(
-    source: Source,
+    source: DataSource,
     on_error: OnError,
     tick: Callable[[], object],
     trained_on: Mapping[bytes, str],
@@ -189,7 +189,7 @@ def survey_images(
         before = heard()
         try:
             header, image = _picture(source, i)
-            if header and header.alpha and is_opaque(cast(Pictures, source).file(i)):
+            if header and header.alpha and is_opaque(cast(ImageFileSource, source).file(i)):
                 header = replace(header, alpha=False)
         except DataError as error:
             return error
@@ -219,7 +219,7 @@ def survey_images(
                 what = f"has the pixels of {trained_on[digest]}, which is trained on"
                 tell(i, "shared_image", what, "take one of the two out: the score says too much")
             seen.setdefault(digest, _name(source, i))
-            file = source.file(i) if isinstance(source, Pictures) else Path()
+            file = source.file(i) if isinstance(source, ImageFileSource) else Path()
             for kind, what, change in _peculiarities(header, file) if header else ():
                 tell(i, kind, what, change)
     # Several images were decoded at a time; who complained of which is found out one by one.
@@ -312,22 +312,22 @@ def _peculiarities(header: Header, file: Path) -> Iterator[tuple[str, str, str]]
         yield "suffix", f"is a {header.format} file", change
 
 
-def _picture(source: Source, i: int) -> tuple[Header | None, np.ndarray]:
-    return source.picture(i) if isinstance(source, Pictures) else (None, source.image(i))
+def _picture(source: DataSource, i: int) -> tuple[Header | None, np.ndarray]:
+    return source.picture(i) if isinstance(source, ImageFileSource) else (None, source.image(i))
 
 
 def _tell(
-    source: Source, on_error: OnError, i: int, kind: str, what: str, change: str, count: int = 1
+    source: DataSource, on_error: OnError, i: int, kind: str, what: str, change: str, count: int = 1
 ) -> None:
     """Hands on what is wrong with record i; `what` begins with a verb."""
-    file: Path | None = source.file(i) if isinstance(source, Pictures) else None
+    file: Path | None = source.file(i) if isinstance(source, ImageFileSource) else None
     record = source.annotation(i).image_id
     what = f"{_name(source, i)} {what}"
     on_error(DataError(what, change, kind=kind, file=file, record=record, count=count))
 
 
-def _name(source: Source, i: int) -> str:
-    if isinstance(source, Pictures):
+def _name(source: DataSource, i: int) -> str:
+    if isinstance(source, ImageFileSource):
         return str(source.file(i))
     return source.annotation(i).image_id
 

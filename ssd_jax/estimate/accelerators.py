@@ -8,7 +8,7 @@ from ssd_jax.config import ConfigError
 
 
 @dataclass(frozen=True)
-class Card:
+class Accelerator:
     """An accelerator as its maker describes it; bytes, seconds, and FLOP without sparsity."""
 
     platform: str
@@ -38,8 +38,8 @@ class Card:
         return {"bfloat16": self.bfloat16, "float32": self.float32}[dtype]
 
 
-CARDS = {
-    "h100": Card(
+ACCELERATORS = {
+    "h100": Accelerator(
         platform="cuda",
         kind="NVIDIA H100 80GB HBM3 (SXM5)",
         bfloat16=989.4e12,
@@ -55,7 +55,7 @@ CARDS = {
         network=50e9,
         source="NVIDIA H100 data sheet and architecture white paper; DGX H100 user guide",
     ),
-    "v5e": Card(
+    "v5e": Accelerator(
         platform="tpu",
         kind="Cloud TPU v5e",
         bfloat16=197e12,
@@ -71,7 +71,7 @@ CARDS = {
         network=3.125e9,
         source="cloud.google.com/tpu/docs/v5e",
     ),
-    "v6e": Card(
+    "v6e": Accelerator(
         platform="tpu",
         kind="Cloud TPU v6e",
         bfloat16=918e12,
@@ -99,7 +99,7 @@ class Target(NamedTuple):
     """Devices of one kind, and how many of them there are."""
 
     name: str
-    card: Card
+    card: Accelerator
     devices: int
 
     @property
@@ -111,7 +111,7 @@ class Target(NamedTuple):
 def parse_target(name: str) -> Target:
     """The target of a name as h100, h100x8 or v5e-256. Raises ConfigError for any other."""
     found = re.fullmatch(r"(h100)(?:x(\d+))?|(v\de)-(\d+)", name)
-    card = found and CARDS.get(found[1] or found[3])
+    card = found and ACCELERATORS.get(found[1] or found[3])
     if not found or not card:
         raise ConfigError(
             f"--target: {name!r} is not known; use h100, h100x8, v5e-4, v5e-256, v6e-8, ..."
@@ -136,7 +136,7 @@ def ring_seconds(size: float, devices: int, bandwidth: float) -> float:
     return 2 * (devices - 1) / devices * size / bandwidth
 
 
-def all_reduce_seconds(size: float, devices: int, card: Card) -> float:
+def all_reduce_seconds(size: float, devices: int, card: Accelerator) -> float:
     """Time for a sum of `size` bytes over the devices.
 
     Beyond one group: within each, where every device comes to hold the sum of its part, then of
@@ -177,8 +177,8 @@ class Times(NamedTuple):
         return max(names, key=lambda name: names[name])
 
 
-def least_times(
-    card: Card, dtype: str, devices: int, *, flops: float, moved: float, reduced: float
+def roofline(
+    card: Accelerator, dtype: str, devices: int, *, flops: float, moved: float, reduced: float
 ) -> Times:
     """The roofline (Williams, Waterman and Patterson, 2009) of a step, and the sums beside it.
 

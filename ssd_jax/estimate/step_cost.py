@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError, UserError
-from ssd_jax.estimate.accelerators import SLICES, Card, Target, Times, least_times, parse_target
+from ssd_jax.estimate.accelerators import SLICES, Accelerator, Target, Times, parse_target, roofline
 from ssd_jax.estimate.hlo import AllReduce, Program, convolution_flops
 
 _DESCRIPTION = """Compile a config's training step for an accelerator that is not here, and predict
@@ -41,7 +41,7 @@ Below, every field of the config with its value."""
 _LOADING_MS = {"caffe": 3.4, "ssd.pytorch": 4.2, "none": 1.3}
 
 
-class Work(NamedTuple):
+class StepCost(NamedTuple):
     """What a device does in a step, as the compiled program has it."""
 
     batch: int
@@ -63,9 +63,9 @@ class Work(NamedTuple):
         """Bytes that are summed over the devices."""
         return sum(one.times * one.size for one in self.all_reduces)
 
-    def times(self, card: Card, dtype: str, devices: int) -> Times:
+    def times(self, card: Accelerator, dtype: str, devices: int) -> Times:
         """Least times of a step on so many devices."""
-        return least_times(
+        return roofline(
             card, dtype, devices, flops=self.flops, moved=self.moved, reduced=self.reduced
         )
 
@@ -77,7 +77,7 @@ class TooLargeError(UserError):
     """The compiler says that the program does not fit the device."""
 
 
-def compile_step(config: Config, devices: Sequence[Any], batch: int) -> Work:
+def compile_step(config: Config, devices: Sequence[Any], batch: int) -> StepCost:
     """The training step of `config`, its pmap and all, for `batch` images on each of `devices`.
 
     No array is made. `model.classes` must be filled in.
@@ -97,14 +97,14 @@ def compile_step(config: Config, devices: Sequence[Any], batch: int) -> Work:
     return measure(config, lowered, compiled, batch, time.perf_counter() - started)
 
 
-def measure(config: Config, lowered: Any, compiled: Any, batch: int, seconds: float) -> Work:
+def measure(config: Config, lowered: Any, compiled: Any, batch: int, seconds: float) -> StepCost:
     """What a device does in a step, read from the program before and after the compilation."""
     used = compiled.memory_analysis()
     program = Program.parse(compiled.as_text())
-    return Work(
+    return StepCost(
         batch=batch,
         # With accumulation all convolutions are in the loop over the parts.
-        flops=config.train.accumulate * convolution_flops(lowered.as_text()),
+        flops=config.train.grad_accumulation_steps * convolution_flops(lowered.as_text()),
         moved=program.bytes_moved(),
         memory=used.argument_size_in_bytes
         + used.output_size_in_bytes
@@ -276,7 +276,7 @@ def main(arguments: Sequence[str]) -> int:
     # JAX starts here, after everything that can be wrong with the command line.
     set_environment()
     devices = describe_devices(target)
-    done: dict[int, Work] = {}
+    done: dict[int, StepCost] = {}
 
     @cache
     def need(batch: int) -> int | None:
@@ -292,7 +292,9 @@ def main(arguments: Sequence[str]) -> int:
     fits = first is not None and first <= room
     largest = ""
     if not fits or not own.no_largest:
-        found, how = find_largest(need, room, start=batch, unit=config.train.accumulate)
+        found, how = find_largest(
+            need, room, start=batch, unit=config.train.grad_accumulation_steps
+        )
         largest = f"{found} images a device ({how})"
     for line in report(config, target, batch, done.get(batch), largest, own.efficiency):
         print(line)
@@ -303,14 +305,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def images_a_device(config: Config, target: Target, asked: int | None) -> int:
     """Images a device and step. Raises ConfigError where the batch cannot be shared equally."""
-    size, parts, n = config.train.batch_size, config.train.accumulate, target.devices
+    size, parts, n = config.train.batch_size, config.train.grad_accumulation_steps, target.devices
     if asked is not None:
         if asked < 1 or asked % parts:
-            raise ConfigError(f"--batch is {asked}; use a multiple of train.accumulate {parts}")
+            raise ConfigError(
+                f"--batch is {asked}; use a multiple of train.grad_accumulation_steps {parts}"
+            )
         return asked
     if size % (n * parts):
         raise ConfigError(
-            f"train.batch_size {size} must divide by the {n} devices times train.accumulate "
+            f"train.batch_size {size} must divide by the {n} devices times "
+            "train.grad_accumulation_steps "
             f"{parts}; give --batch, images a device, e.g. --batch {max(32, parts)}"
         )
     return size // n
@@ -343,7 +348,7 @@ def report(
     config: Config,
     target: Target,
     batch: int,
-    work: Work | None,
+    work: StepCost | None,
     largest: str,
     efficiency: float,
 ) -> list[str]:
@@ -380,7 +385,9 @@ def report(
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
-def _speed(config: Config, target: Target, work: Work, efficiency: float) -> list[tuple[str, str]]:
+def _speed(
+    config: Config, target: Target, work: StepCost, efficiency: float
+) -> list[tuple[str, str]]:
     card, n, dtype = target.card, target.devices, config.model.dtype
     times = work.times(card, dtype, n)
     rate = work.batch * n / times.hidden
@@ -430,7 +437,7 @@ def _speed(config: Config, target: Target, work: Work, efficiency: float) -> lis
     return rows
 
 
-def scaling_line(work: Work, card: Card, dtype: str, devices: int) -> str:
+def scaling_line(work: StepCost, card: Accelerator, dtype: str, devices: int) -> str:
     """Images/s of that many devices, and how much of a device's speed alone each one keeps."""
     times = work.times(card, dtype, devices)
     rates = [work.batch * devices / step for step in (times.added, times.hidden)]

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
 
 _MOST = 500_000  # detections; above it the baseline would take longer than the evaluation
 
 
-def detect_mean_boxes(data: DataSet) -> DetectionTable | None:
+def detect_mean_boxes(data: EvaluationData) -> DetectionTable | None:
     """Detect the mean ground-truth box of each class on every image, with score 1.
 
     The mean is of the boxes as fractions of their images where the data set has the sizes of its

@@ -8,12 +8,12 @@ import numpy as np
 from rich.console import Console
 
 from ssd_jax.config import Config
-from ssd_jax.data.sources import Source
-from ssd_jax.distributed import is_first_process
+from ssd_jax.data.sources import DataSource
+from ssd_jax.distributed import is_main_process
 from ssd_jax.evaluation.ground_truth import data_set
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
 from ssd_jax.evaluation.outputs import write_evaluation
-from ssd_jax.evaluation.report import Picture, print_errors, print_table, write_pictures
+from ssd_jax.evaluation.report import Sample, print_errors, print_table, write_pictures
 from ssd_jax.evaluation.result_files import write_results
 from ssd_jax.evaluation.scores import Evaluation, evaluate_detections
 from ssd_jax.inference.detect import DetectFn, Variables, detect_source, never
@@ -22,7 +22,7 @@ from ssd_jax.inference.detect import DetectFn, Variables, detect_source, never
 def evaluate_source(
     detect: DetectFn,
     variables: Variables,
-    source: Source,
+    source: DataSource,
     config: Config,
     *,
     out_dir: Path,
@@ -55,10 +55,10 @@ def evaluate_source(
         data,
         metrics=config.eval.metrics,
         iou_threshold=config.eval.iou_threshold,
-        pixels=config.eval.pixels,
-        report_score=config.eval.report_score,
+        box_convention=config.eval.box_convention,
+        report_score_threshold=config.eval.report_score_threshold,
     )
-    if not is_first_process():
+    if not is_main_process():
         return evaluation
     write_evaluation(
         out_dir,
@@ -67,22 +67,22 @@ def evaluate_source(
         extra={"num_images": len(source), **extra},
         facts=[f"{key} {value}" for key, value in extra.items()],
         page=config.eval.report,
-        images=config.eval.report_images,
+        images=config.eval.num_report_images,
     )
     if save_detections:
         write_results(out_dir, found, source, config.data.eval_split)
     write_pictures(
-        _pictures(source, found, config.eval.pictures),
+        _pictures(source, found, config.eval.num_visualizations),
         source.classes,
         out_dir,
-        min_score=config.eval.report_score,
+        min_score=config.eval.report_score_threshold,
     )
     print_table(evaluation.results, console, evaluation.baseline)
     print_errors(evaluation.analysis, console)
     return evaluation
 
 
-def _pictures(source: Source, found: DetectionTable, count: int) -> Sequence[Picture]:
+def _pictures(source: DataSource, found: DetectionTable, count: int) -> Sequence[Sample]:
     """Up to `count` images, spread over the source."""
     chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
     pictures = []
@@ -90,7 +90,7 @@ def _pictures(source: Source, found: DetectionTable, count: int) -> Sequence[Pic
         rows = found.image == i
         known = source.annotation(i)
         pictures.append(
-            Picture(
+            Sample(
                 name=known.image_id,
                 image=source.image(i),
                 boxes=found.boxes[rows] - VOC_PIXELS,

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax.data.types import Source
+from ssd_jax.data.types import DataSource
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, GroundTruth
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class DataSet:
+class EvaluationData:
     """The ground truth of a data set whose images are numbered from 0."""
 
     classes: tuple[str, ...]
@@ -30,14 +30,14 @@ class DataSet:
     """int [images, 2], width and height in pixels; None where they are not known."""
 
 
-def data_set(source: Source) -> DataSet:
+def data_set(source: DataSource) -> EvaluationData:
     """The data set that a source gives."""
     known = [source.annotation(i) for i in range(len(source))]
     areas = []
     for one in known:
         sides = np.asarray(one.boxes_px[:, 2:] - one.boxes_px[:, :2], np.float64)
         areas.append(sides.prod(axis=1) if one.area is None else one.area)
-    return DataSet(
+    return EvaluationData(
         classes=tuple(source.classes),
         objects=GroundTruth(
             image=np.repeat(np.arange(len(known)), [len(a.labels) for a in known]),

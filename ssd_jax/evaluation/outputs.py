@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax.config import UserError
-from ssd_jax.evaluation.ground_truth import DataSet
-from ssd_jax.evaluation.page import write_comparison_page, write_page
+from ssd_jax.evaluation.ground_truth import EvaluationData
+from ssd_jax.evaluation.page import write_comparison_page, write_html
 from ssd_jax.evaluation.report import (
     compare,
     means,
@@ -72,15 +72,15 @@ def staged(out_dir: Path) -> Iterator[Path]:
 
 def staged_by_first(out_dir: Path) -> contextlib.AbstractContextManager[Path]:
     """`staged` in the process that writes files; the others get `out_dir` and write nothing."""
-    from ssd_jax.distributed import is_first_process  # JAX, which scoring files does without
+    from ssd_jax.distributed import is_main_process  # JAX, which scoring files does without
 
-    return staged(out_dir) if is_first_process() else contextlib.nullcontext(out_dir)
+    return staged(out_dir) if is_main_process() else contextlib.nullcontext(out_dir)
 
 
 def write_evaluation(
     out_dir: Path,
     evaluation: Evaluation,
-    data: DataSet,
+    data: EvaluationData,
     *,
     extra: Mapping[str, Any],
     facts: Sequence[str] = (),
@@ -90,7 +90,7 @@ def write_evaluation(
     """Write an evaluation to a folder, which is made.
 
     That is metrics.json with `extra` and the baseline in it (see `write_report`) and, with `page`,
-    report.html, its plots/*.svg and analysis.json (see `write_page`, `write_analysis`). Raises
+    report.html, its plots/*.svg and analysis.json (see `write_html`, `write_analysis`). Raises
     OSError where it cannot write.
     """
     baseline = {"baseline": means(evaluation.baseline)} if evaluation.baseline else {}
@@ -98,14 +98,14 @@ def write_evaluation(
     if page:
         path = out_dir / "analysis.json"
         write_analysis(path, evaluation.analysis, data.classes, data.image_names)
-        write_page(out_dir / "report.html", evaluation, data, facts=facts, images=images)
+        write_html(out_dir / "report.html", evaluation, data, facts=facts, images=images)
 
 
 def write_comparison(
     out_dir: Path,
     a: Evaluation,
     b: Evaluation,
-    data: DataSet,
+    data: EvaluationData,
     *,
     facts: Sequence[str] = (),
     images: int = 8,

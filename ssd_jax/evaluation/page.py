@@ -10,7 +10,7 @@ import numpy as np
 
 from ssd_jax.data.errors import escape_controls
 from ssd_jax.evaluation import plots
-from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.coco_ap import CocoClass
 from ssd_jax.evaluation.metrics.error_analysis import Analysis
 from ssd_jax.evaluation.metrics.tide import BACKGROUND_IOU
@@ -36,10 +36,10 @@ _MOST_CONFUSED = 12
 _JPEG_QUALITY = 80
 
 
-def write_page(
+def write_html(
     path: Path,
     evaluation: Evaluation,
-    data: DataSet,
+    data: EvaluationData,
     *,
     facts: Sequence[str] = (),
     images: int = 8,
@@ -105,7 +105,7 @@ def write_comparison_page(
     path: Path,
     a: Evaluation,
     b: Evaluation,
-    data: DataSet,
+    data: EvaluationData,
     *,
     facts: Sequence[str] = (),
     images: int = 8,
@@ -113,7 +113,7 @@ def write_comparison_page(
     """Write the page on two evaluations of the same data set by the same metrics.
 
     It has their figures and differences, the curves of both in one plot, their errors, and up to
-    `images` of those on which each is ahead by most, in F1. Plots as by `write_page`.
+    `images` of those on which each is ahead by most, in F1. Plots as by `write_html`.
     """
     runs = {f"A: {a.name}": a, f"B: {b.name}": b}
     figures = {
@@ -178,7 +178,7 @@ def _common(analysis: Analysis, metrics: Sequence[str]) -> dict[str, Any]:
         note += f" The {plots.MAX_CURVES} classes with the most objects, of {shown}."
     return {
         "rules": f"VOC's figures, curves, errors and confusions: IoU {curves.iou_threshold:g}, "
-        f"{curves.pixels} pixels.",
+        f"{curves.box_convention} pixels.",
         "curve_note": note,
         "score": f"{analysis.score:g}",
         "iou": f"{curves.iou_threshold:g}",
@@ -186,7 +186,7 @@ def _common(analysis: Analysis, metrics: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _data_facts(data: DataSet) -> list[str]:
+def _data_facts(data: EvaluationData) -> list[str]:
     objects = int(np.sum(~data.objects.difficult))
     facts = [f"{len(data.image_names):,} images", f"{objects:,} objects"]
     difficult = len(data.objects.difficult) - objects
@@ -275,7 +275,7 @@ def _write_plots(folder: Path, figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _figure(
-    data: DataSet, k: int, caption: str, evaluations: Sequence[Evaluation]
+    data: EvaluationData, k: int, caption: str, evaluations: Sequence[Evaluation]
 ) -> dict[str, str | None]:
     """Image k with what each evaluation found and what there is, and its caption."""
     image = data.read_image(k)
@@ -305,11 +305,11 @@ def _figure(
     }
 
 
-def _caption(analysis: Analysis, data: DataSet, k: int) -> str:
+def _caption(analysis: Analysis, data: EvaluationData, k: int) -> str:
     return f"{data.image_names[k]}: {_counts(analysis, k)}"
 
 
-def _both_captions(a: Evaluation, b: Evaluation, data: DataSet, k: int) -> str:
+def _both_captions(a: Evaluation, b: Evaluation, data: EvaluationData, k: int) -> str:
     told = [f"{name} {_counts(run.analysis, k)}" for name, run in (("A", a), ("B", b))]
     return f"{data.image_names[k]}: {'; '.join(told)}"
 

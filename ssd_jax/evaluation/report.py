@@ -33,7 +33,7 @@ _PICTURE_SIDE = 480
 
 
 @dataclass(frozen=True)
-class Picture:
+class Sample:
     """An image with what was found on it and what there is.
 
     Boxes are [n, 4], xmin, ymin, xmax, ymax in pixels where 0 is the image's left or upper edge
@@ -77,7 +77,7 @@ def _by_size(metric: str, aps: Sequence[float]) -> dict[str, float]:
     return {f"{metric}/AP{size}": ap for size, ap in zip(SIZES, aps, strict=True)}
 
 
-def figures(results: Sequence[Result]) -> dict[str, float]:
+def flat_metrics(results: Sequence[Result]) -> dict[str, float]:
     """The means of all results and the first one's classes, by the names of `metric_names`.
 
     What is nan, as a class without objects, is left out.
@@ -109,7 +109,7 @@ def write_report(results: Sequence[Result], out_dir: Path, extra: Mapping[str, A
     head: dict[str, Any] = means(results)
     for result in results:
         if isinstance(result, VocResult):
-            head |= {"iou_threshold": result.iou_threshold, "pixels": result.pixels}
+            head |= {"iou_threshold": result.iou_threshold, "box_convention": result.box_convention}
     per_class = {
         c.name: {
             **{name: ap for r in results for name, ap in _class_figures(r, k).items()},
@@ -274,12 +274,12 @@ def _title(result: Result) -> str:
     """What the numbers of a result are and the rules that they went by."""
     title = f"Average precision, {METRIC_NAMES[result.metric]}"
     if isinstance(result, VocResult):
-        title += f", IoU {result.iou_threshold:g}, {result.pixels} pixels"
+        title += f", IoU {result.iou_threshold:g}, {result.box_convention} pixels"
     return title
 
 
 def write_pictures(
-    pictures: Sequence[Picture],
+    pictures: Sequence[Sample],
     classes: Sequence[str],
     out_dir: Path,
     *,
@@ -302,7 +302,7 @@ def write_pictures(
     save_image(out_dir / "pictures.jpg", contact_sheet(panels, columns=2, gap=24))
 
 
-def _panel(picture: Picture, classes: Sequence[str], min_score: float) -> Array:
+def _panel(picture: Sample, classes: Sequence[str], min_score: float) -> Array:
     """One picture's detections beside its ground truth."""
     shown = picture.scores >= min_score
     boxes = np.reshape(picture.boxes, (-1, 4))[shown]

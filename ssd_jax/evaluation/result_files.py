@@ -19,14 +19,14 @@ import numpy as np
 
 from ssd_jax.config import UserError
 from ssd_jax.data.errors import DataError, reason, shorten
-from ssd_jax.data.formats.coco import CocoJson, read_instances
+from ssd_jax.data.formats.coco import CocoSource, read_instances
 from ssd_jax.data.formats.voc import IMAGE_SUFFIXES, annotated_ids, annotated_objects
 from ssd_jax.data.images import read_picture
 from ssd_jax.data.numbers import parse_number
-from ssd_jax.data.types import Source
-from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.data.types import DataSource
+from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.json_array import read_array
-from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable, GroundTruth, Pixels
+from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, BoxConvention, DetectionTable, GroundTruth
 from ssd_jax.io import MAX_JSON, atomic_write, is_dir, is_file, read_pieces
 
 _PIECE = 1 << 22  # bytes of a text file that are parsed at once, and of its longest line
@@ -42,7 +42,7 @@ class ResultsError(UserError):
 
 
 @dataclass(frozen=True)
-class KnownObjects:
+class AnnotationFile:
     """The ground truth of a data set, and how its files call images and classes."""
 
     path: Path
@@ -58,17 +58,17 @@ class KnownObjects:
     """Names of the images' files, VOC's without suffix; "" where there is none."""
     category_ids: tuple[int, ...]
     """COCO's id of each class; empty for VOC."""
-    pixels: Pixels | None
+    box_convention: BoxConvention | None
     """The pixel convention of all files; None: inclusive for VOC's, exclusive for COCO's."""
     image_sizes: np.ndarray | None
     """int [images, 2], width and height; None where the files do not have all of them."""
 
     @property
-    def rule(self) -> Pixels:
+    def rule(self) -> BoxConvention:
         """The pixel convention that the scores go by."""
-        return self.pixels or ("exclusive" if self.category_ids else "inclusive")
+        return self.box_convention or ("exclusive" if self.category_ids else "inclusive")
 
-    def data_set(self, images: Path | None) -> DataSet:
+    def data_set(self, images: Path | None) -> EvaluationData:
         """The data set, its images read from a folder where there is one.
 
         Raises ResultsError if the folder is missing.
@@ -78,7 +78,7 @@ class KnownObjects:
         names = [str(key) for key in self.image_ids]
         if len(set(names)) < len(names):  # 1 and "1"
             names = [f"{k}-{name}" for k, name in enumerate(names)]
-        return DataSet(
+        return EvaluationData(
             classes=self.classes,
             objects=self.objects,
             area=self.area,
@@ -102,21 +102,23 @@ def _read_image(folder: Path | None, names: Sequence[str], k: int) -> np.ndarray
     return None
 
 
-def read_known(path: Path, split: str = "", pixels: Pixels | None = None) -> KnownObjects:
+def read_annotations(
+    path: Path, split: str = "", box_convention: BoxConvention | None = None
+) -> AnnotationFile:
     """The ground truth of a COCO annotations file, or of a folder with VOC's Annotations/.
 
     Args:
         path: of the file or the folder; ~ is the home directory.
         split: a list in the folder's ImageSets/Main, without .txt; "": all annotations.
-        pixels: see `KnownObjects`; the results files count as the annotations do.
+        box_convention: see `AnnotationFile`; the results files count as the annotations do.
 
     Raises UserError, naming the file, if it is missing or cannot be used.
     """
     path = path.expanduser()
     if is_dir(path / "Annotations"):
-        return _read_known_voc(path, split, pixels)
+        return _read_known_voc(path, split, box_convention)
     if is_file(path) and not split:
-        return _read_known_coco(path, pixels)
+        return _read_known_coco(path, box_convention)
     if split and is_file(path):
         raise ResultsError(f"--split is for VOC folders and {path} is a file; leave it out")
     raise ResultsError(
@@ -125,7 +127,7 @@ def read_known(path: Path, split: str = "", pixels: Pixels | None = None) -> Kno
 
 
 def read_detections(
-    path: Path, known: KnownObjects, on_note: Callable[[str], object] = lambda _: None
+    path: Path, known: AnnotationFile, on_note: Callable[[str], object] = lambda _: None
 ) -> DetectionTable:
     """Read a COCO results file or a folder of VOC's text files; boxes in VOC's pixels.
 
@@ -147,7 +149,7 @@ def read_detections(
     return _read_coco_results(path, known)
 
 
-def write_results(out_dir: Path, found: DetectionTable, source: Source, split: str) -> Path:
+def write_results(out_dir: Path, found: DetectionTable, source: DataSource, split: str) -> Path:
     """Write the detections of a source in its data set's own form; the path of what is written.
 
     That is out_dir/detections.json for COCO's layout with its own image and category ids, and
@@ -156,7 +158,7 @@ def write_results(out_dir: Path, found: DetectionTable, source: Source, split: s
     Raises UserError where the source's ids or classes do not fit the form, OSError where it cannot
     write.
     """
-    if isinstance(source, CocoJson):
+    if isinstance(source, CocoSource):
         path = out_dir / "detections.json"
         if len(set(source.image_numbers)) < len(source):
             raise ResultsError(
@@ -248,7 +250,7 @@ def write_voc_results(
         atomic_write(folder / f"comp4_det_{split}_{name}.txt", "".join(lines).encode())
 
 
-def _read_known_coco(path: Path, pixels: Pixels | None) -> KnownObjects:
+def _read_known_coco(path: Path, box_convention: BoxConvention | None) -> AnnotationFile:
     instances = read_instances(path)
     # Equal scores are taken by the order of the images, which is that of their ids in pycocotools.
     ids = sorted(instances.images, key=lambda key: (isinstance(key, str), key))
@@ -257,25 +259,27 @@ def _read_known_coco(path: Path, pixels: Pixels | None) -> KnownObjects:
     labels = {key: k for k, key in enumerate(categories, start=1)}
     rows = instances.annotations
     boxes = np.array([box for _, _, box, _, _ in rows], np.float64).reshape(-1, 4)
-    return KnownObjects(
+    return AnnotationFile(
         path=path,
         classes=tuple(instances.categories[key] for key in categories),
         objects=GroundTruth(
             image=np.array([images[image] for image, *_ in rows]),
             label=np.array([labels[category] for _, category, *_ in rows]),
-            boxes=_from_xywh(boxes, pixels),
+            boxes=_from_xywh(boxes, box_convention),
             difficult=np.array([crowd for *_, crowd in rows], bool),
         ),
         area=np.array([area for *_, area, _ in rows], np.float64),
         image_ids=tuple(ids),
         image_files=tuple(instances.images[key] for key in ids),
         category_ids=tuple(categories),
-        pixels=pixels,
+        box_convention=box_convention,
         image_sizes=_all_sizes([instances.sizes.get(key) for key in ids]),
     )
 
 
-def _read_known_voc(folder: Path, split: str, pixels: Pixels | None) -> KnownObjects:
+def _read_known_voc(
+    folder: Path, split: str, box_convention: BoxConvention | None
+) -> AnnotationFile:
     ids = annotated_ids(folder, split)
     sizes, objects = zip(*(annotated_objects(folder, image_id) for image_id in ids), strict=True)
     # A list may have no object of a class that others have.
@@ -287,8 +291,8 @@ def _read_known_voc(folder: Path, split: str, pixels: Pixels | None) -> KnownObj
     classes = tuple(sorted({name for image in everywhere for name, _, _ in image}))
     rows = [(k, *found) for k, image in enumerate(objects) for found in image]
     boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
-    boxes = _from_corners(boxes, pixels or "inclusive")
-    return KnownObjects(
+    boxes = _from_corners(boxes, box_convention or "inclusive")
+    return AnnotationFile(
         path=folder,
         classes=classes,
         objects=GroundTruth(
@@ -301,7 +305,7 @@ def _read_known_voc(folder: Path, split: str, pixels: Pixels | None) -> KnownObj
         image_ids=tuple(ids),
         image_files=tuple(ids),
         category_ids=(),
-        pixels=pixels,
+        box_convention=box_convention,
         image_sizes=_all_sizes(sizes),
     )
 
@@ -311,13 +315,13 @@ def _all_sizes(sizes: Sequence[tuple[int, int] | None]) -> np.ndarray | None:
     return np.array(known) if known and len(known) == len(sizes) else None
 
 
-def _read_coco_results(path: Path, known: KnownObjects) -> DetectionTable:
+def _read_coco_results(path: Path, known: AnnotationFile) -> DetectionTable:
     images = {key: k for k, key in enumerate(known.image_ids)}
     labels = {key: k for k, key in enumerate(known.category_ids, start=1)}
     tables, count = [], 0
     try:
         for rows in read_array(path, MAX_JSON):
-            table = _convert_entries(rows, images, labels, known.pixels)
+            table = _convert_entries(rows, images, labels, known.box_convention)
             if table is None:
                 for k, row in enumerate(rows, start=count):
                     _check_entry(f"{path}: entry {k}", row, images, labels, known.path)
@@ -349,7 +353,10 @@ def _join(tables: Sequence[_Columns]) -> _Columns:
 
 
 def _convert_entries(
-    rows: Sequence[Any], images: dict[Any, int], labels: dict[Any, int], pixels: Pixels | None
+    rows: Sequence[Any],
+    images: dict[Any, int],
+    labels: dict[Any, int],
+    box_convention: BoxConvention | None,
 ) -> _Columns | None:
     """Convert the entries of a COCO results file; None if `_check_entry` refuses one of them."""
     try:
@@ -373,7 +380,7 @@ def _convert_entries(
     # Nan is not below the limit either.
     if not ((np.abs(values) < _LIMIT).all() and (boxes[:, 2:] >= 0).all()):
         return None
-    return image, label, score, _from_xywh(boxes, pixels)
+    return image, label, score, _from_xywh(boxes, box_convention)
 
 
 def _check_entry(
@@ -399,7 +406,7 @@ def _check_entry(
 
 
 def _read_voc_results(
-    folder: Path, known: KnownObjects, on_note: Callable[[str], object]
+    folder: Path, known: AnnotationFile, on_note: Callable[[str], object]
 ) -> DetectionTable:
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.txt")):
@@ -435,7 +442,7 @@ def _read_voc_results(
         try:
             count = 0
             for lines in _read_lines(path):
-                table = _convert_lines(lines, images, labels[name], known.pixels)
+                table = _convert_lines(lines, images, labels[name], known.box_convention)
                 if table is None:
                     for k, line in enumerate(lines, start=count + 1):
                         _check_line(f"{path}: line {k}", line, images, known.path)
@@ -468,7 +475,7 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
 
 
 def _convert_lines(
-    lines: Sequence[str], images: dict[str, int], label: int, pixels: Pixels | None
+    lines: Sequence[str], images: dict[str, int], label: int, box_convention: BoxConvention | None
 ) -> _Columns | None:
     """Convert the lines of a VOC results file; None if `_check_line` refuses one of them."""
     # An image's name may have spaces.
@@ -484,7 +491,7 @@ def _convert_lines(
     boxes = values[:, 1:]
     if not ((np.abs(values) < _LIMIT).all() and (boxes[:, 2:] >= boxes[:, :2] - 1).all()):
         return None
-    boxes = _from_corners(boxes, pixels or "inclusive")
+    boxes = _from_corners(boxes, box_convention or "inclusive")
     return image, np.full(len(rows), label), values[:, 0], boxes
 
 
@@ -521,15 +528,15 @@ def _look_up(
         )
 
 
-def _from_xywh(boxes: np.ndarray, pixels: Pixels | None) -> np.ndarray:
+def _from_xywh(boxes: np.ndarray, box_convention: BoxConvention | None) -> np.ndarray:
     """VOC's pixels [N, 4] from x, y, width, height, by default in continuous pixels."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    return _from_corners(corners, pixels or "exclusive")
+    return _from_corners(corners, box_convention or "exclusive")
 
 
-def _from_corners(boxes: np.ndarray, pixels: Pixels) -> np.ndarray:
+def _from_corners(boxes: np.ndarray, box_convention: BoxConvention) -> np.ndarray:
     """VOC's pixels [N, 4] from xmin, ymin, xmax, ymax."""
-    return boxes if pixels == "inclusive" else boxes + VOC_PIXELS
+    return boxes if box_convention == "inclusive" else boxes + VOC_PIXELS
 
 
 def _is_number(value: Any) -> bool:

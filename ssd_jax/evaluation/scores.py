@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ssd_jax.evaluation.baseline import detect_mean_boxes
-from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.coco_ap import CocoResult, evaluate_coco
 from ssd_jax.evaluation.metrics.error_analysis import REPORT_SCORE, Analysis, analyse
 from ssd_jax.evaluation.metrics.voc_ap import (
+    BoxConvention,
     DetectionTable,
     GroundTruth,
-    Pixels,
     VocResult,
     evaluate_voc,
 )
@@ -37,22 +37,26 @@ class Evaluation:
     """Of the mean box of each class on every image, by the same metrics; see `baseline`. Empty
     where it is not computed."""
 
-    def under_pixels(self, pixels: Pixels) -> "Evaluation":
-        """Return the evaluation with `pixels` as the name of its pixel convention.
+    def with_box_convention(self, box_convention: BoxConvention) -> "Evaluation":
+        """Return the evaluation with `box_convention` as the name of its pixel convention.
 
         For boxes that were converted from files of that convention.
         """
 
         def rename(results: list[Result]) -> list[Result]:
             return [
-                replace(result, pixels=pixels) if isinstance(result, VocResult) else result
+                replace(result, box_convention=box_convention)
+                if isinstance(result, VocResult)
+                else result
                 for result in results
             ]
 
         return replace(
             self,
             results=rename(self.results),
-            analysis=replace(self.analysis, curves=replace(self.analysis.curves, pixels=pixels)),
+            analysis=replace(
+                self.analysis, curves=replace(self.analysis.curves, box_convention=box_convention)
+            ),
             baseline=rename(self.baseline),
         )
 
@@ -60,16 +64,16 @@ class Evaluation:
 def evaluate_detections(
     name: str,
     found: DetectionTable,
-    data: DataSet,
+    data: EvaluationData,
     *,
     metrics: Sequence[MetricName],
     iou_threshold: float = 0.5,
-    pixels: Pixels = "inclusive",
-    report_score: float = REPORT_SCORE,
+    box_convention: BoxConvention = "inclusive",
+    report_score_threshold: float = REPORT_SCORE,
 ) -> Evaluation:
     """The evaluation of the detections of a data set, in VOC's pixels, by each of `metrics`.
 
-    `report_score`: score from which the analysis counts a detection.
+    `report_score_threshold`: score from which the analysis counts a detection.
     """
     score = partial(
         score_detections,
@@ -78,7 +82,7 @@ def evaluate_detections(
         metrics=metrics,
         area=data.area,
         iou_threshold=iou_threshold,
-        pixels=pixels,
+        box_convention=box_convention,
     )
     mean_boxes = detect_mean_boxes(data)
     return Evaluation(
@@ -91,9 +95,9 @@ def evaluate_detections(
             data.classes,
             len(data.image_names),
             area=data.area,
-            score=report_score,
+            score=report_score_threshold,
             iou_threshold=iou_threshold,
-            pixels=pixels,
+            box_convention=box_convention,
         ),
         [] if mean_boxes is None else score(mean_boxes),
     )
@@ -107,12 +111,12 @@ def score_detections(
     metrics: Sequence[MetricName],
     area: np.ndarray[Any, Any] | None = None,
     iou_threshold: float = 0.5,
-    pixels: Pixels = "inclusive",
+    box_convention: BoxConvention = "inclusive",
 ) -> list[Result]:
     """The result of each of `metrics`, in their order; boxes in VOC's pixels.
 
     `area` is float [N], square pixels of each object; None: of its box. `iou_threshold` and
-    `pixels` are VOC's: COCO has ten thresholds, and boxes that end where they say.
+    `box_convention` are VOC's: COCO has ten thresholds, and boxes that end where they say.
     """
     return [
         evaluate_coco(detections, ground_truth, classes, area=area)
@@ -124,7 +128,7 @@ def score_detections(
             area=area,
             metric=metric,
             iou_threshold=iou_threshold,
-            pixels=pixels,
+            box_convention=box_convention,
         )
         for metric in metrics
     ]

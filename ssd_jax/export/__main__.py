@@ -29,7 +29,7 @@ Writer = Callable[["Network", Path, int | None], None]
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportFormat:
     """A kind of file."""
 
     writer: tuple[str, str]
@@ -42,12 +42,12 @@ class Form:
 
 
 FORMS = {
-    "stablehlo": Form(("stablehlo", "write"), ("flatbuffers",), "export"),
-    "onnx": Form(("onnx_graph", "write"), ("onnx", "onnxruntime"), "export"),
-    "savedmodel": Form(
+    "stablehlo": ExportFormat(("stablehlo", "write"), ("flatbuffers",), "export"),
+    "onnx": ExportFormat(("onnx_graph", "write"), ("onnx", "onnxruntime"), "export"),
+    "savedmodel": ExportFormat(
         ("tensorflow_graph", "write_saved_model"), ("tensorflow",), "export-tensorflow"
     ),
-    "tflite": Form(
+    "tflite": ExportFormat(
         ("tensorflow_graph", "write_litert"),
         ("tensorflow", "ai_edge_litert"),
         "export-tensorflow",
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{own.out}; {about.name} says what it takes and gives, {module.name} uses it")
 
 
-def _about(network: "Network", own: argparse.Namespace, form: Form, file: str) -> str:
+def _about(network: "Network", own: argparse.Namespace, form: ExportFormat, file: str) -> str:
     """What a user of the file has to know, as JSON."""
     config, size = network.config, network.size
     all_priors = "of all priors" if not form.suppressed else "by falling score, then rows of 0"
@@ -136,9 +136,9 @@ def _about(network: "Network", own: argparse.Namespace, form: Form, file: str) -
         "suppressed": form.suppressed,
         "suppression": {
             "score_threshold": config.eval.score_threshold,
-            "iou_threshold": config.eval.nms_iou,
-            "candidates": config.eval.candidates,
-            "max_detections": config.eval.max_detections,
+            "iou_threshold": config.eval.nms_iou_threshold,
+            "topk_candidates": config.eval.topk_candidates,
+            "detections_per_image": config.eval.detections_per_image,
         },
         "written by": f"ssd_jax {__version__}, jax {version('jax')}",
     }

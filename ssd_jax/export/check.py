@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd_jax.config import UserError
-from ssd_jax.data.sources import Shapes
+from ssd_jax.data.sources import SyntheticSource
 from ssd_jax.export.network import Network
 from ssd_jax.export.standalone import Model, preprocess, to_pixels
 from ssd_jax.inference.detector import Detections, Detector, read_image
@@ -54,7 +54,7 @@ def check(network: Network, about: Path, files: Sequence[str] = ()) -> str:
                 ours,
                 theirs,
                 threshold=config.eval.score_threshold,
-                most=config.eval.max_detections,
+                most=config.eval.detections_per_image,
             )
             if apart is None or apart[0] > PIXELS or apart[1] > SCORE:
                 raise ExportError(
@@ -101,5 +101,5 @@ def _tell(apart: tuple[float, float, int] | None) -> str:
 
 
 def _scenes(size: int) -> list[Image]:
-    source = Shapes(_SCENES, "export", size)
+    source = SyntheticSource(_SCENES, "export", size)
     return [source.image(k) for k in range(len(source))]

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _BN_EPSILON = 1e-5  # flax's
 
 
-class Layers(Protocol[T]):
+class GraphBuilder(Protocol[T]):
     """What a form can compute; T is its tensor."""
 
     def images(self, mean: Sequence[float]) -> T:
@@ -39,7 +39,7 @@ class Layers(Protocol[T]):
         """[B, P, values] from the rows of each head."""
 
 
-def walk(layers: Layers[T], network: Network) -> tuple[T, T]:
+def walk(layers: GraphBuilder[T], network: Network) -> tuple[T, T]:
     """Box offsets [B, P, 4] and logits [B, P, C], by the layers of a form.
 
     Batch norm is folded into the convolution before it.
@@ -54,7 +54,7 @@ def walk(layers: Layers[T], network: Network) -> tuple[T, T]:
             kernel, bias = _fold(kernel, bias, layer["bn"], stats[part][name]["bn"])
         return layers.relu(layers.conv(x, kernel, bias, window))
 
-    x = layers.images(config.mean)
+    x = layers.images(config.image_mean)
     maps = {}
     stage = "conv1"
     for name in BASE_LAYERS:
@@ -75,7 +75,7 @@ def walk(layers: Layers[T], network: Network) -> tuple[T, T]:
 
     loc: list[T] = []
     conf: list[T] = []
-    for name in config.sources:
+    for name in config.feature_layers:
         x = maps[name]
         if f"l2norm_{name}" in params:
             x = layers.l2_norm(x, np.asarray(params[f"l2norm_{name}"]["scale"]))

@@ -141,11 +141,15 @@ def _detections(graph: _Graph, network: Network, loc: str, conf: str) -> Sequenc
     # Without background: [B, C - 1, P].
     scores = graph.add("Slice", scores, graph.ints(1), graph.ints(classes), graph.ints(1))
 
-    candidates = min(config.candidates, priors)
-    if candidates < priors:
-        best, _ = graph.add("TopK", scores, graph.ints(candidates), outputs=2, axis=2)
+    topk_candidates = min(config.topk_candidates, priors)
+    if topk_candidates < priors:
+        best, _ = graph.add("TopK", scores, graph.ints(topk_candidates), outputs=2, axis=2)
         last = graph.add(
-            "Slice", best, graph.ints(candidates - 1), graph.ints(candidates), graph.ints(2)
+            "Slice",
+            best,
+            graph.ints(topk_candidates - 1),
+            graph.ints(topk_candidates),
+            graph.ints(2),
         )
         is_candidate = graph.add("GreaterOrEqual", scores, last)
         scores = graph.add("Where", is_candidate, scores, graph.constant(0.0))
@@ -153,8 +157,8 @@ def _detections(graph: _Graph, network: Network, loc: str, conf: str) -> Sequenc
         "NonMaxSuppression",
         boxes,
         scores,
-        graph.ints(candidates),
-        graph.constant([config.nms_iou]),
+        graph.ints(topk_candidates),
+        graph.constant([config.nms_iou_threshold]),
         graph.constant([config.score_threshold]),
     )  # [n, 3]: image, class, prior
     left = graph.add(
@@ -186,7 +190,7 @@ def _decode(graph: _Graph, network: Network, loc: str) -> str:
     by_centre, by_size = network.config.priors.variances
     move, growth = graph.add("Split", loc, graph.ints(2, 2), outputs=2, axis=2)
     growth = graph.add("Mul", growth, graph.constant(by_size))
-    if limit := network.config.eval.max_growth:
+    if limit := network.config.eval.max_box_scale:
         growth = graph.add("Min", growth, graph.constant(np.log(limit)))
     move = graph.add("Mul", move, graph.constant(size * by_centre))
     middle = graph.add("Add", move, graph.constant(centre))
@@ -198,4 +202,4 @@ def _decode(graph: _Graph, network: Network, loc: str) -> str:
 def _kept(network: Network) -> int:
     """Rows of an image's outputs."""
     classes = network.config.model.num_classes - 1
-    return min(network.config.eval.max_detections, classes * len(network.priors))
+    return min(network.config.eval.detections_per_image, classes * len(network.priors))

@@ -77,23 +77,23 @@ def to_pixels(boxes, width, height):
     return np.clip(boxes.astype(np.float64) * limits, 0, limits).astype(np.float32)
 
 
-def suppress(boxes, scores, score_threshold, iou_threshold, candidates, max_detections):
+def suppress(boxes, scores, score_threshold, iou_threshold, topk_candidates, detections_per_image):
     """Non-maximum suppression of an image: boxes [P, 4] and scores [P, C], class 0 is background.
 
-    In each class the `candidates` best scores above the threshold are gone through by falling
+    In each class the `topk_candidates` best scores above the threshold are gone through by falling
     score; one that overlaps one kept before by more than `iou_threshold` (IoU) is dropped. Of what
-    is kept the best `max_detections` are returned: boxes, scores, labels.
+    is kept the best `detections_per_image` are returned: boxes, scores, labels.
     """
     kept = []
     for label in range(1, scores.shape[1]):
         of_class = scores[:, label]
-        order = np.argsort(-of_class, kind="stable")[:candidates]
+        order = np.argsort(-of_class, kind="stable")[:topk_candidates]
         order = order[of_class[order] > score_threshold]
         while len(order):
             first, order = order[0], order[1:]
             kept.append((-of_class[first], label, first))
             order = order[iou(boxes[first], boxes[order]) <= iou_threshold]
-    kept = sorted(kept)[:max_detections]
+    kept = sorted(kept)[:detections_per_image]
     rows = np.array([prior for _, _, prior in kept], int)
     labels = np.array([label for _, label, _ in kept], np.int32)
     return boxes[rows], scores[rows, labels], labels

@@ -115,8 +115,8 @@ def _decoded(network: Network, images: Any) -> tuple[Any, Any]:
     centre, size = network.priors[:, :2], network.priors[:, 2:]
     by_centre, by_size = config.priors.variances
     growth = loc[..., 2:] * by_size
-    if config.eval.max_growth:
-        growth = tf.minimum(growth, np.float32(np.log(config.eval.max_growth)))
+    if config.eval.max_box_scale:
+        growth = tf.minimum(growth, np.float32(np.log(config.eval.max_box_scale)))
     middle = loc[..., :2] * (size * by_centre) + centre
     half = tf.exp(growth) * (size / 2)
     boxes = tf.concat([middle - half, middle + half], axis=-1)
@@ -131,21 +131,21 @@ def _suppress(network: Network, boxes: Any, scores: Any) -> dict[str, Any]:
 
     config = network.config.eval
     scores = scores[..., 1:]
-    candidates = min(config.candidates, len(network.priors))
+    topk_candidates = min(config.topk_candidates, len(network.priors))
     by_class = tf.transpose(scores, [0, 2, 1])
-    last = tf.math.top_k(by_class, candidates).values[..., -1]
+    last = tf.math.top_k(by_class, topk_candidates).values[..., -1]
     scores = tf.where(scores >= last[:, None, :], scores, 0.0)
     found = tf.image.combined_non_max_suppression(
         boxes[:, :, None],
         scores,
-        max_output_size_per_class=candidates,
-        max_total_size=config.max_detections,
-        iou_threshold=config.nms_iou,
+        max_output_size_per_class=topk_candidates,
+        max_total_size=config.detections_per_image,
+        iou_threshold=config.nms_iou_threshold,
         score_threshold=config.score_threshold,
         clip_boxes=False,
     )
     count = found.valid_detections
-    there = tf.sequence_mask(count, config.max_detections)
+    there = tf.sequence_mask(count, config.detections_per_image)
     labels = tf.cast(found.nmsed_classes, tf.int32) + 1
     return {
         "boxes": found.nmsed_boxes,

@@ -14,10 +14,10 @@ from jaxtyping import Float, UInt8
 
 from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.pipeline import eval_batches
-from ssd_jax.data.sources import Source
-from ssd_jax.distributed import gather
+from ssd_jax.data.sources import DataSource
+from ssd_jax.distributed import all_gather
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
-from ssd_jax.models.layers import PREPARED
+from ssd_jax.models.layers import INFERENCE_CACHE
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections, multiclass_nms
@@ -54,7 +54,7 @@ def post_process(
     """The detections in a network's outputs, box offsets and class logits; see `detect_step`."""
     scores = jax.nn.softmax(conf, axis=-1)
     decode = partial(
-        decode_boxes, priors_cxcywh=priors, variances=variances, max_growth=config.max_growth
+        decode_boxes, priors_cxcywh=priors, variances=variances, max_box_scale=config.max_box_scale
     )
     boxes = jax.vmap(decode)(loc)
     if config.clip_boxes:
@@ -62,9 +62,9 @@ def post_process(
     suppress = partial(
         multiclass_nms,
         score_threshold=config.score_threshold,
-        iou_threshold=config.nms_iou,
-        candidates=config.candidates,
-        max_detections=config.max_detections,
+        iou_threshold=config.nms_iou_threshold,
+        topk_candidates=config.topk_candidates,
+        detections_per_image=config.detections_per_image,
     )
 
     def in_turn(boxes: Array, scores: Array) -> Detections:
@@ -113,19 +113,21 @@ def make_detect(model: SSD, config: Config) -> DetectFn:
 
 
 def make_prepare(model: SSD) -> Callable[[Variables], Variables]:
-    """A function to what depends on the variables alone, and may be given with them.
+    """Return a function that computes the layers' INFERENCE_CACHE from the variables.
 
-    That is PREPARED of the network's layers on a CPU where they have none yet, and else nothing.
+    On platforms other than CPU, or if the variables contain it already, it returns nothing.
     """
     size = model.config.image_size
 
     @jax.jit
     def prepare(variables: Variables) -> Variables:
         image = jnp.zeros((1, size, size, 3), jnp.uint8)
-        return cast(Variables, model.apply(variables, image, mutable=[PREPARED])[1])
+        return cast(Variables, model.apply(variables, image, mutable=[INFERENCE_CACHE])[1])
 
     on_cpu = jax.default_backend() == "cpu"
-    return lambda variables: prepare(variables) if on_cpu and PREPARED not in variables else {}
+    return lambda variables: (
+        prepare(variables) if on_cpu and INFERENCE_CACHE not in variables else {}
+    )
 
 
 class _KeepLast:
@@ -166,7 +168,7 @@ def never() -> bool:
 def detect_source(
     detect: DetectFn,
     variables: Variables,
-    source: Source,
+    source: DataSource,
     *,
     image_size: int,
     batch_size: int,
@@ -198,13 +200,13 @@ def detect_source(
         if stop():
             stopped = True
             break
-    if np.any(gather(np.int32(stopped))):
+    if np.any(all_gather(np.int32(stopped))):
         raise StoppedError
     parts += jax.device_get(waiting)
     # [images of this process, ...], equally many in all processes.
     index = np.concatenate([index for index, _ in parts])
     found = jax.tree.map(lambda *fields: np.concatenate(fields), *(found for _, found in parts))
-    index, found = jax.tree.map(_one_axis, gather((index, found)))
+    index, found = jax.tree.map(_one_axis, all_gather((index, found)))
     # A source has at least one image, and each gives a row, if an empty one.
     columns = _rows(source, index, found)
     image, label, score, boxes = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -217,7 +219,7 @@ def _one_axis(x: np.ndarray) -> np.ndarray:
 
 
 def _rows(
-    source: Source, index: np.ndarray, found: Detections
+    source: DataSource, index: np.ndarray, found: Detections
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(image, label, score, boxes) of each image, in the order of the source."""
     boxes, scores, labels, counts = (np.asarray(field) for field in found)

@@ -21,7 +21,7 @@ from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.augment import preprocess_eval
 from ssd_jax.data.errors import DataError, reason
 from ssd_jax.data.images import decode_picture, read_picture
-from ssd_jax.distributed import use_compile_cache
+from ssd_jax.distributed import use_compilation_cache
 from ssd_jax.inference.detect import Variables, make_detect
 from ssd_jax.inference.drawing import Array, Image, draw_boxes, resize
 from ssd_jax.models.ssd import SSD
@@ -117,7 +117,7 @@ class Detector:
 
         Raises ConfigError where there is no checkpoint, CheckpointError where it is damaged.
         """
-        use_compile_cache()
+        use_compilation_cache()
         checkpoint = find_checkpoint(Path(path), field="path")
         config = read_config(checkpoint)
         model, variables = restore_model(checkpoint, config)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augment import preprocess_eval
-from ssd_jax.data.sources import Shapes
+from ssd_jax.data.sources import SyntheticSource
 from ssd_jax.inference.detect import make_prepare, post_process
 from ssd_jax.inference.detector import Detector, read_image
 from ssd_jax.inference.drawing import Image
@@ -172,7 +172,7 @@ def _prepare(batch: Sequence[Image | str], size: int) -> np.ndarray:
 
 
 def _scenes() -> list[Image]:
-    source = Shapes(_SCENES, "benchmark", _SCENE_SIDE)
+    source = SyntheticSource(_SCENES, "benchmark", _SCENE_SIDE)
     return [source.image(k) for k in range(len(source))]
 
 

@@ -13,11 +13,11 @@ from ssd_jax.kernels.conv2d import (
     kernel_matrices,
 )
 
-PREPARED = "prepared"
+INFERENCE_CACHE = "prepared"
 """A collection of what a CPU can compute from the weights once for many batches."""
 
 
-def conv2d_of(
+def conv2d_cached(
     layer: nn.Module,
     x: Float[Array, "B H W I"],
     kernel: Float[Array, "k k I O"],
@@ -28,15 +28,15 @@ def conv2d_of(
 ) -> Float[Array, "B h w O"]:
     """`conv2d` with the weights of a layer.
 
-    Where the layer's PREPARED is mutable the kernel's matrices are put there. Where they are given,
-    they are used: on a CPU, and not for gradients, which would be those that JAX derives.
+    If the collection INFERENCE_CACHE is mutable, store the transformed kernel there; if it is
+    present, use it (CPU only, not for gradients).
     """
-    if layer.is_mutable_collection(PREPARED) and not layer.is_initializing():
+    if layer.is_mutable_collection(INFERENCE_CACHE) and not layer.is_initializing():
         matrices = kernel_matrices(x, kernel, window, cpu_conv)
         if matrices is not None:
-            layer.put_variable(PREPARED, "kernel", matrices)
-    if layer.has_variable(PREPARED, "kernel"):
-        matrices = layer.get_variable(PREPARED, "kernel")
+            layer.put_variable(INFERENCE_CACHE, "kernel", matrices)
+    if layer.has_variable(INFERENCE_CACHE, "kernel"):
+        matrices = layer.get_variable(INFERENCE_CACHE, "kernel")
         return conv_by_matrices(x, matrices, bias, window=window, relu=relu)
     return conv2d(x, kernel, bias, window, relu, cpu_conv)
 
@@ -78,4 +78,4 @@ class Conv(nn.Module):
         """The layer's output for a batch."""
         kernel, bias = (w.astype(self.dtype) for w in self.weights(x.shape[-1]))
         x = x.astype(self.dtype)
-        return conv2d_of(self, x, kernel, bias, self.window, self.relu, self.cpu_conv)
+        return conv2d_cached(self, x, kernel, bias, self.window, self.relu, self.cpu_conv)

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from ssd_jax.config import BASE_LAYERS, ConfigError, Extra, ModelConfig, PriorConfig
 from ssd_jax.kernels.conv2d import ConvGeometry, CpuConv
-from ssd_jax.models.layers import ConvWeights, conv2d_of
+from ssd_jax.models.layers import ConvWeights, conv2d_cached
 from ssd_jax.models.vgg import ConvBlock, L2Norm, VGG16Base, base_feature_sizes, scaled
 from ssd_jax.ops.priors import make_priors, num_priors, priors_per_cell
 
@@ -26,13 +26,13 @@ def feature_sizes(config: ModelConfig) -> tuple[int, ...]:
     for k, (_, _, kernel, stride, padding) in enumerate(config.extras):
         size = ConvGeometry(stride, padding).output_size(size, kernel)
         sizes[f"conv{8 + k}_2"] = size
-    for name in config.sources:
+    for name in config.feature_layers:
         if sizes[name] < 1:
             raise ConfigError(
                 f"model.image_size {config.image_size} leaves no cell for {name}; use a larger "
-                "image, or drop the last of model.sources"
+                "image, or drop the last of model.feature_layers"
             )
-    return tuple(sizes[name] for name in config.sources)
+    return tuple(sizes[name] for name in config.feature_layers)
 
 
 MAX_PRIORS = 2_000_000
@@ -48,7 +48,8 @@ def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[np.ndarray, "
     count = num_priors(sides, priors.aspect_ratios)
     if count > MAX_PRIORS:
         raise ConfigError(
-            f"model.image_size {model.image_size} with model.sources {', '.join(model.sources)} "
+            f"model.image_size {model.image_size} with model.feature_layers "
+            f"{', '.join(model.feature_layers)} "
             f"has {count:,} priors, above {MAX_PRIORS:,}; use a smaller image or coarser sources"
         )
     return make_priors(
@@ -58,7 +59,7 @@ def model_priors(model: ModelConfig, priors: PriorConfig) -> Float[np.ndarray, "
         steps=priors.steps,
         aspect_ratios=priors.aspect_ratios,
         clip=priors.clip,
-        clip_size=priors.clip_size,
+        clip_wh=priors.clip_wh,
     )
 
 
@@ -66,7 +67,7 @@ class ExtraLayers(nn.Module):
     """The layers after the base: pairs of a 1x1 and a wider convolution."""
 
     extras: tuple[Extra, ...]
-    width: float
+    width_multiplier: float
     batch_norm: bool
     dtype: jnp.dtype
     cpu_conv: CpuConv
@@ -81,7 +82,7 @@ class ExtraLayers(nn.Module):
 
         def block(x: Array, name: str, channels: int, size: int, window: ConvGeometry) -> Array:
             return ConvBlock(
-                features=scaled(channels, self.width),
+                features=scaled(channels, self.width_multiplier),
                 size=size,
                 window=window,
                 batch_norm=self.batch_norm,
@@ -124,7 +125,7 @@ class MultiboxHead(nn.Module):
             for arrays in zip(*weights, strict=True)
         )
         x = x.astype(self.dtype)
-        y = conv2d_of(self, x, kernel, bias, ConvGeometry(1, 1), cpu_conv=self.cpu_conv)
+        y = conv2d_cached(self, x, kernel, bias, ConvGeometry(1, 1), cpu_conv=self.cpu_conv)
         outputs = jnp.split(y, [self.boxes * 4], axis=-1)
         offsets, logits = (
             output.reshape(x.shape[0], -1, values)
@@ -150,10 +151,10 @@ class SSD(nn.Module):
         """Box offsets and class logits (background first) in float32 for RGB images of 0 to 255."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        mean = jnp.asarray(config.mean, jnp.float32)[None, None, None]
+        mean = jnp.asarray(config.image_mean, jnp.float32)[None, None, None]
         x = (images.astype(jnp.float32) - mean).astype(dtype)
         maps = VGG16Base(
-            width=config.width,
+            width_multiplier=config.width_multiplier,
             frozen=config.frozen_layers,
             batch_norm=config.batch_norm,
             dtype=dtype,
@@ -165,7 +166,7 @@ class SSD(nn.Module):
         extras = config.extras[: _extras_used(config)]
         maps |= ExtraLayers(
             extras=extras,
-            width=config.width,
+            width_multiplier=config.width_multiplier,
             batch_norm=config.batch_norm,
             dtype=dtype,
             cpu_conv=config.cpu_conv,
@@ -173,7 +174,7 @@ class SSD(nn.Module):
             name="extras",
         )(maps["conv7"], train)
         loc, conf = [], []
-        for name, boxes in zip(config.sources, self.boxes, strict=True):
+        for name, boxes in zip(config.feature_layers, self.boxes, strict=True):
             x = maps[name]
             if name in BASE_LAYERS[:-2]:
                 # Their values are on another scale than the later sources' (section 3.1).
@@ -191,7 +192,7 @@ class SSD(nn.Module):
 
 
 def _extras_used(config: ModelConfig) -> int:
-    last = config.sources[-1]
+    last = config.feature_layers[-1]
     return 0 if last in BASE_LAYERS else int(last.removeprefix("conv").removesuffix("_2")) - 7
 
 

@@ -103,7 +103,7 @@ class ConvBlock(nn.Module):
 class VGG16Base(nn.Module):
     """VGG16 with a ceil-mode pool3, a 3x3 pool5, and fc6, fc7 as convolutions (SSD, section 3)."""
 
-    width: float
+    width_multiplier: float
     frozen: Collection[str]
     batch_norm: bool
     dtype: jnp.dtype
@@ -125,7 +125,7 @@ class VGG16Base(nn.Module):
                     x = max_pool_2x2(x, ceil=stage == "conv3")
                 stage = next_stage
             x = ConvBlock(
-                features=scaled(_CHANNELS.get(stage, 1024), self.width),
+                features=scaled(_CHANNELS.get(stage, 1024), self.width_multiplier),
                 size=1 if name == "conv7" else 3,
                 window=base_window(name),
                 batch_norm=self.batch_norm,

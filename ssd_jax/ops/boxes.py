@@ -83,17 +83,17 @@ def decode_boxes(
     priors_cxcywh: Float[AnyArray, "P 4"],
     variances: tuple[float, float],
     *,
-    max_growth: float = 0.0,
+    max_box_scale: float = 0.0,
 ) -> Float[jax.Array, "P 4"]:
     """Boxes (xyxy) to which the offsets lead from the priors: the inverse of `encode_boxes`.
 
-    A side is at most `max_growth` times its prior's; 0 sets no limit. The boxes are not clipped to
-    the image.
+    A side is at most `max_box_scale` times its prior's; 0 sets no limit. The boxes are not
+    clipped to the image.
     """
     centre, size = priors_cxcywh[:, :2], priors_cxcywh[:, 2:]
     growth = offsets[:, 2:] * variances[1]
-    if max_growth:
-        growth = jnp.minimum(growth, math.log(max_growth))
+    if max_box_scale:
+        growth = jnp.minimum(growth, math.log(max_box_scale))
     boxes = jnp.concatenate(
         [
             centre + offsets[:, :2] * variances[0] * size,

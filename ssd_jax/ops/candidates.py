@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int32, UInt32
 
-from ssd_jax.ops.ranks import least_of_best, ordered_bits
+from ssd_jax.ops.ranks import float_sort_key, kth_largest
 
 BITS = 32
 
@@ -17,7 +17,7 @@ Words = UInt32[jax.Array, "W C"]
 """A choice of priors for each class: prior p is bit p % 32, from the lowest, of word p // 32."""
 
 
-def words_of(chosen: Bool[jax.Array, "P C"]) -> Words:
+def pack_bits(chosen: Bool[jax.Array, "P C"]) -> Words:
     """The choice as words."""
     words = -(-len(chosen) // BITS)
     chosen = jnp.pad(chosen, ((0, words * BITS - len(chosen)), (0, 0)))
@@ -27,35 +27,35 @@ def words_of(chosen: Bool[jax.Array, "P C"]) -> Words:
     return jnp.sum(every & bits[None, :, None], axis=1, dtype=jnp.uint32)
 
 
-def bits_of(word: UInt32[jax.Array, " W"], count: int) -> Bool[jax.Array, " count"]:
+def unpack_bits(word: UInt32[jax.Array, " W"], count: int) -> Bool[jax.Array, " count"]:
     """The first `count` bits of the words, each from its lowest."""
     bits = (word[:, None] >> jnp.arange(BITS, dtype=jnp.uint32)[None]) & 1
     return bits.reshape(-1)[:count] == 1
 
 
-def count_of(words: Words) -> Int32[jax.Array, " C"]:
+def popcount(words: Words) -> Int32[jax.Array, " C"]:
     """How many priors of each class are chosen."""
     return jnp.sum(lax.population_count(words).astype(jnp.int32), axis=0)
 
 
-def choose_best(
+def top_k_mask(
     scores: Float[jax.Array, "P C"], candidate: Bool[jax.Array, "P C"], count: int
 ) -> Words:
     """The `count` candidates of each class with the best scores; of equal ones the first."""
-    keys = jnp.where(candidate, ordered_bits(scores), 0)
-    least = least_of_best(keys, count)[None]
-    chosen = words_of((keys >= least) & (keys > 0))
+    keys = jnp.where(candidate, float_sort_key(scores), 0)
+    least = kth_largest(keys, count)[None]
+    chosen = pack_bits((keys >= least) & (keys > 0))
 
     def leave_out_last() -> Words:
-        better, equal = words_of(keys > least), words_of((keys == least) & (keys > 0))
-        left = count - count_of(better)
+        better, equal = pack_bits(keys > least), pack_bits((keys == least) & (keys > 0))
+        left = count - popcount(better)
         return better | _first_bits(equal, left[None] - _counts_before(equal))
 
     # Where the last of them is equal to others there are too many.
-    return lax.cond(jnp.any(count_of(chosen) > count), leave_out_last, lambda: chosen)
+    return lax.cond(jnp.any(popcount(chosen) > count), leave_out_last, lambda: chosen)
 
 
-def priors_of(
+def mask_to_indices(
     words: Words, count: int
 ) -> tuple[Int32[jax.Array, "C count"], Bool[jax.Array, "C count"]]:
     """The priors chosen of each class, rising, and which of the places have one.
@@ -66,7 +66,7 @@ def priors_of(
     before = _counts_before(words)
     word = jax.vmap(lambda b: jnp.searchsorted(b, rank, side="right"), 1)(before) - 1
     bits, start = (jnp.take_along_axis(x.T, word, axis=1) for x in (words, before))
-    filled = rank[None] < count_of(words)[:, None]
+    filled = rank[None] < popcount(words)[:, None]
     return jnp.where(filled, word * BITS + _place_of_bit(bits, rank[None] - start), 0), filled
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float32
 
 from ssd_jax.ops.boxes import AnyArray
 from ssd_jax.ops.matching import Targets
-from ssd_jax.ops.ranks import least_of_best, ordered_bits
+from ssd_jax.ops.ranks import float_sort_key, kth_largest
 
 
 class MultiboxLoss(NamedTuple):
@@ -57,8 +57,8 @@ def hard_negative_mask(
     """
     positives = jnp.sum(positive)
     count = jnp.minimum(jnp.floor(ratio * positives), positive.size - positives).astype(jnp.int32)
-    rank = jnp.where(positive, 0, ordered_bits(background_loss))
-    least = least_of_best(rank[:, None], count)[0]
+    rank = jnp.where(positive, 0, float_sort_key(background_loss))
+    least = kth_largest(rank[:, None], count)[0]
     above, equal = rank > least, (rank == least) & ~positive
     first = jnp.cumsum(equal) <= count - jnp.sum(above)
     return (above | (equal & first)) & (count > 0)
@@ -70,7 +70,7 @@ def multibox_loss(
     targets: Targets,
     num_positives: Float[AnyArray, ""] | float,
     *,
-    negative_ratio: float,
+    neg_pos_ratio: float,
 ) -> MultiboxLoss:
     """One image's share of the loss: its sums, divided by the positives of the whole batch.
 
@@ -78,7 +78,7 @@ def multibox_loss(
     `num_positives` counts the positive priors of the global batch, over all devices, so that
     adding up the images gives the batch's loss. It is taken as 1 where it is 0, as in Caffe
     (ssd.pytorch divides by 0), so that a batch without objects has a loss and a gradient of 0.
-    The negatives are chosen in each image, `negative_ratio` for a positive. The computation is
+    The negatives are chosen in each image, `neg_pos_ratio` for a positive. The computation is
     float32 for any input type.
     """
     positive = targets.label > 0
@@ -91,7 +91,7 @@ def multibox_loss(
     largest = jax.lax.stop_gradient(jnp.max(conf, axis=-1))
     log_sum = _log_sum_exp(conf, largest)
     background_loss = jax.lax.stop_gradient(log_sum - (conf[:, 0] - largest))
-    trained = positive | hard_negative_mask(background_loss, positive, ratio=negative_ratio)
+    trained = positive | hard_negative_mask(background_loss, positive, ratio=neg_pos_ratio)
     # Compare and sum instead of a gather, whose gradient would be a scatter.
     is_target = targets.label[:, None] == jnp.arange(conf.shape[-1])[None, :]
     of_target = jnp.sum(jnp.where(is_target, conf - largest[:, None], 0), axis=-1)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from ssd_jax.ops.boxes import AnyArray, cxcywh_to_xyxy, encode_boxes, pairwise_iou
 
-Rule = Literal["bipartite", "per_object"]
+MatchingRule = Literal["bipartite", "per_object"]
 
 # Caffe's MatchBBox: a pair that overlaps no more than this does not overlap.
 _MIN_OVERLAP = 1e-6
@@ -34,7 +34,7 @@ def match_priors(
     valid: Bool[AnyArray, " M"],
     *,
     threshold: float,
-    rule: Rule,
+    rule: MatchingRule,
 ) -> tuple[Int32[jax.Array, " P"], Bool[jax.Array, " P"]]:
     """The object of each prior, and whether the prior is positive.
 
@@ -55,7 +55,7 @@ def match_priors(
     Raises ValueError for an unknown rule.
     """
     objects, priors = iou.shape
-    if rule not in get_args(Rule):
+    if rule not in get_args(MatchingRule):
         raise ValueError(f"rule is {rule!r}; use 'bipartite' or 'per_object'")
     if objects == 0:
         return jnp.zeros(priors, jnp.int32), jnp.zeros(priors, bool)
@@ -121,7 +121,7 @@ def match_boxes(
     valid: Bool[AnyArray, " M"],
     *,
     threshold: float,
-    rule: Rule,
+    rule: MatchingRule,
 ) -> tuple[Int32[jax.Array, " P"], Bool[jax.Array, " P"]]:
     """`match_priors` of the IoUs of boxes and priors, both xyxy in one unit.
 
@@ -133,19 +133,19 @@ def match_boxes(
         return match_priors(pairwise_iou(boxes, priors), valid, threshold=threshold, rule=rule)
 
     arrays = jnp.asarray(boxes), jnp.asarray(priors), jnp.asarray(valid)
-    if len(boxes) == 0 or rule not in get_args(Rule):
+    if len(boxes) == 0 or rule not in get_args(MatchingRule):
         return at_once(*arrays)
-    in_turn = partial(_match_in_turn, threshold=threshold, rule=rule)
+    in_turn = partial(_match_sequential, threshold=threshold, rule=rule)
     return lax.platform_dependent(*arrays, cpu=in_turn, default=at_once)
 
 
-def _match_in_turn(
+def _match_sequential(
     boxes: Float[jax.Array, "M 4"],
     priors: Float[jax.Array, "P 4"],
     valid: Bool[jax.Array, " M"],
     *,
     threshold: float,
-    rule: Rule,
+    rule: MatchingRule,
 ) -> tuple[Int32[jax.Array, " P"], Bool[jax.Array, " P"]]:
     objects, count = len(boxes), len(priors)
     object_indices = jnp.arange(objects, dtype=jnp.int32)
@@ -212,7 +212,7 @@ def make_targets(
     mask: Bool[AnyArray, " M"],
     *,
     threshold: float,
-    rule: Rule,
+    rule: MatchingRule,
     variances: tuple[float, float],
 ) -> Targets:
     """What each prior has to learn from one image's objects.

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int32, UInt32
 
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
-from ssd_jax.ops.candidates import BITS, Words, bits_of, choose_best, count_of, priors_of, words_of
+from ssd_jax.ops.candidates import (
+    BITS,
+    Words,
+    mask_to_indices,
+    pack_bits,
+    popcount,
+    top_k_mask,
+    unpack_bits,
+)
 
 # Candidates of a class for which a CPU has a program of its own.
 _FEW = 100
@@ -27,7 +35,7 @@ class Detections(NamedTuple):
     """Detections before the padding."""
 
 
-def nms_keep(
+def nms_mask(
     boxes: Float[AnyArray, "K 4"], valid: Bool[AnyArray, " K"], iou_threshold: float
 ) -> Bool[jax.Array, " K"]:
     """The boxes that greedy suppression keeps.
@@ -40,16 +48,16 @@ def nms_keep(
     kept = []
     # A block at a time, whose boxes that are kept are the bits of a word.
     for _ in range(0, len(boxes), BITS):
-        overlaps = words_of(pairwise_iou(boxes[:BITS], boxes) > iou_threshold)[0]  # [K]
+        overlaps = pack_bits(pairwise_iou(boxes[:BITS], boxes) > iou_threshold)[0]  # [K]
         # Both uses would compute the words anew.
         overlaps = jax.lax.optimization_barrier(overlaps)
-        word = _kept_of_block(overlaps[:BITS], left[:BITS])
+        word = _block_nms(overlaps[:BITS], left[:BITS])
         kept.append(word)
         boxes, left = boxes[BITS:], left[BITS:] & (overlaps[BITS:] & word == 0)
-    return bits_of(jnp.stack(kept), len(valid)) if kept else left
+    return unpack_bits(jnp.stack(kept), len(valid)) if kept else left
 
 
-def _kept_of_block(
+def _block_nms(
     overlaps: UInt32[jax.Array, " k"], valid: Bool[jax.Array, " k"]
 ) -> UInt32[jax.Array, ""]:
     """The boxes of a block that are kept, as bits; `overlaps` has each box's with all of them."""
@@ -72,15 +80,15 @@ def multiclass_nms(
     *,
     score_threshold: float,
     iou_threshold: float,
-    candidates: int,
-    max_detections: int,
+    topk_candidates: int,
+    detections_per_image: int,
 ) -> Detections:
     """The detections of one image; SSD, section 3, and Caffe's DetectionOutput.
 
     `boxes` are xyxy and `scores` probabilities with background as class 0. In each class the
-    `candidates` best scores above `score_threshold` enter suppression (see `nms_keep`); of all
-    that is kept, the best `max_detections` are returned. Equal scores are ordered by class, then
-    by prior. A score of NaN is no candidate.
+    `topk_candidates` best scores above `score_threshold` enter suppression (see `nms_mask`); of all
+    that is kept, the best `detections_per_image` are returned. Equal scores are ordered by class,
+    then by prior. A score of NaN is no candidate.
 
     ssd.pytorch takes 200 candidates and returns what is left of every class, Caffe 400 and 200.
     Of a batch a CPU takes one image after the other (`lax.map`) sooner than all at once: `vmap` has
@@ -93,29 +101,31 @@ def multiclass_nms(
         raise ValueError(f"scores has {classes} column; give background and at least one class")
     boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
 
-    candidates = min(candidates, priors)
-    suppress = partial(_suppress, iou_threshold=iou_threshold, max_detections=max_detections)
+    topk_candidates = min(topk_candidates, priors)
+    suppress = partial(
+        _suppress, iou_threshold=iou_threshold, detections_per_image=detections_per_image
+    )
 
     def default(boxes: jax.Array, scores: jax.Array) -> Detections:
         by_class = jnp.transpose(scores[:, 1:])
         by_class = jnp.where(by_class > score_threshold, by_class, -jnp.inf)
         # top_k puts the lower index first among equals.
-        return suppress(boxes, *jax.lax.top_k(by_class, candidates))
+        return suppress(boxes, *jax.lax.top_k(by_class, topk_candidates))
 
     def cpu(boxes: jax.Array, scores: jax.Array) -> Detections:
-        words = words_of(scores[:, 1:] > score_threshold)
-        few = min(_FEW, candidates)
+        words = pack_bits(scores[:, 1:] > score_threshold)
+        few = min(_FEW, topk_candidates)
 
         def of_few() -> Detections:
             return suppress(boxes, *_best_of(scores, words, few))
 
         def of_many() -> Detections:
             # Compared a second time: to be kept for here it would be written in either case.
-            best = choose_best(scores[:, 1:], scores[:, 1:] > score_threshold, candidates)
-            return suppress(boxes, *_best_of(scores, best, candidates))
+            best = top_k_mask(scores[:, 1:], scores[:, 1:] > score_threshold, topk_candidates)
+            return suppress(boxes, *_best_of(scores, best, topk_candidates))
 
         # A trained network has few candidates, and then most of the work is for empty places.
-        return jax.lax.cond(jnp.max(count_of(words)) <= few, of_few, of_many)
+        return jax.lax.cond(jnp.max(popcount(words)) <= few, of_few, of_many)
 
     return jax.lax.platform_dependent(boxes, scores, cpu=cpu, default=default)
 
@@ -123,7 +133,7 @@ def multiclass_nms(
 def _best_of(scores: jax.Array, chosen: Words, count: int) -> tuple[jax.Array, jax.Array]:
     """What `top_k` gives of the scores [P, C + 1], of the priors that are chosen."""
     # A place more than are asked for: the choice of all is a sort, which takes a CPU twice as long.
-    priors, filled = priors_of(chosen, count + 1)
+    priors, filled = mask_to_indices(chosen, count + 1)
     label = 1 + jnp.arange(len(priors))
     best = jnp.where(filled, scores[priors, label[:, None]], -jnp.inf)
     best, order = jax.lax.top_k(best, count)
@@ -136,17 +146,17 @@ def _suppress(
     top_priors: Int32[jax.Array, "C k"],
     *,
     iou_threshold: float,
-    max_detections: int,
+    detections_per_image: int,
 ) -> Detections:
     """The detections by the best scores of each class, -inf where there is none, and priors."""
     top_boxes = boxes[top_priors]  # [C, k, 4]
     valid = top_scores > -jnp.inf
-    keep = jax.vmap(nms_keep, (0, 0, None))(top_boxes, valid, iou_threshold)
+    keep = jax.vmap(nms_mask, (0, 0, None))(top_boxes, valid, iou_threshold)
 
     flat_scores = jnp.where(keep, top_scores, -jnp.inf).reshape(-1)
-    found, index = jax.lax.top_k(flat_scores, min(max_detections, flat_scores.size))  # [K]
+    found, index = jax.lax.top_k(flat_scores, min(detections_per_image, flat_scores.size))  # [K]
     kept = found > -jnp.inf
-    missing = max_detections - found.size
+    missing = detections_per_image - found.size
     return Detections(
         boxes=_pad(jnp.where(kept[:, None], top_boxes.reshape(-1, 4)[index], 0), missing),
         scores=_pad(jnp.where(kept, found, 0), missing),

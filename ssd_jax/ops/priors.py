@@ -33,7 +33,7 @@ def make_priors(
     steps: Sequence[float],
     aspect_ratios: Sequence[Sequence[float]],
     clip: bool = False,
-    clip_size: bool = False,
+    clip_wh: bool = False,
     offset: float = 0.5,
 ) -> Float32[np.ndarray, "P 4"]:
     """Priors (cxcywh, fractions of the image) in the order of the flattened heads.
@@ -52,7 +52,7 @@ def make_priors(
         cells.
       aspect_ratios: width over height of each source's further priors.
       clip: clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe's published models do not.
-      clip_size: clip (w, h) alone to [0, 1] as torchvision does.
+      clip_wh: clip (w, h) alone to [0, 1] as torchvision does.
       offset: where a cell's centre lies in it (cells).
 
     """
@@ -72,7 +72,7 @@ def make_priors(
         cells, shapes = np.broadcast_arrays(cells, shapes[None])  # [cells, boxes, 2]
         priors.append(np.concatenate([cells, shapes], axis=-1).reshape(-1, 4) / image_size)
     result = np.concatenate(priors)
-    if clip_size:
+    if clip_wh:
         result[:, 2:] = np.clip(result[:, 2:], 0, 1)
     if clip:
         result = np.clip(result, 0, 1)

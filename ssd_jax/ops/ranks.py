@@ -13,7 +13,7 @@ from ssd_jax.ops.boxes import AnyArray
 _FOLDS = 32
 
 
-def ordered_bits(x: Float[AnyArray, "*n"]) -> UInt32[jax.Array, "*n"]:
+def float_sort_key(x: Float[AnyArray, "*n"]) -> UInt32[jax.Array, "*n"]:
     """Integers in the order of `x` as float32, 1 or more but for NaN; equal where `x` is.
 
     Numbers below the smallest normal one, 1e-38, may count as 0, as elsewhere on a CPU.
@@ -24,7 +24,7 @@ def ordered_bits(x: Float[AnyArray, "*n"]) -> UInt32[jax.Array, "*n"]:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def least_of_best(values: UInt32[jax.Array, "n C"], k: AnyArray | int) -> UInt32[jax.Array, " C"]:
+def kth_largest(values: UInt32[jax.Array, "n C"], k: AnyArray | int) -> UInt32[jax.Array, " C"]:
     """For each column a number that its k largest values reach and no other does.
 
     Where the k-th and the next are equal it is their value, which more than k reach. 0 where k is
@@ -43,7 +43,7 @@ def least_of_best(values: UInt32[jax.Array, "n C"], k: AnyArray | int) -> UInt32
 def _bisect_bits(
     values: UInt32[jax.Array, "n C"], k: jax.Array, *, early_exit: bool
 ) -> UInt32[jax.Array, " C"]:
-    """`least_of_best`, in fewer than 32 turns where `early_exit` allows it.
+    """`kth_largest`, in fewer than 32 turns where `early_exit` allows it.
 
     The remaining turns can raise the result, but not above the k-th largest value.
     """

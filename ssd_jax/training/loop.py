@@ -15,28 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax.checkpoints.reader import find_checkpoint, read_config
-from ssd_jax.checkpoints.writer import Checkpoints
+from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.config import Config, ConfigError, UserError, to_json
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.pipeline import train_batches
-from ssd_jax.data.sources import Source, find_classes, open_source
+from ssd_jax.data.sources import DataSource, find_classes, open_source
 from ssd_jax.distributed import (
-    TogetherError,
+    CollectiveError,
+    barrier,
     broadcast_json,
-    is_first_process,
-    meet,
-    use_compile_cache,
+    is_main_process,
+    use_compilation_cache,
 )
 from ssd_jax.evaluation.evaluate import evaluate_source
 from ssd_jax.evaluation.outputs import OutputError, staged_by_first
-from ssd_jax.evaluation.report import figures, metric_names
+from ssd_jax.evaluation.report import flat_metrics, metric_names
 from ssd_jax.inference.detect import StoppedError, make_detect
 from ssd_jax.io import atomic_write
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
-from ssd_jax.training.metric_writer import RunLog, read_scores
-from ssd_jax.training.nonfinite import BadStep, describe, diagnose, write_bad_step
-from ssd_jax.training.pending_metrics import Queued, Window
-from ssd_jax.training.preemption import AbandonedError, Interrupted, Interrupts
+from ssd_jax.training.metric_writer import MetricWriter, read_scores
+from ssd_jax.training.nonfinite import NonFiniteStep, describe, diagnose, write_bad_step
+from ssd_jax.training.pending_metrics import PendingStep, PendingSteps
+from ssd_jax.training.preemption import AbandonedError, Preempted, PreemptionHandler
 from ssd_jax.training.profiler import Profile
 from ssd_jax.training.progress import Display, Progress
 from ssd_jax.training.state import (
@@ -62,7 +62,7 @@ from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.pretrained import check_exists, load_pretrained
 
 
-class TrainingError(TogetherError):
+class TrainingError(CollectiveError):
     """A run that cannot go on; the message says at which step and what to try."""
 
 
@@ -80,16 +80,16 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         OutputError: an evaluation cannot be written; the state is saved.
         TrainingError: the loss or the gradient is not finite; the state before it is saved.
         SaveError, CheckpointError: checkpoints cannot be written or read.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint is saved.
+        Preempted: SIGTERM or SIGINT came; a checkpoint is saved.
     """
-    with Workdir(workdir) as folder, Display(quiet=not is_first_process()) as display:
+    with Workdir(workdir) as folder, Display(quiet=not is_main_process()) as display:
         return _train(config, folder, display, resume=resume)
 
 
 def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -> float:
     started = time.perf_counter()
     workdir = folder.path
-    use_compile_cache(config.train.compile_cache)
+    use_compilation_cache(config.runtime.compilation_cache_dir)
     devices = jax.local_devices()
     if not resume and (workdir / "checkpoints").exists():
         raise ConfigError(f"--workdir: {workdir} has a run already; add --resume or name another")
@@ -103,7 +103,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             source,
             config.data,
             image_size=config.model.image_size,
-            mean=config.model.mean,
+            mean=config.model.image_mean,
             batch_size=config.train.batch_size // jax.process_count(),
             seed=config.train.seed,
             process_index=jax.process_index(),
@@ -122,7 +122,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
     for name, split in (("training", source), ("evaluation", eval_source)):
         notes += [f"{name} sets aside {line}" for line in getattr(split, "set_aside", ())]
 
-    checkpoints = Checkpoints(workdir, config.train)
+    checkpoints = CheckpointManager(workdir, config.train)
     place: Mapping[str, Any] = {"data": batches.get_state(), "unlogged": [], "evaluated": True}
     if resume and (saved := checkpoints.restore(state)):
         state, place, told = saved
@@ -155,19 +155,19 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             notes.append(f"step {step} is the last one and was evaluated already")
 
     notes += checkpoints.open()
-    if is_first_process():
+    if is_main_process():
         _write_config(workdir / "config.json", config)
 
     with (
-        Interrupts(display.say) as interrupts,
+        PreemptionHandler(display.say) as interrupts,
         checkpoints,
-        RunLog(workdir, start=step, write=is_first_process(), display=display) as log,
+        MetricWriter(workdir, start=step, write=is_main_process(), display=display) as log,
         closing(Profile(workdir / "profile", config.train.profile_steps)) as profile,
         batches,
     ):
         for note in notes:
             log.say(note)
-        window = Window(
+        window = PendingSteps(
             place["unlogged"],
             # A CPU is host and device at once, and its steps are long against what the host does
             # between them: with one step, the run stops after the step in which a signal came.
@@ -193,7 +193,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             batches.set_state({**batches.get_state(), "position": bad.position})
             save()
             checkpoints.close()  # the message says that it is saved
-            raise TrainingError(_blame(bad.batch, source, state, config, workdir))
+            raise TrainingError(_report_nonfinite(bad.batch, source, state, config, workdir))
 
         def save() -> None:
             folder.check()
@@ -228,7 +228,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                 folder.check()
             interrupts.stop_point = f"after step {step}, then saving"
             mean_ap, evaluated = evaluation.results[0].mean_ap, True
-            values = figures(evaluation.results)
+            values = flat_metrics(evaluation.results)
             score = values.get(config.train.best_metric, math.nan)
             if (best := checkpoints.add_score(step, score)) is not None:
                 values["best_step"] = best
@@ -270,7 +270,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                 step += 1
                 interrupts.stop_point = f"after step {step}, then saving"
                 state, metrics = step_fn(state, batch)
-                window.add(Queued(metrics, host_batch, before["position"]))
+                window.add(PendingStep(metrics, host_batch, before["position"]))
                 checkpoints.check()
                 if step == first + 1:
                     with display.phase("taking the first step"):
@@ -295,7 +295,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                 folder.check()
                 if log_due:
                     elapsed = time.perf_counter() - since
-                    values = window.take_mean()
+                    values = window.pop_mean()
                     if step > logged:
                         values["images_per_s"] = (step - logged) * config.train.batch_size / elapsed
                         values["data_wait"] = waited / elapsed
@@ -324,7 +324,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
                 done = f"after step {step} and saved"
             else:
                 done = "before the first step; nothing was to be saved"
-            raise Interrupted(
+            raise Preempted(
                 f"stopped by a signal {done}; continue with --workdir {workdir} --resume",
             ) from None
         except OutputError:
@@ -353,9 +353,9 @@ def resolve(config: Config, *, devices: int) -> Config:
     the best checkpoints are to be kept by a metric that there is not; DataError if the classes
     cannot be found.
     """
-    batch_size, parts = config.train.batch_size, config.train.accumulate
+    batch_size, parts = config.train.batch_size, config.train.grad_accumulation_steps
     if batch_size % (devices * parts):
-        many = f" times train.accumulate {parts}" if parts > 1 else ""
+        many = f" times train.grad_accumulation_steps {parts}" if parts > 1 else ""
         raise ConfigError(
             f"train.batch_size {batch_size} must divide by the {devices} devices{many}; "
             f"try {batch_size - batch_size % (devices * parts) or devices * parts}"
@@ -389,7 +389,7 @@ def _check_batch_size(batch_size: int, records: int) -> None:
 
 def _compile(step_fn: jax.stages.Wrapped, state: TrainState, batch: Batch) -> None:
     step_fn.lower(state, batch).compile()
-    meet("compiled")
+    barrier("compiled")
 
 
 def _evaluated_before(workdir: Path, step: int, config: Config) -> float | None:
@@ -408,7 +408,13 @@ def _evaluated_before(workdir: Path, step: int, config: Config) -> float | None:
 def _figures_depend_on(config: Config) -> Config:
     """The config with everything at its default that an evaluation's figures do not depend on."""
     default, config = Config(), with_local_fields(config)
-    names = ("batch_size", "pictures", "report", "report_score", "report_images")
+    names = (
+        "batch_size",
+        "num_visualizations",
+        "report",
+        "report_score_threshold",
+        "num_report_images",
+    )
     unused = {name: getattr(default.eval, name) for name in names}
     return dataclasses.replace(
         default,
@@ -444,15 +450,15 @@ def _initial_variables(state: TrainState, config: Config) -> tuple[Params, list[
     return variables, notes
 
 
-def _blame(
+def _report_nonfinite(
     batch: Mapping[str, np.ndarray],
-    source: Source,
+    source: DataSource,
     state: TrainState,
     config: Config,
     workdir: Path,
 ) -> str:
     """What to say of a batch whose step from `state` is not finite; it is written for replay."""
-    bad = BadStep(
+    bad = NonFiniteStep(
         step=int(state.step) + 1,
         image_ids=tuple(source.annotation(int(i)).image_id for i in batch["index"]),
         batch=batch,
@@ -467,7 +473,8 @@ def _blame(
         replay = f"{file} cannot be written ({error.strerror})"
     return (
         f"{describe(bad, diagnose(bad))}; the state before it is saved, and {replay}; try a lower "
-        "optim.learning_rate, optim.warmup_steps, optim.clip_norm 10, or train.on_nonfinite skip"
+        "optim.learning_rate, optim.warmup_steps, optim.grad_clip_norm 10, or "
+        "train.on_nonfinite skip"
     )
 
 

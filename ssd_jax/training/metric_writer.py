@@ -25,7 +25,7 @@ class LogError(UserError):
 
 
 @contextlib.contextmanager
-def _told(workdir: Path) -> Iterator[None]:
+def _as_log_error(workdir: Path) -> Iterator[None]:
     """Errors of the system as a line for the user."""
     try:
         yield
@@ -36,7 +36,7 @@ def _told(workdir: Path) -> Iterator[None]:
         ) from None
 
 
-class RunLog:
+class MetricWriter:
     """The log of one run in WORKDIR; only the first process writes.
 
     Lines after step `start` are dropped from metrics.jsonl, and one that is there already is not
@@ -56,7 +56,7 @@ class RunLog:
         self._written: set[tuple[int, str]] = set()
         if write:
             path = workdir / "metrics.jsonl"
-            with _told(workdir):
+            with _as_log_error(workdir):
                 self._written = _drop_after(path, start)
                 self._lines = path.open("a", encoding="utf-8")
                 self._tensorboard = EventFile(workdir / "tensorboard", start=start)
@@ -83,7 +83,7 @@ class RunLog:
         self._written.add((step, kind))
         # JSON has no nan: a mean over nothing is null.
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        with _told(self._workdir):
+        with _as_log_error(self._workdir):
             self._lines.write(json.dumps({"step": step, "kind": kind, **line}) + "\n")
             self._lines.flush()
             if not _is_open_file(self._workdir / "metrics.jsonl", self._lines.fileno()):
@@ -98,13 +98,13 @@ class RunLog:
     def sync(self) -> None:
         """Have the system write metrics.jsonl to its disk: a checkpoint counts on its lines."""
         if self._lines:
-            with _told(self._workdir):
+            with _as_log_error(self._workdir):
                 os.fsync(self._lines.fileno())
 
     def picture(self, step: int, name: str, file: Path) -> None:
         """An image file for TensorBoard; nothing where there is no such file."""
         if self._tensorboard and file.is_file():
-            with _told(self._workdir):
+            with _as_log_error(self._workdir):
                 self._tensorboard.picture(step, name, file.read_bytes())
 
     def say(self, text: str) -> None:

@@ -22,7 +22,7 @@ from ssd_jax.config import Config, ConfigError, from_json, to_json
 from ssd_jax.io import atomic_write, read_bytes
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import Params, join_frozen, split_frozen
-from ssd_jax.training.step import ARRAYS, image_losses, image_targets
+from ssd_jax.training.step import BATCH_KEYS, image_losses, image_targets
 from ssd_jax.weights.files import MAX_BYTES
 
 
@@ -58,7 +58,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class BadStep:
+class NonFiniteStep:
     """A step to look at again: what a replay file holds."""
 
     step: int
@@ -71,7 +71,7 @@ class BadStep:
     config: Config
 
 
-def diagnose(bad: BadStep) -> Diagnosis:
+def diagnose(bad: NonFiniteStep) -> Diagnosis:
     """The share's losses and gradient once more, image by image, on one device.
 
     Where batch norm has carried one image's values into all of them, the running statistics tell
@@ -81,7 +81,7 @@ def diagnose(bad: BadStep) -> Diagnosis:
     model = make_model(config.model, config.priors)
     priors = model_priors(config.model, config.priors)
     trained, frozen = split_frozen(bad.variables["params"], config.model.frozen_layers)
-    batch = {name: bad.batch[name] for name in ARRAYS}
+    batch = {name: bad.batch[name] for name in BATCH_KEYS}
 
     def losses(trained: Params, *, train: bool) -> tuple[Array, Array]:
         variables = {**bad.variables, "params": join_frozen(trained, frozen)}
@@ -115,7 +115,7 @@ def diagnose(bad: BadStep) -> Diagnosis:
     )
 
 
-def describe(bad: BadStep, found: Diagnosis) -> str:
+def describe(bad: NonFiniteStep, found: Diagnosis) -> str:
     """One line: which term of which step is not finite, and whose image it is."""
     if found.finite:
         return f"step {bad.step}: finite in this share of the batch, norm {found.grad_norm:.4g}"
@@ -127,7 +127,7 @@ def describe(bad: BadStep, found: Diagnosis) -> str:
     return f"step {bad.step}: {what} not finite; {whose}"
 
 
-def table(bad: BadStep, found: Diagnosis) -> Table:
+def table(bad: NonFiniteStep, found: Diagnosis) -> Table:
     """The losses of each image; those to blame are marked."""
     rows = Table(box=box.SIMPLE_HEAD)
     for name in ("image", "objects", "loss_loc", "loss_conf", ""):
@@ -139,14 +139,14 @@ def table(bad: BadStep, found: Diagnosis) -> Table:
     return rows
 
 
-def write_bad_step(path: Path, bad: BadStep) -> None:
+def write_bad_step(path: Path, bad: NonFiniteStep) -> None:
     """Write a replay file, whole or not at all."""
     flat = traverse_util.flatten_dict(bad.variables, sep="/")
     arrays: dict[str, Any] = {
         "step": bad.step,
         "image_ids": np.array(bad.image_ids),
         "config": to_json(bad.config),
-        **{f"batch/{name}": bad.batch[name] for name in ARRAYS},
+        **{f"batch/{name}": bad.batch[name] for name in BATCH_KEYS},
         **{f"variables/{name}": np.asarray(value) for name, value in flat.items()},
     }
     buffer = io.BytesIO()
@@ -155,7 +155,7 @@ def write_bad_step(path: Path, bad: BadStep) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def read_bad_step(path: Path) -> BadStep:
+def read_bad_step(path: Path) -> NonFiniteStep:
     """Read what `write_bad_step` wrote.
 
     Raises ConfigError, naming the file, for one that is missing, of another kind, damaged, or
@@ -176,10 +176,10 @@ def read_bad_step(path: Path) -> BadStep:
                 for name in file.files
                 if name.startswith("variables/")
             }
-            return BadStep(
+            return NonFiniteStep(
                 step=int(file["step"]),
                 image_ids=tuple(map(str, file["image_ids"])),
-                batch={name: file[f"batch/{name}"] for name in ARRAYS},
+                batch={name: file[f"batch/{name}"] for name in BATCH_KEYS},
                 variables=traverse_util.unflatten_dict(flat),
                 config=from_json(str(file["config"])),
             )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 
-class Queued(NamedTuple):
+class PendingStep(NamedTuple):
     """A step that was given to the devices."""
 
     metrics: Mapping[str, Any]
@@ -20,7 +20,7 @@ class Queued(NamedTuple):
     """Of the batch in the data."""
 
 
-class Window:
+class PendingSteps:
     """Steps since the last line of the log: first in flight, then known.
 
     A few steps are in flight at once: more would hold memory for their batches, and would have to
@@ -40,13 +40,13 @@ class Window:
     ) -> None:
         self.known = [dict(metrics) for metrics in known]
         """Metrics of each step, for JSON."""
-        self.bad: Queued | None = None
+        self.bad: PendingStep | None = None
         """The first step that was not finite. It and those after it do not become known."""
         self.asked_to_stop = False
         """Whether any process asked to stop at a step whose metrics are known."""
         self._in_flight = in_flight
         self._skip = skip
-        self._queued: deque[Queued] = deque()
+        self._queued: deque[PendingStep] = deque()
 
     def __len__(self) -> int:
         """Return the number of steps in flight."""
@@ -57,7 +57,7 @@ class Window:
         while len(self._queued) >= self._in_flight:
             self._learn()
 
-    def add(self, queued: Queued) -> None:
+    def add(self, queued: PendingStep) -> None:
         """One more step was given to the devices."""
         self._queued.append(queued)
 
@@ -81,7 +81,7 @@ class Window:
         if self.bad is None:
             self.known.append(metrics)
 
-    def take_mean(self) -> dict[str, float]:
+    def pop_mean(self) -> dict[str, float]:
         """The mean of the known steps, which are forgotten; the rate is that of the last one.
 
         Steps that were skipped are counted instead; without any other the means are nan.

@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
 from ssd_jax.config import UserError
-from ssd_jax.distributed import TogetherError
+from ssd_jax.distributed import CollectiveError
 
 STATUS_SAVED = 75
 """Exit status of a run that was asked to stop, saved and can go on: EX_TEMPFAIL of sysexits.h."""
@@ -22,7 +22,7 @@ _GRACE = 3.0
 T = TypeVar("T")
 
 
-class Interrupted(TogetherError):
+class Preempted(CollectiveError):
     """The run was asked to stop and has saved; the message says how it goes on."""
 
     status = STATUS_SAVED
@@ -32,7 +32,7 @@ class AbandonedError(Exception):
     """A call whose end was not waited for, because a signal came."""
 
 
-class Interrupts:
+class PreemptionHandler:
     """Watches for signals within a `with`; in another thread than the main one it hears none.
 
     Python runs signal handlers between two of its own instructions, and the main thread may be

@@ -203,7 +203,7 @@ def expected_duration(steps: int, seconds_per_step: float, *, platform: str) -> 
     )
     if platform == "cpu" and seconds > _DAY:
         line += (
-            "; on a CPU take a smaller network and fewer steps, e.g. --model.width 0.25 "
+            "; on a CPU take a smaller network and fewer steps, e.g. --model.width-multiplier 0.25 "
             "--train.batch-size 8 --train.steps 2000, or train on a GPU (README.md, Machines)"
         )
     return line

@@ -65,10 +65,10 @@ def make_schedule(
     """Return the function from a step, counted from 0, and `decay_per_step` to the learning rate.
 
     The warm-up rises linearly and ends at the full rate; multistep falls at the milestones as in
-    the paper, cosine falls to 0 at the last step. With `rate_batch_size` the rate grows linearly
+    the paper, cosine falls to 0 at the last step. With `base_batch_size` the rate grows linearly
     with the batch (Goyal et al., 2017, section 2.1).
     """
-    scale = batch_size / config.rate_batch_size if config.rate_batch_size else 1.0
+    scale = batch_size / config.base_batch_size if config.base_batch_size else 1.0
 
     def schedule(step: Array | int, per_step: Array | np.ndarray | np.float32) -> Array:
         step = jnp.asarray(step, jnp.float32)
@@ -111,18 +111,21 @@ def _momentum(decay: float) -> optax.GradientTransformationExtraArgs:
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     """The direction of SGD with momentum; the step takes it times the rate.
 
-    Decay joins the gradient before the momentum, as in Caffe and PyTorch. With `caffe_biases` every
-    bias moves at twice the rate and without decay. The rate is left to the step, which counts also
-    the steps that it skips. An update with `good=False` leaves the momentum as it is.
+    Decay joins the gradient before the momentum, as in Caffe and PyTorch. Biases move at
+    `bias_lr_multiplier` times the rate, and decay only with `decay_biases`. The rate is
+    applied by the step, which also counts the steps that it skips. An update with `good=False`
+    leaves the momentum as it is.
     """
-    mask = _is_no_bias if config.caffe_biases else None
+    mask = None if config.decay_biases else _is_no_bias
     parts = [
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.clip_by_global_norm(config.grad_clip_norm)
+        if config.grad_clip_norm
+        else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask),
         _momentum(config.momentum),
     ]
-    if config.caffe_biases:
-        parts.append(optax.masked(optax.scale(2.0), _is_bias))
+    if config.bias_lr_multiplier != 1:
+        parts.append(optax.masked(optax.scale(config.bias_lr_multiplier), _is_bias))
     return optax.chain(*parts)
 
 

@@ -23,14 +23,14 @@ from ssd_jax.ops.matching import Targets, make_targets
 from ssd_jax.training.state import Params, TrainState, join_frozen, split_frozen
 
 AXIS = "batch"
-ARRAYS = ("image", "boxes", "labels", "mask")
+BATCH_KEYS = ("image", "boxes", "labels", "mask")
 """What a step takes of each image."""
 
 Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Array]
 
 
-class Sums(NamedTuple):
+class StepSums(NamedTuple):
     """What a part of the batch adds to the step; all of it is divided by the positives later."""
 
     grads: Params
@@ -46,7 +46,7 @@ def image_targets(
     return jax.vmap(
         partial(
             make_targets,
-            threshold=config.match_iou,
+            threshold=config.match_iou_threshold,
             rule=config.matching,
             variances=variances,
         ),
@@ -60,7 +60,7 @@ def image_losses(loc: Array, conf: Array, targets: Targets, config: TrainConfig)
     loc [b, P, 4] and conf [b, P, C] are the network's outputs.
     """
     return jax.vmap(
-        partial(multibox_loss, negative_ratio=config.negative_ratio), in_axes=(0, 0, 0, None)
+        partial(multibox_loss, neg_pos_ratio=config.neg_pos_ratio), in_axes=(0, 0, 0, None)
     )(loc, conf, targets, 1.0)
 
 
@@ -91,7 +91,7 @@ def train_step(
     # Frozen layers are no argument of the gradient, so none is computed for them.
     trained, frozen = split_frozen(state.params, model.config.frozen_layers)
 
-    def add_up(batch_stats: Params, part: Batch) -> tuple[Params, Sums]:
+    def forward_backward(batch_stats: Params, part: Batch) -> tuple[Params, StepSums]:
         """The running statistics after a part of the batch, and what the part adds."""
 
         def loss_fn(trained: Params) -> tuple[Array, tuple[Array, Array, Params]]:
@@ -108,13 +108,15 @@ def train_step(
         targets = image_targets(part, priors, variances, config)
         positives = jnp.sum(targets.label > 0).astype(jnp.float32)
         grads, (loss_loc, loss_conf, stats) = jax.grad(loss_fn, has_aux=True)(trained)
-        return stats, Sums(grads, loss_loc, loss_conf, positives)
+        return stats, StepSums(grads, loss_loc, loss_conf, positives)
 
-    images = {key: batch[key] for key in ARRAYS}
-    if config.accumulate == 1:
-        batch_stats, sums = add_up(state.batch_stats, images)
+    images = {key: batch[key] for key in BATCH_KEYS}
+    if config.grad_accumulation_steps == 1:
+        batch_stats, sums = forward_backward(state.batch_stats, images)
     else:
-        batch_stats, sums = _accumulate(add_up, state.batch_stats, images, config.accumulate)
+        batch_stats, sums = _accumulate(
+            forward_backward, state.batch_stats, images, config.grad_accumulation_steps
+        )
     stop = batch["stop"]
     if lax.axis_size(AXIS) > 1:  # XLA copies what there is nothing to add to
         sums, stop = lax.psum((sums, stop), AXIS)
@@ -156,21 +158,22 @@ def train_step(
 
 
 def _accumulate(
-    add_up: Callable[[Params, Batch], tuple[Params, Sums]],
+    forward_backward: Callable[[Params, Batch], tuple[Params, StepSums]],
     batch_stats: Params,
     batch: Batch,
     parts: int,
-) -> tuple[Params, Sums]:
-    """`add_up` over equal parts of the batch, one after the other in the memory of one."""
+) -> tuple[Params, StepSums]:
+    """Accumulate `forward_backward` over equal parts of the batch."""
     split = {k: jnp.reshape(v, (parts, -1, *v.shape[1:])) for k, v in batch.items()}
 
-    def add(carry: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
-        stats, sums = add_up(carry[0], part)
+    def add(carry: tuple[Params, StepSums], part: Batch) -> tuple[tuple[Params, StepSums], None]:
+        stats, sums = forward_backward(carry[0], part)
         return (stats, jax.tree.map(jnp.add, carry[1], sums)), None
 
     first = {k: v[0] for k, v in split.items()}
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(add_up, batch_stats, first)[1]
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(forward_backward, batch_stats, first)[1],
     )
     return lax.scan(add, (batch_stats, zeros), split)[0]
 
@@ -220,7 +223,7 @@ def shard_batch(
     With `stop` the step tells all processes that this one wants to stop. `decay_per_step` is for
     the schedule.
     """
-    shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in ARRAYS}
+    shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in BATCH_KEYS}
     return shares | {
         "stop": np.full(devices, stop, np.float32),
         "decay_per_step": np.full(devices, decay_per_step, np.float32),

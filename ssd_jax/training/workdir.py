@@ -13,12 +13,12 @@ from typing import Self
 import jax
 
 from ssd_jax.config import ConfigError, UserError
-from ssd_jax.distributed import TogetherError, broadcast_json, is_first_process
+from ssd_jax.distributed import CollectiveError, broadcast_json, is_main_process
 
 _LOCK = ".lock"
 
 
-class WorkdirError(TogetherError):
+class WorkdirError(CollectiveError):
     """A workdir that another run uses; the message names the process."""
 
 
@@ -50,7 +50,7 @@ class Workdir:
 
     def __enter__(self) -> Self:
         failure: UserError | None = None
-        if is_first_process():
+        if is_main_process():
             try:
                 self._claim()
             except UserError as error:

@@ -8,13 +8,13 @@ from flax import traverse_util
 
 from ssd_jax.config import Config, ConfigError, ModelConfig, to_json
 from ssd_jax.weights import name_maps
-from ssd_jax.weights.files import Arrays
+from ssd_jax.weights.files import WeightFile
 from ssd_jax.weights.importers import CONFIG_KEY
 
 Target = Literal["ssd.pytorch", "torchvision", "safetensors"]
 
 
-def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) -> Arrays:
+def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) -> WeightFile:
     """The network's arrays as `target` names them; `import_arrays` gives them back to the bit.
 
     "safetensors" keeps our own names and the config. The others want RGB, as every network here.
@@ -27,7 +27,7 @@ def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) 
             sep="/",
         )
         metadata = {CONFIG_KEY: to_json(config), "format": "np"}
-        return Arrays({name: np.asarray(value) for name, value in flat.items()}, metadata)
+        return WeightFile({name: np.asarray(value) for name, value in flat.items()}, metadata)
     model = config.model
     _check_same(model, target)
     names = (
@@ -36,14 +36,16 @@ def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) 
         else name_maps.torchvision_ssd_names(model)
     )
     flat = traverse_util.flatten_dict(variables["params"])
-    return Arrays({n: name_maps.to_theirs(np.asarray(flat[p])) for n, p in names.items()}, {})
+    return WeightFile(
+        {n: name_maps.hwio_to_oihw(np.asarray(flat[p])) for n, p in names.items()}, {}
+    )
 
 
 def _check_same(model: ModelConfig, target: Target) -> None:
     """Raises ConfigError, naming the field, if `target` cannot hold the network."""
     size = 512 if model.image_size == 512 and target == "ssd.pytorch" else 300
     theirs = name_maps.ssd_model(size, model.classes)
-    for name in ("image_size", "width", "sources", "extras", "batch_norm"):
+    for name in ("image_size", "width_multiplier", "feature_layers", "extras", "batch_norm"):
         have, want = getattr(model, name), getattr(theirs, name)
         if have != want:
             raise ConfigError(
@@ -57,21 +59,21 @@ def export_notes(config: Config, target: Target) -> list[str]:
     if target == "safetensors":
         return []
     notes = []
-    classes, priors, mean = config.model.num_classes, config.priors, config.model.mean
+    classes, priors, mean = config.model.num_classes, config.priors, config.model.image_mean
     voc = target == "ssd.pytorch" and classes == 21
     expected = name_maps.PRIORS[config.model.image_size, "voc" if voc else "coco"]
-    clip = "clip" if target == "ssd.pytorch" else "clip_size"
+    clip = "clip" if target == "ssd.pytorch" else "clip_wh"
     for field in ("sizes", "steps", "aspect_ratios", "variances"):
         if getattr(priors, field) != getattr(expected, field):
             notes.append(
                 f"priors: {target} has {field} {getattr(expected, field)} for {classes} classes; "
                 f"set {getattr(priors, field)} there"
             )
-    for field in ("clip", "clip_size"):
+    for field in ("clip", "clip_wh"):
         if getattr(priors, field) != (field == clip):
             notes.append(f"priors: set {field} to {getattr(priors, field)} in {target}")
     if target == "torchvision":
         notes.append(f"torchvision: image_mean={[round(m / 255, 8) for m in mean]}")
-    elif mean != ModelConfig().mean:
+    elif mean != ModelConfig().image_mean:
         notes.append(f"ssd.pytorch: the mean is {mean}, RGB")
     return notes

@@ -24,16 +24,16 @@ class WeightsError(UserError):
     """A file of weights that cannot be used; the message names it and what to change."""
 
 
-class Arrays(NamedTuple):
+class WeightFile(NamedTuple):
     """What a file holds."""
 
     values: dict[str, np.ndarray]
-    """Arrays by the file's own names; floating point ones are float32."""
+    """WeightFile by the file's own names; floating point ones are float32."""
     metadata: dict[str, str]
     """Text beside them; only safetensors has any."""
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path) -> WeightFile:
     """The arrays in a .pth, .pt, .npz, .safetensors or .h5 file.
 
     Raises WeightsError, naming the file, for one that is missing, of another kind, damaged, larger
@@ -65,7 +65,7 @@ def read_arrays(path: Path) -> Arrays:
         raise WeightsError(f"{path} cannot be read: {text}") from None
     if not values:
         raise WeightsError(f"{path} holds no array")
-    return Arrays({name: _as_float32(value) for name, value in values.items()}, metadata)
+    return WeightFile({name: _as_float32(value) for name, value in values.items()}, metadata)
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:

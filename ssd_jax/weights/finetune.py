@@ -114,9 +114,10 @@ def _carry_over(
 def _differences(config: Config, saved: Config, *, heads: bool) -> tuple[str, ...]:
     """What the weights were trained with and the config has otherwise, one line each."""
     notes = []
-    if config.model.mean != saved.model.mean:
+    if config.model.image_mean != saved.model.image_mean:
         notes.append(
-            f"model.mean is {config.model.mean}; the checkpoint was trained with {saved.model.mean}"
+            f"model.image_mean is {config.model.image_mean}; "
+            f"the checkpoint was trained with {saved.model.image_mean}"
         )
     if heads and config.priors != saved.priors:
         notes.append("priors are not those that the checkpoint was trained with")

@@ -13,7 +13,7 @@ from ssd_jax.config import Config, EvalConfig, ModelConfig, PriorConfig, TrainCo
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights import name_maps
 from ssd_jax.weights.class_names import COCO91_CLASSES, VOC_CLASSES
-from ssd_jax.weights.files import Arrays, WeightsError
+from ssd_jax.weights.files import WeightFile, WeightsError
 from ssd_jax.weights.name_maps import Layout
 from ssd_jax.weights.reduced_fc import reduce_fc
 
@@ -51,7 +51,7 @@ class Imported(NamedTuple):
 
 def import_arrays(
     path: Path,
-    arrays: Arrays,
+    arrays: WeightFile,
     *,
     layout: Layout | None = None,
     channels: str | None = None,
@@ -69,8 +69,8 @@ def import_arrays(
     """
     values = {name.removeprefix("module."): v for name, v in arrays.values.items()}
     if layout is None and CONFIG_KEY in arrays.metadata:
-        return _import_own(path, Arrays(values, arrays.metadata))
-    layout = layout or name_maps.recognise(values)
+        return _import_own(path, WeightFile(values, arrays.metadata))
+    layout = layout or name_maps.detect_format(values)
     if layout is None:
         some = ", ".join(sorted(values)[:3])
         raise WeightsError(
@@ -116,10 +116,10 @@ def _import_ssd(
     priors = name_maps.PRIORS[image_size, kind]
     if torchvision:
         config = Config(
-            model=replace(model, mean=_MEAN_TORCHVISION),
-            priors=replace(priors, clip_size=True),
+            model=replace(model, image_mean=_MEAN_TORCHVISION),
+            priors=replace(priors, clip_wh=True),
             train=TrainConfig(matching="per_object"),
-            eval=EvalConfig(clip_boxes=True, max_growth=1000 / 16),
+            eval=EvalConfig(clip_boxes=True, max_box_scale=1000 / 16),
         )
         place = name_maps.torchvision_ssd_names(model)
     else:
@@ -128,7 +128,7 @@ def _import_ssd(
             model=model,
             priors=replace(priors, clip=True),
             train=TrainConfig(matching="per_object"),
-            eval=EvalConfig(candidates=200, max_detections=200 * len(names)),
+            eval=EvalConfig(topk_candidates=200, detections_per_image=200 * len(names)),
         )
         place = name_maps.ssd_pytorch_names(model)
     flat = _place_all(path, values, place, _shapes(model, priors))
@@ -179,7 +179,7 @@ def _place_all(
         shape = shapes[ours]
         theirs = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
         _check_array(path, name, values[name], theirs)
-        flat[ours] = name_maps.to_ours(values[name])
+        flat[ours] = name_maps.oihw_to_hwio(values[name])
     return flat
 
 
@@ -197,7 +197,7 @@ def _import_vgg(path: Path, values: Mapping[str, np.ndarray], layout: Layout) ->
     found: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     for name, (layer, kind) in name_maps.vgg_names(layout, values).items():
         value = values[name]
-        value = name_maps.to_ours(value) if by_torch else value
+        value = name_maps.oihw_to_hwio(value) if by_torch else value
         found.setdefault(layer, {})[kind] = (name, value)
     half = [layer for layer, kinds in found.items() if len(kinds) == 1]
     if half:
@@ -235,7 +235,7 @@ def _import_vgg(path: Path, values: Mapping[str, np.ndarray], layout: Layout) ->
     else:
         how = "conv6 and conv7 as they are" if "conv6" in base else "conv6 and conv7 start fresh"
 
-    mean = ModelConfig().mean
+    mean = ModelConfig().image_mean
     if layout == "keras-vgg16":
         mean = _MEAN_KERAS
     elif features_only:
@@ -246,7 +246,7 @@ def _import_vgg(path: Path, values: Mapping[str, np.ndarray], layout: Layout) ->
         scale = 255 * np.array(_IMAGENET_STD, np.float64)[None, None, :, None]
         conv = base["conv1_1"]["conv"]
         conv["kernel"] = (conv["kernel"] / scale).astype(np.float32)
-    config = Config(model=ModelConfig(mean=mean))
+    config = Config(model=ModelConfig(image_mean=mean))
     summary = f"{layout}, the base of SSD; {how}; start from it with model.init_from"
     return Imported(config, {"base": base}, {}, summary)
 
@@ -263,7 +263,7 @@ def _fc_shapes(by_torch: bool) -> dict[name_maps.Path, tuple[int, ...]]:
     return shapes
 
 
-def _import_own(path: Path, arrays: Arrays) -> Imported:
+def _import_own(path: Path, arrays: WeightFile) -> Imported:
     """What `exports` wrote: the same network, to the bit."""
     config = from_json(arrays.metadata[CONFIG_KEY])
     image = jax.ShapeDtypeStruct((1, config.model.image_size, config.model.image_size, 3), "uint8")

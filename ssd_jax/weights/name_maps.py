@@ -51,8 +51,10 @@ def ssd_model(image_size: int, classes: tuple[str, ...]) -> ModelConfig:
     base = ModelConfig(classes=classes)
     if image_size == 300:
         return base
-    sources = (*base.sources, "conv12_2")
-    return ModelConfig(classes=classes, image_size=512, sources=sources, extras=SSD512_EXTRAS)
+    sources = (*base.feature_layers, "conv12_2")
+    return ModelConfig(
+        classes=classes, image_size=512, feature_layers=sources, extras=SSD512_EXTRAS
+    )
 
 
 def _both(theirs: str, ours: Path) -> dict[str, Path]:
@@ -69,7 +71,7 @@ def ssd_pytorch_names(model: ModelConfig) -> dict[str, Path]:
     for k in range(2 * len(model.extras)):
         names |= _both(f"extras.{k}", ("extras", f"conv{8 + k // 2}_{1 + k % 2}", "conv"))
     for head in ("loc", "conf"):
-        for i, source in enumerate(model.sources):
+        for i, source in enumerate(model.feature_layers):
             names |= _both(f"{head}.{i}", (f"head_{source}", head))
     return names
 
@@ -92,7 +94,7 @@ def torchvision_ssd_names(model: ModelConfig) -> dict[str, Path]:
                 f"backbone.extra.{k + 1}.{2 * i - 2}", ("extras", f"conv{8 + k}_{i}", "conv")
             )
     for theirs, head in (("classification", "conf"), ("regression", "loc")):
-        for i, source in enumerate(model.sources):
+        for i, source in enumerate(model.feature_layers):
             names |= _both(f"head.{theirs}_head.module_list.{i}", (f"head_{source}", head))
     return names
 
@@ -142,7 +144,7 @@ def _vgg_place(layout: Layout, name: str) -> tuple[str, str] | None:
     return (layer, kind) if kind and last.lower() in _KINDS else None
 
 
-def recognise(names: Collection[str]) -> Layout | None:
+def detect_format(names: Collection[str]) -> Layout | None:
     """The layout that the names of a file's arrays are of, None for none that is known."""
     if "vgg.0.weight" in names:
         return "ssd.pytorch"
@@ -159,11 +161,11 @@ def recognise(names: Collection[str]) -> Layout | None:
     return None
 
 
-def to_ours(value: np.ndarray) -> np.ndarray:
+def oihw_to_hwio(value: np.ndarray) -> np.ndarray:
     """OIHW to HWIO; what is no kernel stays."""
     return np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if value.ndim == 4 else value
 
 
-def to_theirs(value: np.ndarray) -> np.ndarray:
+def hwio_to_oihw(value: np.ndarray) -> np.ndarray:
     """HWIO to OIHW; what is no kernel stays."""
     return np.ascontiguousarray(value.transpose(3, 2, 0, 1)) if value.ndim == 4 else value

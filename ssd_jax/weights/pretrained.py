@@ -53,7 +53,7 @@ def load_pretrained(
             if value.shape != conv[leaf].shape:
                 raise ConfigError(
                     f"model.pretrained: {name}/{key} in {path} has shape {value.shape} and the "
-                    f"network {conv[leaf].shape}; VGG16's weights need model.width 1.0"
+                    f"network {conv[leaf].shape}; VGG16's weights need model.width_multiplier 1.0"
                 )
             if not np.all(np.isfinite(value)):
                 raise ConfigError(f"model.pretrained: {name}/{key} in {path} is not finite")

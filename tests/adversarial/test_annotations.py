@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.config import UserError
-from ssd_jax.data.formats.coco import CocoJson
-from ssd_jax.data.formats.voc import VocFolder
-from ssd_jax.evaluation.result_files import read_detections, read_known
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.voc import VocSource
+from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from tests.adversarial.guard import answer
 from tests.adversarial.strategies import HOSTILE, TEXTS, edit_json, edited_bytes
 from tests.data.folders import CLASSES, make_coco, make_folder, write_object, write_xml
@@ -38,7 +38,7 @@ def usable(source):
 
 def open_voc(root, xml):
     make_folder(root, {"a": xml})
-    return answer(lambda: usable(VocFolder(root, "train", CLASSES)))
+    return answer(lambda: usable(VocSource(root, "train", CLASSES)))
 
 
 @HOSTILE
@@ -84,7 +84,7 @@ def test_edited_coco(tmp_path_factory, data):
     path = root / "annotations/instances_train.json"
     document = json.loads(path.read_text())
     path.write_text(edit_json(document, data.draw, data.draw(st.integers(1, 3))))
-    answer(lambda: usable(CocoJson(root, "train", CLASSES)))
+    answer(lambda: usable(CocoSource(root, "train", CLASSES)))
 
 
 @HOSTILE
@@ -93,7 +93,7 @@ def test_damaged_coco(tmp_path_factory, data):
     root = make_coco(tmp_path_factory.mktemp("coco"), boxes=[(1, 7, (1, 2, 30, 40))])
     path = root / "annotations/instances_train.json"
     path.write_bytes(data.draw(edited_bytes(path.read_bytes())))
-    answer(lambda: usable(CocoJson(root, "train", CLASSES)))
+    answer(lambda: usable(CocoSource(root, "train", CLASSES)))
 
 
 @FEW
@@ -102,7 +102,7 @@ def test_results_of_coco(tmp_path_factory, data):
     root = make_coco(tmp_path_factory.mktemp("coco"), boxes=[(1, 7, (1, 2, 30, 40))])
     file = root / "results.json"
     file.write_text(edit_json(RESULTS, data.draw, data.draw(st.integers(1, 3))))
-    known = read_known(root / "annotations/instances_train.json")
+    known = read_annotations(root / "annotations/instances_train.json")
     table = answer(lambda: read_detections(file, known))
     if not isinstance(table, UserError):
         assert np.all(np.isfinite(table.boxes))
@@ -115,7 +115,7 @@ def test_results_of_voc(tmp_path_factory, data):
     root = make_folder(tmp_path_factory.mktemp("voc"), {"a": XML})
     (root / "results").mkdir()
     (root / "results/comp4_det_train_cat.txt").write_bytes(data)
-    known = read_known(root, "train")
+    known = read_annotations(root, "train")
     answer(lambda: read_detections(root / "results", known))
 
 
@@ -129,4 +129,4 @@ def test_results_of_voc(tmp_path_factory, data):
 def test_any_list_of_images(tmp_path_factory, text):
     root = make_folder(tmp_path_factory.mktemp("voc"), {"a": XML})
     (root / "ImageSets/Main/train.txt").write_bytes(text)
-    answer(lambda: usable(VocFolder(root, "train", CLASSES)))
+    answer(lambda: usable(VocSource(root, "train", CLASSES)))

@@ -13,7 +13,7 @@ import pytest
 
 import evaluate
 import predict
-from ssd_jax.checkpoints.writer import Checkpoints
+from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.config import UserError, to_json
 from ssd_jax.export import __main__ as export
 from ssd_jax.inference.drawing import save_image
@@ -29,8 +29,8 @@ CONFIG = change(
     TINY,
     model={
         "classes": ("circle", "square", "triangle", "star"),
-        "width": 0.0625,
-        "sources": ("conv4_3",),
+        "width_multiplier": 0.0625,
+        "feature_layers": ("conv4_3",),
         "batch_norm": False,
     },
     priors={"sizes": (16, 32), "aspect_ratios": ((2,),)},
@@ -69,7 +69,7 @@ def make_state():
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage") / "run"
-    with contextlib.closing(Checkpoints(folder, CONFIG.train)) as checkpoints:
+    with contextlib.closing(CheckpointManager(folder, CONFIG.train)) as checkpoints:
         checkpoints.open()
         checkpoints.add_score(5, 0.5)
         checkpoints.save(make_state(), {"data": {"position": 5}}, CONFIG)
@@ -129,7 +129,7 @@ def as_bytes(tree):
 
 def resume(run, *, save):
     """What `train.py --resume` goes on from; with `save` also what it does with the folder."""
-    checkpoints = Checkpoints(run, CONFIG.train)
+    checkpoints = CheckpointManager(run, CONFIG.train)
     state, place, notes = checkpoints.restore(make_state())
     assert notes == []
     if save:
@@ -139,7 +139,7 @@ def resume(run, *, save):
             assert checkpoints.best == (5, 0.5)
             checkpoints.save(state, place, CONFIG)
             checkpoints.save(later, place, CONFIG)
-        again, _, notes = Checkpoints(run, CONFIG.train).restore(make_state())
+        again, _, notes = CheckpointManager(run, CONFIG.train).restore(make_state())
         assert notes == []
         assert as_bytes(again) == as_bytes(later)
     return as_bytes(state), place

@@ -22,7 +22,7 @@ from ssd_jax.checkpoints.reader import (
     write_checkpoint,
 )
 from ssd_jax.config import ConfigError, to_json
-from ssd_jax.demo import Choice
+from ssd_jax.demo import LazyDetector
 from ssd_jax.export import __main__ as export
 from ssd_jax.inference.detector import Detector
 from ssd_jax.weights import command
@@ -34,7 +34,7 @@ CONFIG = change(
     TINY,
     model={
         "classes": ("circle", "square", "triangle", "star"),
-        "width": 0.0625,
+        "width_multiplier": 0.0625,
         "batch_norm": False,
     },
 )
@@ -63,7 +63,7 @@ def main_of(module, *more):
 
 READERS = {
     "Detector": Detector.from_checkpoint,
-    "demo": lambda path: Choice(path).detector(),
+    "demo": lambda path: LazyDetector(path).detector(),
     "evaluate": main_of(evaluate, "--out", "out"),
     "predict": main_of(predict, "image.png", "--out", "out"),
     "predict --benchmark": main_of(predict, "--benchmark", "--out", "out"),
@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
 
 def test_a_changed_config(copy):
     file = copy / "config/metadata"
-    text = to_json(change(CONFIG, eval={"nms_iou": 0.55}))
+    text = to_json(change(CONFIG, eval={"nms_iou_threshold": 0.55}))
     file.write_text(json.dumps({"config": text}))
     with pytest.raises(CheckpointError, match=r"\(config is not what was saved\); use another"):
         read_config(copy)

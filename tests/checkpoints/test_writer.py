@@ -1,4 +1,4 @@
-"""Checkpoints that are kept, damaged, and on disks that are full."""
+"""CheckpointManager that are kept, damaged, and on disks that are full."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import pytest
 
 from ssd_jax.checkpoints.items import CheckpointError
 from ssd_jax.checkpoints.reader import find_checkpoint
-from ssd_jax.checkpoints.writer import Checkpoints, SaveError
+from ssd_jax.checkpoints.writer import CheckpointManager, SaveError
 from ssd_jax.config import TrainConfig
 from ssd_jax.training.state import TrainState
 from tests.tiny import TINY
@@ -34,7 +34,7 @@ def state_of(step, size=64):
 
 
 def save(workdir, *steps, scores=(), size=64, **fields):
-    with contextlib.closing(Checkpoints(workdir, TrainConfig(**fields))) as checkpoints:
+    with contextlib.closing(CheckpointManager(workdir, TrainConfig(**fields))) as checkpoints:
         notes = checkpoints.open()
         for k, step in enumerate(steps):
             if scores:
@@ -44,7 +44,7 @@ def save(workdir, *steps, scores=(), size=64, **fields):
 
 
 def restore(workdir):
-    return Checkpoints(workdir, TrainConfig()).restore(state_of(0))
+    return CheckpointManager(workdir, TrainConfig()).restore(state_of(0))
 
 
 def kept(workdir):
@@ -65,12 +65,12 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_the_latest_the_best_and_every_fourth_are_kept(tmp_path):
     scores = [0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.5, 0.6, 0.7, 0.1]
-    save(tmp_path, *range(1, 11), scores=scores, keep=2, keep_best=1, keep_every=4)
+    save(tmp_path, *range(1, 11), scores=scores, max_to_keep=2, keep_best=1, keep_period=4)
     assert kept(tmp_path) == [2, 4, 8, 9, 10]
 
 
 def test_a_checkpoint_that_was_not_evaluated_is_not_the_best(tmp_path):
-    save(tmp_path, 1, 2, 3, scores=[0.5, math.nan, math.nan], keep=1, keep_best=1)
+    save(tmp_path, 1, 2, 3, scores=[0.5, math.nan, math.nan], max_to_keep=1, keep_best=1)
     assert kept(tmp_path) == [1, 3]
 
 
@@ -181,11 +181,11 @@ def test_the_best_one_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "kind": "eval", "mAP": 0.3}\n{"st')
     save(tmp_path)  # evaluated after it was saved
     assert file.read_text() == "2\n"
-    save(tmp_path, 3, 4, scores=[0.4, 0.35], keep=1)
+    save(tmp_path, 3, 4, scores=[0.4, 0.35], max_to_keep=1)
     assert file.read_text() == "3\n"
     assert kept(tmp_path) == [3, 4]
     file.write_text("broken")
-    with contextlib.closing(Checkpoints(tmp_path, TrainConfig())) as checkpoints:
+    with contextlib.closing(CheckpointManager(tmp_path, TrainConfig())) as checkpoints:
         checkpoints.open()
         assert checkpoints.add_score(5, 0.4) == 5
         assert checkpoints.best is None

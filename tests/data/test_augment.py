@@ -80,8 +80,8 @@ class TestAugment:
             size=size,
             fill=FILL,
             expand_ratio=ratio,
-            crop_scale=0.3,
-            crop_aspect=2,
+            min_crop_scale=0.3,
+            max_crop_aspect_ratio=2,
             flip_vertically=upright,
         )
 
@@ -467,8 +467,8 @@ class TestResize:
                 size=1,
                 fill=FILL,
                 expand_ratio=1,
-                crop_scale=0.3,
-                crop_aspect=2,
+                min_crop_scale=0.3,
+                max_crop_aspect_ratio=2,
                 flip_vertically=False,
             )
         counts = np.unique(used, return_counts=True)[1]

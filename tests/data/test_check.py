@@ -346,7 +346,7 @@ class TestCounts:
         config = configure(root, format="coco", eval_split="train", max_objects=20)
         config = change(config, model={"image_size": 320})
         priors = PriorConfig(sizes=(32, 64, 128), steps=(), aspect_ratios=((2,), (2,)))
-        config = change(config, priors=vars(priors), train={"match_iou": 0.6})
+        config = change(config, priors=vars(priors), train={"match_iou_threshold": 0.6})
         corners = model_priors(config.model, config.priors).astype(float)
         corners = np.concatenate(
             [corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2], 1

@@ -12,8 +12,8 @@ import pytest
 
 from ssd_jax.config import DataConfig
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.formats.coco import CocoJson
-from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.pipeline import train_batches
 from tests.data import mutate
 from tests.data.folders import CLASSES
@@ -95,13 +95,13 @@ def check(mutant, kind, root, split, names):
 def test_voc(voc, name):
     mutant = mutate.VOC[name]
     names = [f"{name}{mutant.suffix}", f"{name}.xml", f"{name}.jpg"]
-    check(mutant, VocFolder, voc, name, names)
+    check(mutant, VocSource, voc, name, names)
 
 
 @pytest.mark.parametrize("name", mutate.COCO)
 def test_coco(coco, name):
     names = [f"instances_{name}.json", f"{coco}/JPEGImages/"]
-    check(mutate.COCO[name], CocoJson, coco, name, names)
+    check(mutate.COCO[name], CocoSource, coco, name, names)
 
 
 def check_folder(root, tmp_path, **data):
@@ -149,8 +149,8 @@ def test_check_collects_all_of_a_coco_folder(coco, tmp_path):
 @pytest.mark.parametrize("split", ["images", "image_pipe"])
 def test_worker_processes_end_with_the_line(voc, split):
     """What can be opened is trained on until a worker meets an image that cannot be read."""
-    source = VocFolder(voc, split, CLASSES, lambda error: None)
-    data = DataConfig(workers=2, max_objects=5000)
+    source = VocSource(voc, split, CLASSES, lambda error: None)
+    data = DataConfig(num_workers=2, max_objects=5000)
     start = time.perf_counter()
     batches = train_batches(source, data, image_size=32, mean=(0, 0, 0), batch_size=8, seed=0)
     with batches, pytest.raises(DataError) as caught:

@@ -14,7 +14,7 @@ import pytest
 from ssd_jax.config import ConfigError, DataConfig
 from ssd_jax.data import pipeline
 from ssd_jax.data.pipeline import eval_batches, train_batches
-from ssd_jax.data.sources import Annotation, DataError, Example, Shapes
+from ssd_jax.data.sources import Annotation, DataError, Example, SyntheticSource
 
 MEAN = (123.0, 117.0, 104.0)
 
@@ -168,15 +168,15 @@ def test_no_records():
     with pytest.raises(DataError, match="has no image"):
         train(Tiny(0))
     with pytest.raises(DataError, match="has no image with an object"):
-        train(Tiny(1), DataConfig(use_empty=False))
+        train(Tiny(1), DataConfig(keep_empty=False))
 
 
 @pytest.mark.parametrize(
     ("data", "used"),
     [
-        (DataConfig(use_empty=False), [1, 2, 3, 5, 6, 7]),
+        (DataConfig(keep_empty=False), [1, 2, 3, 5, 6, 7]),
         # The second object of a record is difficult, the third one a crowd.
-        (DataConfig(use_empty=False, use_difficult=False), [1, 2, 3, 5, 6, 7]),
+        (DataConfig(keep_empty=False, use_difficult=False), [1, 2, 3, 5, 6, 7]),
         (DataConfig(), list(range(8))),
     ],
 )
@@ -193,10 +193,10 @@ def test_an_image_of_objects_that_are_not_used_is_empty():
         def annotation(self, i):
             return dataclasses.replace(super().annotation(i), difficult=np.ones(i % 4, bool))
 
-    with train(Hard(4), DataConfig(use_empty=False)) as batches:
+    with train(Hard(4), DataConfig(keep_empty=False)) as batches:
         assert sorted(set(next(batches)["index"])) == [1, 2, 3]
     with pytest.raises(DataError, match="has no image with an object"):
-        train(Hard(4), DataConfig(use_empty=False, use_difficult=False))
+        train(Hard(4), DataConfig(keep_empty=False, use_difficult=False))
 
 
 @pytest.mark.parametrize("name", ["caffe", "ssd.pytorch"])
@@ -231,11 +231,11 @@ def test_processes_share_the_batch_of_one(processes):
 class TestResume:
     @pytest.mark.parametrize("at", [0, 1, 3, 7])
     def test_the_next_batch_is_the_same_to_the_byte(self, at):
-        with train(Shapes(10, "train")) as batches:
+        with train(SyntheticSource(10, "train")) as batches:
             take(batches, at)
             state = json.loads(json.dumps(batches.get_state()))
             expected = take(batches, 3)
-        with train(Shapes(10, "train")) as again:
+        with train(SyntheticSource(10, "train")) as again:
             next(again)  # a place of its own, which is left
             again.set_state(state)
             assert again.get_state() == state
@@ -248,7 +248,7 @@ class TestResume:
             take(batches, 23)
             state = batches.get_state()
             expected = take(batches, 125)
-        with train(Tiny(70), DataConfig(max_objects=6, workers=workers)) as batches:
+        with train(Tiny(70), DataConfig(max_objects=6, num_workers=workers)) as batches:
             batches.set_state(state)
             got = take(batches, 125)
             assert batches.get_state()["position"] == 592
@@ -287,7 +287,7 @@ class TestErrors:
                 assert batches.get_state()["position"] == 0
 
     def test_from_a_worker_too(self):
-        config = DataConfig(max_objects=6, workers=1)
+        config = DataConfig(max_objects=6, num_workers=1)
         with (
             train(Tiny(4, bad=2), config) as batches,
             pytest.raises(DataError, match=r"tiny-2\.jpg is not an image"),
@@ -353,9 +353,9 @@ def test_jax_is_not_needed():
         sys.modules["jax"] = None  # importing it fails
         from ssd_jax.config import DataConfig
         from ssd_jax.data.pipeline import eval_batches, train_batches
-        from ssd_jax.data.sources import Shapes
+        from ssd_jax.data.sources import SyntheticSource
 
-        source = Shapes(6, "train")
+        source = SyntheticSource(6, "train")
         mean = (0.0, 0.0, 0.0)
         with train_batches(
             source, DataConfig(), image_size=32, mean=mean, batch_size=2, seed=0
@@ -393,10 +393,10 @@ def test_workers_touch_no_accelerator(tmp_path):
 
             from ssd_jax.config import DataConfig
             from ssd_jax.data.pipeline import train_batches
-            from ssd_jax.data.sources import Shapes
+            from ssd_jax.data.sources import SyntheticSource
 
 
-            class Spy(Shapes):
+            class Spy(SyntheticSource):
                 def image(self, i):
                     import sys
 
@@ -413,7 +413,7 @@ def test_workers_touch_no_accelerator(tmp_path):
 
 
             if __name__ == "__main__":
-                config = DataConfig(workers=1, augment="none")
+                config = DataConfig(num_workers=1, augment="none")
                 batches = train_batches(
                     Spy(4, "train"), config, image_size=8, mean=(0, 0, 0), batch_size=2, seed=0
                 )

@@ -15,8 +15,8 @@ from ssd_jax.config import ConfigError
 from ssd_jax.data import prepare as command
 from ssd_jax.data.__main__ import main
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.formats.coco import CocoJson
-from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.tfds.source import TfdsSource
 from tests.data.folders import make_coco, make_folder, write_object, write_xml
 from tests.data.tfds.test_source import assert_same
@@ -169,7 +169,7 @@ class TestBuild:
         builder = tfds.builder_from_directory(folder)
         assert builder.info.full_name == "voc/2007/5.0.0"
         source = TfdsSource(str(root), "voc/2007:train", VOC_CLASSES)
-        assert_same(source, VocFolder(devkit, "2007:train", VOC_CLASSES))
+        assert_same(source, VocSource(devkit, "2007:train", VOC_CLASSES))
         again = self.run("voc/2007", "--root", root, "--from", devkit)
         assert (again.returncode, again.stdout) == (
             0,
@@ -184,7 +184,7 @@ class TestBuild:
         assert done.returncode == 0, done.stderr
         classes = tuple(c["name"] for c in categories)
         source = TfdsSource(str(tmp_path), "coco/2017:validation", classes)
-        assert_same(source, CocoJson(tmp_path / "coco", "val2017", classes))
+        assert_same(source, CocoSource(tmp_path / "coco", "val2017", classes))
 
     def test_what_fails_leaves_nothing(self, tmp_path):
         texts = {"a": write_xml(write_object("dog")), "b": write_xml(write_object("unicorn"))}

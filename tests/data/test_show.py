@@ -79,7 +79,7 @@ TWINS = [[0.2, 0.2, 0.5, 0.5], [0.21, 0.2, 0.5, 0.5], [0.2, 0.21, 0.5, 0.5]]
     "boxes", [EMPTY, TWINS, *(random_boxes(np.random.default_rng(k), 6) for k in range(4))]
 )
 def test_priors_of_an_object_are_those_of_a_double_loop(rule, boxes):
-    config = change(TINY, train={"matching": rule, "match_iou": 0.45})
+    config = change(TINY, train={"matching": rule, "match_iou_threshold": 0.45})
     # Of random priors no two tie; a grid's do, up to rounding, wherever they enclose an object.
     rng = np.random.default_rng(9)
     priors = rng.uniform([0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.4, 0.4], (300, 4)).astype(np.float32)
@@ -100,7 +100,7 @@ def test_priors_of_an_object_are_those_of_a_double_loop(rule, boxes):
 def test_the_samples_are_the_first_images_of_the_training():
     source = open_source(CAFFE.data, CAFFE.data.train_split, SHAPES)
     with train_batches(
-        source, CAFFE.data, image_size=64, mean=CAFFE.model.mean, batch_size=4, seed=3
+        source, CAFFE.data, image_size=64, mean=CAFFE.model.image_mean, batch_size=4, seed=3
     ) as batches:
         pairs = [next(batches), next(batches)]
     samples = show.take_samples(CAFFE, SHAPES, 7)
@@ -164,7 +164,7 @@ def drawn_matches(monkeypatch):
 def test_what_is_drawn_and_counted_is_what_make_targets_says(
     run, monkeypatch, tmp_path, count, workers, rule
 ):
-    config = change(CAFFE, data={"workers": workers}, train={"matching": rule})
+    config = change(CAFFE, data={"num_workers": workers}, train={"matching": rule})
     path = write_config_file(tmp_path / "tiny.py", config)
     calls = drawn_matches(monkeypatch)
     status, out, err = run("--config", path, "--out", tmp_path / "a/b", "--count", count)
@@ -263,7 +263,10 @@ def test_the_record_is_drawn_beside_the_sample(monkeypatch):
         (["--count"], "argument --count: expected one argument"),
         (["--data.augmnt", "none"], "perhaps you meant --data.augment"),
         (["--data.max-objects", "1"], "objects and data.max_objects is 1"),
-        (["--model.sources", "conv4_3", "conv5_3", "--model.image-size", "31"], "image_size is 31"),
+        (
+            ["--model.feature-layers", "conv4_3", "conv5_3", "--model.image-size", "31"],
+            "image_size is 31",
+        ),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
     ],
 )
@@ -301,5 +304,11 @@ def test_help_lists_the_options_and_every_field(capsys):
         show.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    for text in ("--out DIR", "runs/show/", "--count N", "--data.augment", "--train.match-iou"):
+    for text in (
+        "--out DIR",
+        "runs/show/",
+        "--count N",
+        "--data.augment",
+        "--train.match-iou-threshold",
+    ):
         assert text in out

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ssd_jax.config import ConfigError, DataConfig
-from ssd_jax.data.formats.coco import CocoJson
+from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.synthetic import MAX_SHAPES, MIN_VISIBLE, SHAPES, lay_out_scene
-from ssd_jax.data.formats.voc import VocFolder
-from ssd_jax.data.sources import DataError, Shapes, find_classes, open_source
+from ssd_jax.data.formats.voc import VocSource
+from ssd_jax.data.sources import DataError, SyntheticSource, find_classes, open_source
 from ssd_jax.data.tfds.source import TfdsSource
 from tests.data.folders import CLASSES, make_coco, make_folder, write_object, write_xml
 from tests.data.tfds_sets import make_tfds, voc_object, voc_record
@@ -74,13 +74,13 @@ class TestOpenSource:
     def test_voc(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(write_object())})
         source = open_source(voc_config(root), "train", CLASSES)
-        assert isinstance(source, VocFolder)
+        assert isinstance(source, VocSource)
         assert source.classes == CLASSES
 
     def test_coco(self, tmp_path):
         config = DataConfig(format="coco", root=str(make_coco(tmp_path)), train_split="train")
         source = open_source(config, "train", CLASSES)
-        assert isinstance(source, CocoJson)
+        assert isinstance(source, CocoSource)
         assert source.classes == CLASSES
 
     def test_shapes(self):
@@ -111,7 +111,11 @@ class TestOpenSource:
 
 class TestShapes:
     def test_a_scene_depends_on_stream_and_index_only(self):
-        few, many, other = Shapes(5, "train"), Shapes(50, "train"), Shapes(5, "test")
+        few, many, other = (
+            SyntheticSource(5, "train"),
+            SyntheticSource(50, "train"),
+            SyntheticSource(5, "test"),
+        )
         for i in (4, 0, 2):
             again = many[i]
             np.testing.assert_array_equal(few[i].image, again.image)
@@ -121,7 +125,7 @@ class TestShapes:
         assert not np.array_equal(few.image(1), few.image(2))
 
     def test_examples_keep_the_contract(self):
-        source = Shapes(60, "train")
+        source = SyntheticSource(60, "train")
         seen = set()
         for example in source:  # ends with an IndexError, as sequences do
             assert example.image.shape == (200, 200, 3)
@@ -180,7 +184,7 @@ class TestShapes:
 
     def test_index_past_the_end(self):
         with pytest.raises(IndexError):
-            Shapes(5, "train").annotation(5)
+            SyntheticSource(5, "train").annotation(5)
 
 
 class TestAutoFormat:
@@ -190,18 +194,18 @@ class TestAutoFormat:
 
     def test_voc(self, tmp_path):
         source = self.open(make_folder(tmp_path, {"a": write_xml(write_object("dog"))}))
-        assert isinstance(source, VocFolder)
+        assert isinstance(source, VocSource)
         assert source.classes == ("dog",)
 
     def test_devkit(self, tmp_path):
         make_folder(tmp_path / "VOC2012", {"a": write_xml(write_object())})
-        assert isinstance(self.open(tmp_path, "2012:train"), VocFolder)
+        assert isinstance(self.open(tmp_path, "2012:train"), VocSource)
 
     # Images in a folder of VOC's name make no VOC of it.
     @pytest.mark.parametrize("images", ["train", "JPEGImages"])
     def test_coco(self, tmp_path, images):
         source = self.open(make_coco(tmp_path, folder=tmp_path / images))
-        assert isinstance(source, CocoJson)
+        assert isinstance(source, CocoSource)
         assert source.classes == ("cat", "dog")
 
     def test_both(self, tmp_path):
@@ -244,7 +248,7 @@ class TestRealData:
     def test_folders(self, shared_data, name, split, images, objects, set_aside):
         config = DataConfig(format="voc", root=str(shared_data / name), train_split="trainval")
         classes = find_classes(config, ())
-        source = VocFolder(config.root, split, classes)
+        source = VocSource(config.root, split, classes)
         assert len(source) == images
         assert sum(len(source.annotation(i).labels) for i in range(images)) == objects
         assert len(source.set_aside) == set_aside

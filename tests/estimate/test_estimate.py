@@ -14,13 +14,13 @@ from ssd_jax.cli import load_config
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import (
-    CARDS,
+    ACCELERATORS,
     Target,
     Times,
     all_reduce_seconds,
-    least_times,
     parse_target,
     ring_seconds,
+    roofline,
 )
 from ssd_jax.estimate.hlo import AllReduce, Program, array_bytes, convolution_flops, memory_bytes
 from ssd_jax.kernels.conv2d import ConvGeometry, conv2d
@@ -219,7 +219,7 @@ def test_memory_is_what_the_program_holds_at_once():
 def test_accumulation_computes_as_much():
     flops = []
     for parts in (1, 2):
-        config = tiny_config(accumulate=parts)
+        config = tiny_config(grad_accumulation_steps=parts)
         lowered = step_cost.lower_step(config, jax.local_devices()[:2], batch=4)
         flops.append(step_cost.measure(config, lowered, fake_program(), 4, seconds=1.0).flops)
     assert flops[0] == flops[1] > 0
@@ -249,7 +249,7 @@ def test_the_ring_sends_as_much_as_a_simulated_one(devices):
 
 
 def test_sums_beyond_a_group_go_over_the_network_in_parts():
-    card = dataclasses.replace(CARDS["h100"], group=8, link=100.0, network=10.0)
+    card = dataclasses.replace(ACCELERATORS["h100"], group=8, link=100.0, network=10.0)
     assert all_reduce_seconds(800, 1, card) == 0
     assert all_reduce_seconds(800, 8, card) == pytest.approx(2 * 7 / 8 * 8)
     # Each of the eight takes its 100 bytes through its own network card, four nodes in a ring.
@@ -258,13 +258,13 @@ def test_sums_beyond_a_group_go_over_the_network_in_parts():
 
 def test_least_times():
     card = dataclasses.replace(
-        CARDS["v5e"], bfloat16=100.0, float32=50.0, bandwidth=10.0, group=4, link=1.0
+        ACCELERATORS["v5e"], bfloat16=100.0, float32=50.0, bandwidth=10.0, group=4, link=1.0
     )
-    times = least_times(card, "bfloat16", 2, flops=300, moved=40, reduced=5)
+    times = roofline(card, "bfloat16", 2, flops=300, moved=40, reduced=5)
     assert times == Times(3, 4, 5)
     assert (times.alone, times.hidden, times.added) == (4, 5, 9)
     assert times.bound == "interconnect"
-    assert least_times(card, "float32", 1, flops=300, moved=40, reduced=5) == Times(6, 4, 0)
+    assert roofline(card, "float32", 1, flops=300, moved=40, reduced=5) == Times(6, 4, 0)
     assert Times(3, 4, 0).bound == "memory bandwidth"
     assert Times(5, 4, 0).bound == "compute"
 
@@ -309,7 +309,7 @@ def test_the_largest_batch_where_memory_bends_and_the_compiler_gives_up():
     [("h100", "h100", 1), ("h100x8", "h100", 8), ("h100x64", "h100", 64), ("v5e-256", "v5e", 256)],
 )
 def test_targets(name, card, devices):
-    assert parse_target(name) == Target(name, CARDS[card], devices)
+    assert parse_target(name) == Target(name, ACCELERATORS[card], devices)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_pod_runs_the_program_of_a_group():
 
 
 def test_images_a_device():
-    config = tiny_config(batch_size=32, accumulate=2)
+    config = tiny_config(batch_size=32, grad_accumulation_steps=2)
     assert step_cost.images_a_device(config, parse_target("v5e-4"), None) == 8
     assert step_cost.images_a_device(config, parse_target("v5e-4"), 6) == 6
     with pytest.raises(ConfigError, match=r"multiple of train\.accumulate 2"):
@@ -370,7 +370,7 @@ def run_plan(monkeypatch, *arguments, need):
         size = need(batch)
         if size is None:
             raise step_cost.TooLargeError("RESOURCE_EXHAUSTED: out of memory")
-        return step_cost.Work(batch, 1e12, 1e9, size, (AllReduce(2, 50_000_000),), 3, 4, 5.0)
+        return step_cost.StepCost(batch, 1e12, 1e9, size, (AllReduce(2, 50_000_000),), 3, 4, 5.0)
 
     monkeypatch.setattr(step_cost, "compile_step", compile_step)
     monkeypatch.setattr(step_cost, "set_environment", lambda: None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.evaluation import plots
-from ssd_jax.evaluation.ground_truth import DataSet
+from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.voc_ap import box_areas
 from ssd_jax.evaluation.outputs import write_comparison, write_evaluation
 from ssd_jax.evaluation.scores import evaluate_detections
@@ -23,7 +23,7 @@ def data_set(gt, *, classes=NAMES, read_image=None):
     def image(i):
         return np.full((40, 60, 3), 10 * i, np.uint8)
 
-    return DataSet(
+    return EvaluationData(
         classes,
         gt,
         box_areas(gt.boxes, "inclusive"),

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ssd_jax.evaluation.metrics.voc_ap import ClassResult, VocResult
-from ssd_jax.evaluation.report import Picture, print_table, write_pictures, write_report
+from ssd_jax.evaluation.report import Sample, print_table, write_pictures, write_report
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_metrics_json_keeps_every_digit_and_has_null_for_nan(result, tmp_path):
         "voc07/APm": None,
         "voc07/APl": 0.75,
         "iou_threshold": 0.5,
-        "pixels": "inclusive",
+        "box_convention": "inclusive",
         "num_images": 4,
         "loss": None,
         "per_class": {
@@ -66,8 +66,8 @@ def test_the_metric_names_the_mean(result, tmp_path):
 
 
 def test_extra_cannot_replace_a_figure(result, tmp_path):
-    with pytest.raises(ValueError, match="extra has pixels, which the result has too"):
-        write_report([result], tmp_path, {"pixels": "mine"})
+    with pytest.raises(ValueError, match="extra has box_convention, which the result has too"):
+        write_report([result], tmp_path, {"box_convention": "mine"})
     assert not list(tmp_path.iterdir())
 
 
@@ -88,7 +88,7 @@ def test_table_states_rules_figures_and_mean(result):
 def picture(name, size, *, objects):
     height, width = size
     box = np.array([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]] * objects)
-    return Picture(
+    return Sample(
         name=name,
         image=np.full((height, width, 3), 128, np.uint8),
         boxes=box.reshape(-1, 4),

@@ -14,15 +14,15 @@ import pytest
 
 import evaluate as evaluate_main
 from ssd_jax.cli import run_main
-from ssd_jax.data.formats.coco import CocoJson
-from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.evaluation import json_array, result_files
 from ssd_jax.evaluation.ground_truth import data_set
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
 from ssd_jax.evaluation.result_files import (
     ResultsError,
+    read_annotations,
     read_detections,
-    read_known,
     write_coco_results,
     write_results,
     write_voc_results,
@@ -186,7 +186,7 @@ def score(found, known):
 
 
 def test_cocos_form_and_back(fixtures, tmp_path):
-    known = read_known(fixtures / COCO / ANNOTATIONS)
+    known = read_annotations(fixtures / COCO / ANNOTATIONS)
     found = read_detections(fixtures / COCO / DETECTIONS, known)
     path = tmp_path / "again.json"
     write_coco_results(path, found, known.image_ids, known.category_ids)
@@ -277,15 +277,15 @@ def test_wrong_lines_of_voc(cats, line, message):
     path = found / "comp4_det_test_cat.txt"
     path.write_text(f"2007_000549 0.5 1 2 3 4\n{line}\n")
     with pytest.raises(ResultsError) as error:
-        read_detections(found, read_known(known))
+        read_detections(found, read_annotations(known))
     assert str(error.value).startswith(f"{path}: {message}")
 
 
 def test_wrong_files(cats, tmp_path):
     known, found = cats
-    truth = read_known(known)
+    truth = read_annotations(known)
     with pytest.raises(ResultsError, match=r"is neither a COCO annotations file nor"):
-        read_known(tmp_path / "none")
+        read_annotations(tmp_path / "none")
     with pytest.raises(ResultsError, match=r"must be a folder of comp4_det_test_CLASS\.txt"):
         read_detections(tmp_path / "d.json", truth)
     with pytest.raises(ResultsError, match=r"x must be a folder of comp4_det_test_CLASS\.txt"):
@@ -309,7 +309,7 @@ def test_a_file_of_a_class_without_objects_is_ignored(cats, tmp_path, capsys):
     assert note in capsys.readouterr().out
     (found / "comp4_det_test_cat.txt").rename(found / "comp4_det_test_Cat.txt")
     with pytest.raises(ResultsError, match=r"has files of Cat, dining_table, and .* of cat; ren"):
-        read_detections(found, read_known(known))
+        read_detections(found, read_annotations(known))
 
 
 def corner_boxes(tmp_path):
@@ -363,9 +363,9 @@ def test_the_same_boxes_score_alike_under_one_convention(tmp_path, capsys):
     for pixels in ("inclusive", "exclusive"):
         of_both = []
         for number, (found, truth) in enumerate([(voc_found, voc), (coco_found, coco)]):
-            more = ("--pixels", pixels, "--iou-threshold", "0.6")
+            more = ("--box-convention", pixels, "--iou-threshold", "0.6")
             metrics = evaluate(found, truth, tmp_path / f"{pixels}{number}", *more)
-            assert (metrics["pixels"], metrics["iou_threshold"]) == (pixels, 0.6)
+            assert (metrics["box_convention"], metrics["iou_threshold"]) == (pixels, 0.6)
             assert f"IoU 0.6, {pixels} pixels" in capsys.readouterr().out
             report = (tmp_path / f"{pixels}{number}/report.html").read_text()
             assert f"IoU 0.6, {pixels} pixels" in report
@@ -379,7 +379,7 @@ def test_the_same_boxes_score_alike_under_one_convention(tmp_path, capsys):
         (coco_found, coco, "exclusive"),
     ]:
         metrics = evaluate(found, truth, tmp_path / "own", "--iou-threshold", "0.6")
-        assert metrics["pixels"] == pixels
+        assert metrics["box_convention"] == pixels
         assert {k: metrics[k] for k in scores[pixels]} == scores[pixels]
 
 
@@ -494,11 +494,11 @@ class TestLongFiles:
         line = "2007_000549 0.5 1 2 3 4"
         for text in (f"{line}\n" * 20, f"{line}{' ' * 20}\n" * 19 + line):
             path.write_text(text)
-            assert len(read_detections(found, read_known(known)).score) == 20
+            assert len(read_detections(found, read_annotations(known)).score) == 20
         for text in (f"{line}{' ' * 100}{line}", f"{line}\n{' ' * 150}\n"):
             path.write_text(text)
             with pytest.raises(ResultsError, match=r"cat\.txt has a line of more than 50 bytes"):
-                read_detections(found, read_known(known))
+                read_detections(found, read_annotations(known))
 
     @pytest.mark.parametrize(
         "rows",
@@ -544,7 +544,7 @@ class TestLongFiles:
             list(json_array.read_array(path, 1 << 20))
 
     def test_entries_are_numbered_through(self, fixtures, tmp_path):
-        known = read_known(fixtures / COCO / ANNOTATIONS)
+        known = read_annotations(fixtures / COCO / ANNOTATIONS)
         path = tmp_path / "d.json"
         path.write_text(json.dumps([*[GOOD] * 40, GOOD | {"score": True}]))
         with pytest.raises(ResultsError, match="entry 40 has score True"):
@@ -558,13 +558,13 @@ class TestLongFiles:
         path = found / "comp4_det_test_cat.txt"
         rows = path.read_text().splitlines()
         path.write_text("\n\r\n".join(rows))
-        table = read_detections(found, read_known(known))
+        table = read_detections(found, read_annotations(known))
         assert table.score.tolist() == [float(row.split()[1]) for row in rows]
         for number in ("1_0", "\u0661", "nan", "0x1"):
             path.write_text("\n".join([*rows, f"2007_000549 0.5 1 2 {number} 40"]))
             match = f"line {len(rows) + 1} is '2007_000549 0.5 1 2 {number} 40'; write image_id"
             with pytest.raises(ResultsError, match=match):
-                read_detections(found, read_known(known))
+                read_detections(found, read_annotations(known))
 
 
 @pytest.mark.parametrize(
@@ -572,12 +572,18 @@ class TestLongFiles:
     [
         (["--annotations", "a", "--out", "o", "--iou-threshold", "1.5"], "--iou-threshold is 1.5;"),
         (["--annotations", "a", "--out", "o", "--iou-threshold", "nan"], "--iou-threshold is nan;"),
-        (["--annotations", "a", "--out", "o", "--pixels", "half"], "--pixels: invalid choice"),
+        (
+            ["--annotations", "a", "--out", "o", "--box-convention", "half"],
+            "--box-convention: invalid choice",
+        ),
         (["--annotations", "a", "--out", "o", "--metrics", "voc12"], "--metrics is voc12; name"),
         (["--annotations", "a", "--out", "o", "--metrics", "voc,voc"], "--metrics is voc,voc"),
         (["--annotations", "a"], "--out is missing"),
         (["--out", "o"], "--annotations is missing"),
-        (["--annotations", "a", "--out", "o", "--eval.nms-iou", "1"], "--eval.nms-iou does not go"),
+        (
+            ["--annotations", "a", "--out", "o", "--eval.nms-iou-threshold", "1"],
+            "--eval.nms-iou-threshold does not go",
+        ),
         (["--checkpoint", "c"], "--checkpoint, --best and --save-detections do not go"),
     ],
 )
@@ -618,7 +624,7 @@ def test_detections_of_a_coco_source_have_its_own_ids(tmp_path):
     }
     annotations = root / "annotations" / "instances_val.json"
     annotations.write_text(json.dumps(content))
-    source = CocoJson(root, "val", ("cat", "dog"))
+    source = CocoSource(root, "val", ("cat", "dog"))
     data = data_set(source)
     np.testing.assert_array_equal(data.area, [123.5, 100, 1600])
     found = some_detections(source)
@@ -646,7 +652,7 @@ def test_detections_of_a_voc_source(cats, tmp_path):
         (known / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
     (known / "ImageSets" / "Main").mkdir(parents=True)
     (known / "ImageSets/Main/all_of.txt").write_text("\n".join(names))
-    source = VocFolder(known, "all_of", ("cat",))
+    source = VocSource(known, "all_of", ("cat",))
     found = some_detections(source)
     folder = write_results(tmp_path / "eval", found, source, "all_of")
     assert [p.name for p in folder.iterdir()] == ["comp4_det_all-of_cat.txt"]
@@ -654,7 +660,7 @@ def test_detections_of_a_voc_source(cats, tmp_path):
     assert first[0] == names[0]
     assert first[2:6] == [f"{side:.6f}" for side in found.boxes[0]]
     assert float(first[2]) == source.annotation(0).boxes_px[0, 0] + VOC_PIXELS[0] + 0.25
-    again = read_detections(folder, read_known(known, "all_of"))
+    again = read_detections(folder, read_annotations(known, "all_of"))
     np.testing.assert_array_equal(again.image, found.image)
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-6)
     with pytest.raises(ResultsError, match="class 'a/b' cannot be part of a file's name"):

@@ -21,7 +21,9 @@ from tests.data.folders import write_image
 from tests.tiny import TINY, change, lively
 
 CONFIG = change(
-    TINY, model={"classes": ("a", "b", "ü")}, eval={"candidates": 50, "max_detections": 80}
+    TINY,
+    model={"classes": ("a", "b", "ü")},
+    eval={"topk_candidates": 50, "detections_per_image": 80},
 )
 FORMS = {
     "stablehlo": ("flatbuffers",),
@@ -130,16 +132,16 @@ def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint
 @pytest.mark.parametrize(
     "change_",
     [
-        {"model": {"batch_norm": False, "sources": ("conv4_3", "conv7", "conv8_2")}},
-        {"eval": {"clip_boxes": True, "max_growth": 1.5, "nms_iou": 0.2}},
-        {"eval": {"candidates": 100_000, "max_detections": 300}},
-        {"model": {"image_size": 87, "mean": (1.0, 50.0, 200.0)}, "priors": {"clip": True}},
+        {"model": {"batch_norm": False, "feature_layers": ("conv4_3", "conv7", "conv8_2")}},
+        {"eval": {"clip_boxes": True, "max_box_scale": 1.5, "nms_iou_threshold": 0.2}},
+        {"eval": {"topk_candidates": 100_000, "detections_per_image": 300}},
+        {"model": {"image_size": 87, "image_mean": (1.0, 50.0, 200.0)}, "priors": {"clip": True}},
     ],
     ids=["extras", "limits", "all candidates", "odd size"],
 )
 def test_every_kind_of_network(form, change_, run, tmp_path):
     changes = {"eval": {}, "model": {}, "priors": {}} | change_
-    if "sources" in changes["model"]:
+    if "feature_layers" in changes["model"]:
         changes["model"] |= {"extras": ((64, 64, 3, 2, 1), (64, 64, 3, 2, 1))}
         changes["priors"] = {"sizes": (16, 24, 32, 64), "aspect_ratios": ((2,), (2, 3), (2,))}
     config = change(CONFIG, **changes)

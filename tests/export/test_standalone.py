@@ -23,8 +23,8 @@ def test_suppression_equals_the_networks_own(seed):
     rule = {
         "score_threshold": 0.3,
         "iou_threshold": 0.3,
-        "candidates": (8, 60)[seed % 3 == 0],
-        "max_detections": (10, 100)[seed % 4 == 0],
+        "topk_candidates": (8, 60)[seed % 3 == 0],
+        "detections_per_image": (10, 100)[seed % 4 == 0],
     }
     want = jax.jit(functools.partial(multiclass_nms, **rule))(boxes, scores)
     n = int(want.count)
@@ -35,7 +35,7 @@ def test_suppression_equals_the_networks_own(seed):
 
 
 def test_suppression_of_nothing():
-    rule = {"iou_threshold": 0.5, "candidates": 5, "max_detections": 5}
+    rule = {"iou_threshold": 0.5, "topk_candidates": 5, "detections_per_image": 5}
     boxes, scores, labels = standalone.suppress(
         np.zeros((3, 4), np.float32), np.full((3, 2), 0.5, np.float32), score_threshold=0.6, **rule
     )

@@ -192,7 +192,7 @@ def test_what_is_no_image(detector, given, error, message):
 def test_it_uses_the_compile_cache_of_the_machine(run, monkeypatch):
     used = []
     monkeypatch.setattr(
-        "ssd_jax.inference.detector.use_compile_cache", lambda: used.append("default")
+        "ssd_jax.inference.detector.use_compilation_cache", lambda: used.append("default")
     )
     Detector.from_checkpoint(run)
     assert used == ["default"]

@@ -58,7 +58,7 @@ def test_the_frame_is_at_the_box_and_the_image_stays():
 )
 def test_a_name_is_whole_inside_the_border(box):
     def text(box):
-        """Pixels of the name, the only dark ones."""
+        """BoxConvention of the name, the only dark ones."""
         out = draw_boxes(gray(300, 400), np.array([box]), np.array([1]), CLASSES, np.array([0.5]))
         return (out.max(-1) < 60).sum()
 

@@ -10,7 +10,7 @@ VOC = ModelConfig(classes=tuple("abcdefghijklmnopqrst"))
 SSD512 = ModelConfig(
     classes=VOC.classes,
     image_size=512,
-    sources=(*VOC.sources, "conv12_2"),
+    feature_layers=(*VOC.feature_layers, "conv12_2"),
     extras=((256, 512, 3, 2, 1), *[(128, 256, 3, 2, 1)] * 3, (128, 256, 4, 1, 1)),
 )
 SSD512_PRIORS = PriorConfig(
@@ -39,7 +39,7 @@ def our_path(name):
     if room == "extras":
         k = int(index[0])
         return ("extras", f"conv{8 + k // 2}_{1 + k % 2}", "conv", leaf)
-    return (f"head_{VOC.sources[int(index[0])]}", room, leaf)
+    return (f"head_{VOC.feature_layers[int(index[0])]}", room, leaf)
 
 
 def our_layout(value):

@@ -62,8 +62,8 @@ def test_outputs_follow_the_order_of_the_priors():
     config = ModelConfig(
         classes=("a",),
         image_size=64,
-        width=0.125,
-        sources=("conv4_3", "conv7"),
+        width_multiplier=0.125,
+        feature_layers=("conv4_3", "conv7"),
         extras=(),
         cpu_conv="direct",
     )
@@ -84,7 +84,12 @@ def test_outputs_follow_the_order_of_the_priors():
 
 def test_bfloat16_computes_low_and_returns_float32():
     config = dataclasses.replace(
-        VOC, image_size=96, width=0.125, sources=("conv4_3",), extras=(), dtype="bfloat16"
+        VOC,
+        image_size=96,
+        width_multiplier=0.125,
+        feature_layers=("conv4_3",),
+        extras=(),
+        dtype="bfloat16",
     )
     priors = PriorConfig(sizes=(30, 60), steps=(), aspect_ratios=((2,),))
     model = make_model(config, priors)
@@ -107,7 +112,10 @@ def test_an_image_too_small_for_the_layers_is_named():
 @pytest.mark.parametrize("size", [96, 100, 130, 300, 301])
 def test_feature_sizes_are_the_sizes_of_the_maps(size):
     config = ModelConfig(
-        classes=("a",), image_size=size, width=0.125, sources=("conv4_3", "conv7", "conv8_2")
+        classes=("a",),
+        image_size=size,
+        width_multiplier=0.125,
+        feature_layers=("conv4_3", "conv7", "conv8_2"),
     )
     priors = PriorConfig(sizes=(20, 40, 60, 80), steps=(), aspect_ratios=((),) * 3)
     model = make_model(config, priors)

@@ -131,7 +131,9 @@ def test_live_outputs_priors_and_detections_on_real_images(both, shared_data):
         assert len(result["labels"]) == len(found["labels"])
         differ = differences(result, found, pixels=0.05, score=2e-4)
         ties += len(differ)
-        alone += [d for d in differ if not is_a_tie(d, result, found, iou=config.eval.nms_iou)]
+        alone += [
+            d for d in differ if not is_a_tie(d, result, found, iou=config.eval.nms_iou_threshold)
+        ]
         # With evaluate.py's image, whose pixels are rounded to whole numbers.
         whole = in_pixels(detect(variables, preprocess_eval(image, 300)[None]), 0, width, height)
         rounded += len(differences(whole, found, pixels=2, score=0.02))
@@ -171,14 +173,14 @@ def test_live_training_loss(both):
         partial(
             make_targets,
             model_priors(config.model, config.priors),
-            threshold=config.train.match_iou,
+            threshold=config.train.match_iou_threshold,
             rule=config.train.matching,
             variances=config.priors.variances,
         )
     )(boxes / 300, labels, np.ones((2, 6), bool))
     positives = jnp.sum(targets.label > 0)
     loss = jax.vmap(
-        partial(multibox_loss, negative_ratio=config.train.negative_ratio), (0, 0, 0, None)
+        partial(multibox_loss, neg_pos_ratio=config.train.neg_pos_ratio), (0, 0, 0, None)
     )(loc, conf, targets, positives)
     print(f"loss: {loss.loc.sum():.6f} {loss.conf.sum():.6f} {losses}")
     np.testing.assert_allclose(loss.loc.sum(), losses["bbox_regression"], rtol=1e-4)

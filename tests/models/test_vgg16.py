@@ -10,10 +10,10 @@ from flax import traverse_util
 from ssd_jax.config import BASE_LAYERS, Config
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights.command import main
-from ssd_jax.weights.files import Arrays, WeightsError, read_arrays
+from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.importers import import_arrays
-from ssd_jax.weights.name_maps import _POSITIONS, to_theirs
+from ssd_jax.weights.name_maps import _POSITIONS, hwio_to_oihw
 from ssd_jax.weights.reduced_fc import reduce_fc
 from tests.conftest import SHARED
 
@@ -37,7 +37,7 @@ def convs():
 def torch_names(convs, room):
     names = {}
     for (kernel, bias), position in zip(convs.values(), _POSITIONS, strict=False):
-        names[f"{room}{position}.weight"] = to_theirs(kernel)
+        names[f"{room}{position}.weight"] = hwio_to_oihw(kernel)
         names[f"{room}{position}.bias"] = bias
     return names
 
@@ -68,9 +68,9 @@ def assert_base_is(imported, convs, *, bgr):
     ],
 )
 def test_keras_in_all_its_names(convs, kernel, bias):
-    imported = import_arrays("a.h5", Arrays(keras_names(convs, kernel, bias), {}))
+    imported = import_arrays("a.h5", WeightFile(keras_names(convs, kernel, bias), {}))
     assert_base_is(imported, convs, bgr=True)
-    assert imported.config.model.mean == (123.68, 116.779, 103.939)
+    assert imported.config.model.image_mean == (123.68, 116.779, 103.939)
     assert "start fresh" in imported.summary
 
 
@@ -90,19 +90,19 @@ def test_reducedfc_is_caffes(convs):
     values["31.weight"] = rng.standard_normal((1024, 512, 3, 3), np.float32)
     values["33.weight"] = rng.standard_normal((1024, 1024, 1, 1), np.float32)
     values["31.bias"], values["33.bias"] = np.zeros((2, 1024), np.float32)
-    imported = import_arrays("vgg16_reducedfc.pth", Arrays(values, {}))
+    imported = import_arrays("vgg16_reducedfc.pth", WeightFile(values, {}))
     assert_base_is(imported, convs, bgr=True)
     kernel = imported.params["base"]["conv6"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, values["31.weight"].transpose(2, 3, 1, 0))
 
 
 def test_torchvisions_division_goes_into_the_first_kernel(convs):
-    imported = import_arrays("vgg16.pth", Arrays(torch_names(convs, "features."), {}))
+    imported = import_arrays("vgg16.pth", WeightFile(torch_names(convs, "features."), {}))
     pixels = np.random.default_rng(2).uniform(0, 255, (3, 3, 3))
     seen = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     theirs = np.einsum("ijc,ijco->o", seen, convs["conv1_1"][0])
     kernel = imported.params["base"]["conv1_1"]["conv"]["kernel"]
-    ours = np.einsum("ijc,ijco->o", pixels - np.array(imported.config.model.mean), kernel)
+    ours = np.einsum("ijc,ijco->o", pixels - np.array(imported.config.model.image_mean), kernel)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -110,10 +110,10 @@ def test_torchvisions_features_have_no_classifier(convs):
     values = torch_names(convs, "features.")
     nothing = np.broadcast_to(np.float32(np.nan), (4096, 4096))
     values |= {"classifier.3.weight": nothing, "classifier.3.bias": nothing[0]}
-    imported = import_arrays("vgg16_features.pth", Arrays(values, {}))
+    imported = import_arrays("vgg16_features.pth", WeightFile(values, {}))
     assert_base_is(imported, convs, bgr=False)
     assert set(imported.params["base"]) == set(BASE_LAYERS[:13])
-    np.testing.assert_allclose(imported.config.model.mean, (123, 117, 104), atol=0.01)
+    np.testing.assert_allclose(imported.config.model.image_mean, (123, 117, 104), atol=0.01)
 
 
 def test_fc6_and_fc7_are_subsampled():
@@ -150,7 +150,7 @@ def test_a_full_classifier_gives_a_complete_base(convs, program):
         names = ("fc1/fc1/kernel:0", "fc1/fc1/bias:0", "fc2/fc2/kernel:0", "fc2/fc2/bias:0")
     bias = np.arange(4096, dtype=np.float32)
     values |= dict(zip(names, (fc6, bias, fc7, bias), strict=True))
-    base = import_arrays("vgg", Arrays(values, {})).params["base"]
+    base = import_arrays("vgg", WeightFile(values, {})).params["base"]
     assert set(base) == set(BASE_LAYERS)
     for layer, place, value in (
         ("conv6", (1, 2, c, unit // 4), 1),
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_named(convs):
         f"{layer}/{k}": v for layer, kv in convs.items() for k, v in zip("wb", kv, strict=True)
     }
     with pytest.raises(WeightsError, match="--channels is missing"):
-        import_arrays("a.npz", Arrays(plain, {}))
+        import_arrays("a.npz", WeightFile(plain, {}))
     for change, message in (
         ({"conv5_3/w": None}, "only half of conv5_3"),
         ({"conv5_3/w": None, "conv5_3/b": None}, "misses conv5_3 of VGG16"),
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_named(convs):
     ):
         values = {k: v for k, v in (plain | change).items() if v is not None}
         with pytest.raises(WeightsError, match=message):
-            import_arrays("a.npz", Arrays(values, {}), channels="bgr")
+            import_arrays("a.npz", WeightFile(values, {}), channels="bgr")
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_imagenets_features_tell_classes_apart(imagenet, shared_data):
     def accuracy(order):
         features = {}
         for name in names:
-            pixels = np.stack(crops[name]) - np.array(Config().model.mean, np.float32)
+            pixels = np.stack(crops[name]) - np.array(Config().model.image_mean, np.float32)
             f = np.asarray(apply(pixels[..., order]))
             features[name] = f / np.linalg.norm(f, axis=1, keepdims=True)
         centres = np.stack([features[name][:10].mean(axis=0) for name in names])

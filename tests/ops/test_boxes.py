@@ -156,7 +156,7 @@ def test_jit_and_vmap_equal_eager():
 def test_growth_of_a_side_is_limited_on_demand():
     priors = np.array([[0.5, 0.5, 0.1, 0.2]], np.float32)
     offsets = np.array([[0, 0, 20, 1]], np.float32)
-    limited = np.asarray(decode_boxes(offsets, priors, VARIANCES, max_growth=5))[0]
+    limited = np.asarray(decode_boxes(offsets, priors, VARIANCES, max_box_scale=5))[0]
     np.testing.assert_allclose(limited[2] - limited[0], 0.5, rtol=1e-5)
     free = np.asarray(decode_boxes(offsets, priors, VARIANCES))[0]
     np.testing.assert_allclose(free[2] - free[0], 0.1 * np.exp(4), rtol=1e-5)

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax.ops.candidates import bits_of, choose_best, count_of, priors_of, words_of
+from ssd_jax.ops.candidates import mask_to_indices, pack_bits, popcount, top_k_mask, unpack_bits
 
 ROWS = [1, 31, 32, 33, 100]
 
@@ -11,11 +11,11 @@ ROWS = [1, 31, 32, 33, 100]
 @pytest.mark.parametrize("rows", ROWS)
 def test_words_hold_the_choice(rows, share):
     chosen = np.random.default_rng(rows).random((rows, 4)) < share
-    words = words_of(chosen)
-    np.testing.assert_array_equal(count_of(words), chosen.sum(axis=0))
+    words = pack_bits(chosen)
+    np.testing.assert_array_equal(popcount(words), chosen.sum(axis=0))
     for label in range(4):
-        np.testing.assert_array_equal(bits_of(words[:, label], rows), chosen[:, label])
-    priors, filled = jax.jit(priors_of, static_argnums=1)(words, rows + 2)
+        np.testing.assert_array_equal(unpack_bits(words[:, label], rows), chosen[:, label])
+    priors, filled = jax.jit(mask_to_indices, static_argnums=1)(words, rows + 2)
     assert priors.shape == filled.shape == (4, rows + 2)
     for label in range(4):
         count = chosen[:, label].sum()
@@ -28,7 +28,7 @@ def test_words_hold_the_choice(rows, share):
 @pytest.mark.parametrize("rows", ROWS)
 def test_the_best_are_those_of_a_sort(rows, levels):
     rng = np.random.default_rng(levels)
-    choose = jax.jit(choose_best, static_argnums=2)
+    choose = jax.jit(top_k_mask, static_argnums=2)
     for share in (0.2, 1.0):
         scores = (rng.integers(-levels, levels, (rows, 4)) / levels).astype(np.float32)
         candidate = rng.random((rows, 4)) < share
@@ -37,11 +37,11 @@ def test_the_best_are_those_of_a_sort(rows, levels):
             for label in range(4):
                 order = [p for p in range(rows) if candidate[p, label]]
                 order = sorted(order, key=lambda p, k=label: (-scores[p, k], p))[:count]
-                kept = np.flatnonzero(bits_of(words[:, label], rows))
+                kept = np.flatnonzero(unpack_bits(words[:, label], rows))
                 np.testing.assert_array_equal(kept, sorted(order))
 
 
 def test_nan_is_chosen_by_nobody():
     scores = np.array([[np.nan], [0.5], [np.nan], [-np.inf]], np.float32)
-    words = choose_best(scores, np.asarray(scores > -1), 3)
-    np.testing.assert_array_equal(bits_of(words[:, 0], 4), [False, True, False, False])
+    words = top_k_mask(scores, np.asarray(scores > -1), 3)
+    np.testing.assert_array_equal(unpack_bits(words[:, 0], 4), [False, True, False, False])

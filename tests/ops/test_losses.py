@@ -52,7 +52,7 @@ def random_case(rng, priors=40, classes=4, positives=5):
 
 @jax.jit
 def loss_of(loc, conf, targets, num_positives):
-    return multibox_loss(loc, conf, targets, num_positives, negative_ratio=3.0)
+    return multibox_loss(loc, conf, targets, num_positives, neg_pos_ratio=3.0)
 
 
 def test_smooth_l1_of_known_values():
@@ -186,5 +186,5 @@ def test_jit_and_vmap_equal_eager():
     batched = jax.jit(jax.vmap(loss_of, (0, 0, 0, None)))(*batch, 23)
     assert isinstance(batched, MultiboxLoss)
     for k, case in enumerate(cases):
-        eager = multibox_loss(*case, 23, negative_ratio=3.0)
+        eager = multibox_loss(*case, 23, neg_pos_ratio=3.0)
         np.testing.assert_allclose([batched.loc[k], batched.conf[k]], eager, rtol=1e-5)

@@ -9,13 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.ops.boxes import decode_boxes, pairwise_iou
-from ssd_jax.ops.nms import Detections, multiclass_nms, nms_keep
+from ssd_jax.ops.nms import Detections, multiclass_nms, nms_mask
 
 SEED = 20161208  # of the golden figures
-OPTIONS = {"score_threshold": 0.3, "iou_threshold": 0.45, "candidates": 10, "max_detections": 12}
+OPTIONS = {
+    "score_threshold": 0.3,
+    "iou_threshold": 0.45,
+    "topk_candidates": 10,
+    "detections_per_image": 12,
+}
 
-detect = jax.jit(multiclass_nms, static_argnames=("candidates", "max_detections"))
-jit_keep = jax.jit(nms_keep)
+detect = jax.jit(multiclass_nms, static_argnames=("topk_candidates", "detections_per_image"))
+jit_keep = jax.jit(nms_mask)
 
 
 def slow_keep(iou: np.ndarray, valid: np.ndarray, threshold: float) -> np.ndarray:
@@ -26,20 +31,20 @@ def slow_keep(iou: np.ndarray, valid: np.ndarray, threshold: float) -> np.ndarra
 
 
 def slow_nms(
-    boxes, scores, *, score_threshold, iou_threshold, candidates, max_detections
+    boxes, scores, *, score_threshold, iou_threshold, topk_candidates, detections_per_image
 ) -> Detections:
     iou = np.asarray(pairwise_iou(boxes, boxes))
     found = []
     for label in range(1, scores.shape[1]):
         order = [j for j in range(len(boxes)) if scores[j, label] > score_threshold]
-        order = sorted(order, key=lambda j: (-scores[j, label], j))[:candidates]
+        order = sorted(order, key=lambda j: (-scores[j, label], j))[:topk_candidates]
         keep = slow_keep(iou[np.ix_(order, order)], np.ones(len(order), bool), iou_threshold)
         found += [(-scores[j, label], label, rank, j) for rank, j in enumerate(order) if keep[rank]]
-    found = sorted(found)[:max_detections]
+    found = sorted(found)[:detections_per_image]
     result = Detections(
-        np.zeros((max_detections, 4), np.float32),
-        np.zeros(max_detections, np.float32),
-        np.zeros(max_detections, np.int32),
+        np.zeros((detections_per_image, 4), np.float32),
+        np.zeros(detections_per_image, np.float32),
+        np.zeros(detections_per_image, np.int32),
         np.int32(len(found)),
     )
     for k, (score, label, _, j) in enumerate(found):
@@ -62,11 +67,14 @@ def assert_same(result: Detections, expected: Detections) -> None:
 
 @pytest.mark.parametrize("levels", [4, 1000], ids=["many ties", "few ties"])
 @pytest.mark.parametrize(
-    ("candidates", "max_detections"), [(10, 12), (100, 500), (1, 2), (40, 7)], ids=str
+    ("topk_candidates", "detections_per_image"), [(10, 12), (100, 500), (1, 2), (40, 7)], ids=str
 )
-def test_detections_equal_a_slow_loop(levels, candidates, max_detections):
+def test_detections_equal_a_slow_loop(levels, topk_candidates, detections_per_image):
     rng = np.random.default_rng(levels)
-    options = OPTIONS | {"candidates": candidates, "max_detections": max_detections}
+    options = OPTIONS | {
+        "topk_candidates": topk_candidates,
+        "detections_per_image": detections_per_image,
+    }
     for _ in range(8):
         case = random_case(rng, levels=levels)
         assert_same(detect(*case, **options), slow_nms(*case, **options))
@@ -76,7 +84,11 @@ def test_detections_equal_a_slow_loop(levels, candidates, max_detections):
 @pytest.mark.parametrize("levels", [50, 100_000], ids=["many ties", "few ties"])
 def test_as_many_candidates_as_a_network_gives(levels, share):
     case = random_case(np.random.default_rng(0), priors=500, levels=levels)
-    options = OPTIONS | {"candidates": 150, "max_detections": 200, "score_threshold": 1 - share}
+    options = OPTIONS | {
+        "topk_candidates": 150,
+        "detections_per_image": 200,
+        "score_threshold": 1 - share,
+    }
     assert_same(detect(*case, **options), slow_nms(*case, **options))
 
 
@@ -87,7 +99,7 @@ def test_one_image_after_the_other_equals_all_at_once(share):
         np.stack(part) for part in zip(*(random_case(rng, 300) for _ in range(2)), strict=True)
     )
     scores[1] = np.where(scores[1] > share, 0, scores[1])  # fewer candidates beside others
-    options = OPTIONS | {"candidates": 110}
+    options = OPTIONS | {"topk_candidates": 110}
     function = functools.partial(multiclass_nms, **options)
     at_once = jax.jit(jax.vmap(function))(boxes, scores)
     in_turn = jax.jit(lambda *a: jax.lax.map(lambda image: function(*image), a))(boxes, scores)
@@ -154,8 +166,8 @@ def test_detections_of_the_reference(golden, voc_priors):
             jax.nn.softmax(logits),
             score_threshold=0.01,
             iou_threshold=0.45,
-            candidates=200,
-            max_detections=21 * 200,
+            topk_candidates=200,
+            detections_per_image=21 * 200,
         )
 
     result = jax.tree.map(np.asarray, detect_images(loc, logits))
@@ -178,8 +190,8 @@ def test_nms_of_caffe(caffe):
             np.stack([1 - scores, scores], axis=1),
             score_threshold=case["score_threshold"],
             iou_threshold=case["nms_threshold"],
-            candidates=len(scores) if case["top_k"] < 0 else case["top_k"],
-            max_detections=4,
+            topk_candidates=len(scores) if case["top_k"] < 0 else case["top_k"],
+            detections_per_image=4,
         )
         assert result.count == len(case["kept"]), case
         np.testing.assert_array_equal(result.scores[: len(case["kept"])], scores[case["kept"]])

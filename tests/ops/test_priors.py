@@ -111,7 +111,7 @@ def test_clipping_sizes_alone_leaves_centres():
     """torchvision's rule: cells may reach past the image, boxes may not be wider than it."""
     common = {"sizes": (90, 120), "steps": (60,), "aspect_ratios": ((2,),)}
     plain = make_priors((2,), 100, **common)
-    clipped = make_priors((2,), 100, **common, clip_size=True)
+    clipped = make_priors((2,), 100, **common, clip_wh=True)
     np.testing.assert_array_equal(clipped[:, :2], plain[:, :2])
     np.testing.assert_array_equal(clipped[:, 2:], np.minimum(plain[:, 2:], 1))
     assert plain.max() > 1

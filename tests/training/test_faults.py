@@ -52,7 +52,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_started_again(tmp_path):
-    config = change(ENDLESS, data={"workers": 1})
+    config = change(ENDLESS, data={"num_workers": 1})
     workdir = tmp_path / "run"
     started = start(config, workdir)
     wait_for(workdir, "step 12 ")
@@ -69,7 +69,7 @@ def test_a_killed_worker_is_started_again(tmp_path):
 
 @pytest.mark.slow
 def test_no_worker_outlives_a_killed_training(tmp_path):
-    config = change(ENDLESS, data={"workers": 2})
+    config = change(ENDLESS, data={"num_workers": 2})
     started = start(config, tmp_path / "run")
     wait_for(tmp_path / "run", "step 4 ")
     workers = workers_of(started[0].pid)
@@ -108,7 +108,7 @@ def test_an_image_deleted_meanwhile_costs_nothing_that_was_learnt(tmp_path, shar
             **{"format": "voc", "root": str(data), "max_objects": 64},
             **{"train_split": "trainval", "eval_split": "test"},
         },
-        eval={"pictures": 0},
+        eval={"num_visualizations": 0},
     )
     workdir = tmp_path / "run"
     started = start(config, workdir)

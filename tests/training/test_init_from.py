@@ -13,7 +13,7 @@ from tests.tiny import TINY, change
 SHORT = change(
     TINY,
     train={"steps": 1, "log_every": 1, "checkpoint_every": 1},
-    eval={"pictures": 1},
+    eval={"num_visualizations": 1},
     optim={"learning_rate": 1e-12},
 )
 

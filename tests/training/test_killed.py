@@ -20,7 +20,7 @@ CONFIG = change(
     quickstart.get_config(),
     optim={"ema_decay": 0.99},
     train={"steps": 600, "checkpoint_every": 5, "eval_every": 200, "log_every": 7},
-    eval={"pictures": 0},
+    eval={"num_visualizations": 0},
 )
 
 

@@ -24,8 +24,8 @@ from ssd_jax.models.ssd import make_model
 from ssd_jax.training import loop
 from ssd_jax.training.loop import train
 from ssd_jax.training.metric_writer import LogError
-from ssd_jax.training.pending_metrics import Window
-from ssd_jax.training.preemption import Interrupted
+from ssd_jax.training.pending_metrics import PendingSteps
+from ssd_jax.training.preemption import Preempted
 from ssd_jax.training.workdir import LostWorkdirError, Workdir, WorkdirError
 from tests.tiny import TINY, change
 from tests.training.launch import lines, saved
@@ -150,9 +150,12 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"model": {"width": 0.25}}, r"/4 does not fit the config: batch_stats/base/conv1_1/bn/"),
         (
-            {"model": {"trainable_from": "conv2_1"}},
+            {"model": {"width_multiplier": 0.25}},
+            r"/4 does not fit the config: batch_stats/base/conv1_1/bn/",
+        ),
+        (
+            {"model": {"freeze_before": "conv2_1"}},
             r"opt_state/2/trace/base/conv1_1/bn/bias is \(8,\) there and absent by the config",
         ),
     ],
@@ -187,7 +190,7 @@ def test_find_checkpoint(run, tmp_path):
 
 def test_a_checkpoint_of_another_shape_is_named(run):
     checkpoint = find_checkpoint(run[0])
-    other = change(read_config(checkpoint), model={"width": 0.25})
+    other = change(read_config(checkpoint), model={"width_multiplier": 0.25})
     with pytest.raises(
         ConfigError, match=r"does not fit the config: batch_stats/base/conv1_1/bn/mean is"
     ):
@@ -196,15 +199,15 @@ def test_a_checkpoint_of_another_shape_is_named(run):
 
 def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
     in_flight = []
-    true_add = Window.add
+    true_add = PendingSteps.add
 
     def add(self, queued):
         true_add(self, queued)
         in_flight.append(len(self))
 
     checks = []
-    monkeypatch.setattr(loop.Checkpoints, "check", lambda self: checks.append(self))
-    monkeypatch.setattr(Window, "add", add)
+    monkeypatch.setattr(loop.CheckpointManager, "check", lambda self: checks.append(self))
+    monkeypatch.setattr(PendingSteps, "add", add)
     config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
     train(config, tmp_path / "run")
     assert in_flight == [1] * 12  # on a CPU; test_window has accelerators
@@ -227,14 +230,14 @@ def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("deleted", ["", "metrics.jsonl"])
 def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, capsys, deleted):
-    workdir, true_add = tmp_path / "run", Window.add
+    workdir, true_add = tmp_path / "run", PendingSteps.add
 
     def add(self, queued):
         true_add(self, queued)
         if queued.position == 4:
             shutil.rmtree(workdir) if not deleted else (workdir / deleted).unlink()
 
-    monkeypatch.setattr(Window, "add", add)
+    monkeypatch.setattr(PendingSteps, "add", add)
     with pytest.raises((LostWorkdirError, LogError), match="was deleted or "):
         train(change(TINY, train={"checkpoint_every": 100}), workdir)
     assert "done" not in capsys.readouterr().out
@@ -271,7 +274,7 @@ def test_a_state_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypat
         raise SaveError("the checkpoint of step 4 cannot be written")
 
     monkeypatch.setattr(loop, "evaluate_source", full)
-    monkeypatch.setattr(loop.Checkpoints, "close", close)
+    monkeypatch.setattr(loop.CheckpointManager, "close", close)
     with pytest.raises(SaveError, match="of step 4 cannot be written"):
         train(TINY, tmp_path / "run")
 
@@ -284,7 +287,7 @@ def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
         end.wait(60)
 
     monkeypatch.setattr(loop, "_compile", compile_for_minutes)
-    with pytest.raises(Interrupted, match="by a signal before the first step; nothing") as raised:
+    with pytest.raises(Preempted, match="by a signal before the first step; nothing") as raised:
         train(TINY, tmp_path / "run")
     end.set()
     assert raised.value.busy
@@ -293,7 +296,7 @@ def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
 
 
 def test_a_trace_of_some_steps(tmp_path):
-    config = change(TINY, train={"steps": 8, "profile_steps": 2}, eval={"pictures": 0})
+    config = change(TINY, train={"steps": 8, "profile_steps": 2}, eval={"num_visualizations": 0})
     train(config, tmp_path / "run")
     (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
@@ -336,14 +339,16 @@ def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
 
 
 def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, capsys):
-    config = change(TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"pictures": 0})
+    config = change(
+        TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"num_visualizations": 0}
+    )
     true = loop.evaluate_source
 
     def stopped(*arguments, **more):
         raise StoppedError
 
     monkeypatch.setattr(loop, "evaluate_source", stopped)
-    with pytest.raises(Interrupted, match="after step 2 and saved; continue with") as raised:
+    with pytest.raises(Preempted, match="after step 2 and saved; continue with") as raised:
         train(config, tmp_path / "run")
     assert raised.value.status == 75
     monkeypatch.setattr(loop, "evaluate_source", true)

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ssd_jax.inference.drawing import save_image
-from ssd_jax.training.metric_writer import LogError, RunLog
+from ssd_jax.training.metric_writer import LogError, MetricWriter
 
 
 def steps(path):
@@ -19,12 +19,12 @@ def steps(path):
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with RunLog(tmp_path, start=0) as log:
+    with MetricWriter(tmp_path, start=0) as log:
         for step in (2, 4, 6):
             log.write(step, {"loss": 1.0}, kind="train")
     with path.open("a") as file:
         file.write('{"step": 8, "lo')  # torn by a kill
-    with RunLog(tmp_path, start=4) as log:
+    with MetricWriter(tmp_path, start=4) as log:
         log.write(6, {"loss": 2.0}, kind="train")
         log.write(4, {"loss": 3.0}, kind="train")  # is there already
     assert steps(path) == [2, 4, 6]
@@ -32,7 +32,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path, capsys):
-    with RunLog(tmp_path, start=0, write=False) as log:
+    with MetricWriter(tmp_path, start=0, write=False) as log:
         log.write(2, {"loss": 1.0}, kind="train")
         log.say("hello")
     assert list(tmp_path.iterdir()) == []
@@ -40,7 +40,7 @@ def test_other_processes_write_nothing(tmp_path, capsys):
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
-    with RunLog(tmp_path, start=0) as log:
+    with MetricWriter(tmp_path, start=0) as log:
         log.write(2, {"loss": 1.5, "data_wait": 0.25}, kind="train")
     assert capsys.readouterr().out == "step 2  loss 1.5  data_wait 0.25\n"
 
@@ -65,7 +65,7 @@ def events(workdir):
 def test_tensorboard_has_it_too(tmp_path):
     picture = tmp_path / "pictures.jpg"
     save_image(picture, np.zeros((8, 8, 3), np.uint8))
-    with RunLog(tmp_path, start=4) as log:
+    with MetricWriter(tmp_path, start=4) as log:
         log.write(6, {"loss": 1.5, "grad_norm": 0.25}, kind="train")
         log.picture(6, "detections", picture)
         log.picture(6, "none", tmp_path / "none.jpg")
@@ -79,14 +79,14 @@ def test_tensorboard_has_it_too(tmp_path):
 
 
 def test_what_is_no_number_is_null(tmp_path):
-    with RunLog(tmp_path, start=0) as log:
+    with MetricWriter(tmp_path, start=0) as log:
         log.write(2, {"loss": math.nan, "skipped": 2.0}, kind="train")
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line == {"step": 2, "kind": "train", "loss": None, "skipped": 2.0}
 
 
 def test_a_full_disk_is_told(small_disk):
-    log = RunLog(small_disk, start=0)
+    log = MetricWriter(small_disk, start=0)
     with log:
         (small_disk / "filler").write_bytes(bytes(2_080_000))
 

@@ -13,8 +13,14 @@ from ssd_jax.data import pipeline
 from ssd_jax.data.pipeline import TrainBatches
 from ssd_jax.training import nonfinite
 from ssd_jax.training.loop import TrainingError, train
-from ssd_jax.training.nonfinite import BadStep, describe, diagnose, read_bad_step, write_bad_step
-from ssd_jax.training.pending_metrics import Queued, Window
+from ssd_jax.training.nonfinite import (
+    NonFiniteStep,
+    describe,
+    diagnose,
+    read_bad_step,
+    write_bad_step,
+)
+from ssd_jax.training.pending_metrics import PendingStep, PendingSteps
 from tests.tiny import TINY, change
 from tests.training.launch import lines, saved
 
@@ -95,32 +101,32 @@ def metrics(loss, bad=0.0):
 
 
 def test_a_window_of_skipped_steps_has_no_mean():
-    window = Window([metrics(math.nan, bad=1.0)])
-    mean = window.take_mean()
+    window = PendingSteps([metrics(math.nan, bad=1.0)])
+    mean = window.pop_mean()
     assert math.isnan(mean["loss"])
     assert mean["skipped"] == 1
     assert window.known == []
 
 
 def test_a_window_goes_on_where_another_one_stopped():
-    first = Window([])
+    first = PendingSteps([])
     for k, value in enumerate((1.0, 2.0)):
-        first.add(Queued(jax.device_put(metrics(value)), {}, k))
+        first.add(PendingStep(jax.device_put(metrics(value)), {}, k))
     first.settle()
     assert first.bad is None
-    second = Window(json.loads(json.dumps(first.known)))
-    second.add(Queued(jax.device_put(metrics(6.0)), {}, 2))
+    second = PendingSteps(json.loads(json.dumps(first.known)))
+    second.add(PendingStep(jax.device_put(metrics(6.0)), {}, 2))
     second.settle()
-    mean = second.take_mean()
+    mean = second.pop_mean()
     assert mean["loss"] == 3.0
     assert mean["learning_rate"] == pytest.approx(0.6)
     assert "skipped" not in mean
 
 
 def test_steps_after_a_bad_one_do_not_become_known():
-    window = Window([])
+    window = PendingSteps([])
     for k, bad in enumerate((0.0, 1.0, 0.0)):
-        window.add(Queued(jax.device_put(metrics(k + 1.0, bad)), {}, 8 * k))
+        window.add(PendingStep(jax.device_put(metrics(k + 1.0, bad)), {}, 8 * k))
     window.settle()
     assert window.bad.position == 8
     assert [m["loss"] for m in window.known] == [1.0]
@@ -140,7 +146,7 @@ def bad_step(**batch):
         "mask": np.tile(np.arange(8) < 1, (2, 1)),
     }
     variables = {"params": jax.tree.map(np.array, variables["params"]), "batch_stats": {}}
-    return BadStep(7, ("first", "second"), arrays | batch, variables, config)
+    return NonFiniteStep(7, ("first", "second"), arrays | batch, variables, config)
 
 
 def test_a_finite_step_blames_nobody():

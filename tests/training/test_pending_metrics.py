@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.training import pending_metrics as module
-from ssd_jax.training.pending_metrics import Queued, Window
+from ssd_jax.training.pending_metrics import PendingStep, PendingSteps
 
 
 class Simulation:
@@ -35,12 +35,12 @@ def simulate(monkeypatch, *, in_flight, host_step, device_step, steps=50):
     """
     simulation = Simulation(device_step=device_step)
     monkeypatch.setattr(module, "jax", simulation)
-    window, most = Window([], in_flight=in_flight), 0
+    window, most = PendingSteps([], in_flight=in_flight), 0
     for k in range(steps):
         simulation.host += 0.99 * host_step
         window.make_room()
         simulation.host += 0.01 * host_step
-        window.add(Queued({"end": simulation.dispatch()}, {}, k))
+        window.add(PendingStep({"end": simulation.dispatch()}, {}, k))
         most = max(most, len(window))
     window.settle()
     assert len(window.known) == steps
@@ -62,11 +62,11 @@ def test_with_one_step_in_flight_it_waits_for_the_call_alone(monkeypatch):
 
 
 def test_a_bad_step_is_known_before_the_log_is_due(monkeypatch):
-    window = Window([], in_flight=2)
+    window = PendingSteps([], in_flight=2)
     for k, bad in enumerate((0.0, 1.0, 0.0)):
         window.make_room()
         metrics = {"loss": np.float32(k), "bad": np.float32(bad), "stop": np.float32(0)}
-        window.add(Queued(metrics, {}, k))
+        window.add(PendingStep(metrics, {}, k))
     assert window.bad is None
     window.make_room()
     assert window.bad.position == 1
@@ -74,9 +74,9 @@ def test_a_bad_step_is_known_before_the_log_is_due(monkeypatch):
 
 
 def test_who_asks_to_stop_is_heard_when_the_step_is_known():
-    window = Window([{"loss": 0.0, "bad": 0.0, "stop": 1.0}], in_flight=1)
+    window = PendingSteps([{"loss": 0.0, "bad": 0.0, "stop": 1.0}], in_flight=1)
     assert not window.asked_to_stop  # that was before this start
-    window.add(Queued({"loss": np.float32(1), "bad": 0.0, "stop": np.float32(2)}, {}, 0))
+    window.add(PendingStep({"loss": np.float32(1), "bad": 0.0, "stop": np.float32(2)}, {}, 0))
     assert not window.asked_to_stop
     window.make_room()
     assert window.asked_to_stop

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from ssd_jax.training.preemption import Interrupts
+from ssd_jax.training.preemption import PreemptionHandler
 
 PROGRAM = """
 import time
-from ssd_jax.training.preemption import Interrupts
-with Interrupts() as interrupts:
+from ssd_jax.training.preemption import PreemptionHandler
+with PreemptionHandler() as interrupts:
     print("ready", flush=True)
     while not interrupts.requested:
         time.sleep(0.01)
@@ -26,9 +26,9 @@ with Interrupts() as interrupts:
 
 COMPILING = """
 import ctypes, os
-from ssd_jax.training.preemption import AbandonedError, Interrupts
+from ssd_jax.training.preemption import AbandonedError, PreemptionHandler
 tell = lambda line: print(line, flush=True)
-with Interrupts(tell) as interrupts:
+with PreemptionHandler(tell) as interrupts:
     assert interrupts.call(lambda: 7) == 7
     print("ready", flush=True)
     try:
@@ -68,12 +68,12 @@ def test_a_call_that_does_not_come_back_is_abandoned():
 
 
 def test_a_call_gives_the_error_of_its_function():
-    with Interrupts() as interrupts, pytest.raises(ZeroDivisionError):
+    with PreemptionHandler() as interrupts, pytest.raises(ZeroDivisionError):
         interrupts.call(lambda: 1 // 0)
 
 
 def test_a_call_that_ends_soon_after_a_signal_is_no_loss():
-    with Interrupts() as interrupts:
+    with PreemptionHandler() as interrupts:
 
         def signalled():
             signal.raise_signal(signal.SIGTERM)
@@ -87,12 +87,12 @@ def test_a_call_that_ends_soon_after_a_signal_is_no_loss():
 
 def test_afterwards_signals_are_as_before():
     before = signal.getsignal(signal.SIGTERM)
-    with Interrupts() as interrupts:
+    with PreemptionHandler() as interrupts:
         signal.raise_signal(signal.SIGTERM)
         until = time.monotonic() + 10
         while not interrupts.requested and time.monotonic() < until:
             time.sleep(0.01)
         assert interrupts.requested
     assert signal.getsignal(signal.SIGTERM) is before
-    with Interrupts() as again:
+    with PreemptionHandler() as again:
         assert not again.requested

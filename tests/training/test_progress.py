@@ -97,7 +97,7 @@ def test_the_duration_is_announced_once_and_without_the_compiler(monkeypatch, ca
 def test_what_takes_days_on_a_cpu_comes_with_advice():
     line = expected_duration(20_000, 38.0, platform="cpu")
     assert line.startswith("20,000 steps of 38 s are left: about 8.8 days, evaluations not counted")
-    assert "--model.width 0.25" in line
+    assert "--model.width-multiplier 0.25" in line
     assert "GPU" in line
     assert "width" not in expected_duration(20_000, 38.0, platform="gpu")
     assert "width" not in expected_duration(900, 0.2, platform="cpu")

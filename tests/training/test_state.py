@@ -52,11 +52,10 @@ def test_the_length_as_an_argument_gives_the_rates_of_a_constant_to_the_bit():
     np.testing.assert_array_equal(*zip(*rates, strict=True))
 
 
-@pytest.mark.parametrize("caffe_biases", [False, True])
-def test_sgd_step_by_step(caffe_biases):
-    config = OptimConfig(
-        learning_rate=0.1, milestones=(2,), weight_decay=0.01, caffe_biases=caffe_biases
-    )
+@pytest.mark.parametrize("caffe", [False, True])
+def test_sgd_step_by_step(caffe):
+    biases = {"bias_lr_multiplier": 2.0, "decay_biases": False} if caffe else {}
+    config = OptimConfig(learning_rate=0.1, milestones=(2,), weight_decay=0.01, **biases)
     optimizer = make_optimizer(config)
     schedule = make_schedule(config, batch_size=32)
     params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(3.0)}}
@@ -68,7 +67,7 @@ def test_sgd_step_by_step(caffe_biases):
         updates = jax.tree.map(partial(jnp.multiply, -schedule(k, 0.0)), updates)
         params = optax.apply_updates(params, updates)
         for name in known:
-            plain = caffe_biases and name == "bias"
+            plain = caffe and name == "bias"
             decayed = grad + (0 if plain else 0.01) * known[name]
             momentum[name] = 0.9 * momentum[name] + decayed
             rate = (0.1 if k < 2 else 0.01) * (2 if plain else 1)
@@ -87,7 +86,7 @@ def test_a_bad_gradient_leaves_the_momentum():
 
 
 def test_clipping_bounds_the_gradient():
-    config = OptimConfig(learning_rate=1.0, milestones=(), weight_decay=0, clip_norm=5.0)
+    config = OptimConfig(learning_rate=1.0, milestones=(), weight_decay=0, grad_clip_norm=5.0)
     optimizer = make_optimizer(config)
     params = {"a": jnp.zeros(2)}
     updates, _ = optimizer.update({"a": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
@@ -103,5 +102,5 @@ def test_split_and_join_are_inverse():
 
 
 def test_the_rate_grows_with_the_batch():
-    config = OptimConfig(learning_rate=1e-3, milestones=(), rate_batch_size=32)
+    config = OptimConfig(learning_rate=1e-3, milestones=(), base_batch_size=32)
     np.testing.assert_allclose(make_schedule(config, batch_size=256)(3, 0.0), 8e-3, rtol=1e-6)

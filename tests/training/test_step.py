@@ -27,8 +27,8 @@ from tests.models.reference import VOC, our_path, reference_image, reference_par
 TINY = ModelConfig(
     classes=("a", "b"),
     image_size=64,
-    width=0.125,
-    sources=("conv4_3", "conv7"),
+    width_multiplier=0.125,
+    feature_layers=("conv4_3", "conv7"),
     extras=(),
     batch_norm=True,
     cpu_conv="direct",
@@ -147,7 +147,7 @@ def test_a_batch_without_objects_is_finite_and_changes_nothing_but_decay():
 
 
 def test_frozen_layers_stay_and_cost_no_gradient():
-    model = dataclasses.replace(TINY, trainable_from="conv5_1")
+    model = dataclasses.replace(TINY, freeze_before="conv5_1")
     before, _ = run(1, steps=0, model=model)
     after, _ = run(1, steps=2, model=model)
     for name in ("conv1_1", "conv4_3"):
@@ -231,14 +231,14 @@ def test_accumulated_parts_are_the_large_batch():
     """Divided by the positives of all parts together, also where a part has none."""
     batch = tiny_batch(empty=(0, 1, 5))
     whole, losses = run(1, model=WITHOUT_NORM, batch=batch)
-    parts, losses_of_parts = run(2, model=WITHOUT_NORM, batch=batch, accumulate=4)
+    parts, losses_of_parts = run(2, model=WITHOUT_NORM, batch=batch, grad_accumulation_steps=4)
     np.testing.assert_allclose(losses_of_parts, losses, rtol=1e-5)
     assert_close(parts.params, whole.params, 1e-6)
 
 
 def test_accumulation_takes_less_memory():
     def temporary(parts):
-        config = TrainConfig(batch_size=8, accumulate=parts)
+        config = TrainConfig(batch_size=8, grad_accumulation_steps=parts)
         step, state = make_step(TINY, TINY_PRIORS, config, OPTIM, jax.local_devices()[:1])
         compiled = step.lower(state, shard_batch(tiny_batch(), 1)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -327,7 +327,7 @@ def test_the_fewest_all_reduces(batch_norm):
 
 def test_one_device_adds_nothing_up_and_copies_no_weights():
     devices = jax.local_devices()[:1]
-    optim = dataclasses.replace(OPTIM, caffe_biases=True)
+    optim = dataclasses.replace(OPTIM, bias_lr_multiplier=2.0, decay_biases=False)
     model = dataclasses.replace(TINY, batch_norm=False)
     step, state = make_step(model, TINY_PRIORS, TrainConfig(batch_size=8), optim, devices)
     compiled = step.lower(state, shard_batch(tiny_batch(), 1)).compile()

@@ -13,7 +13,7 @@ from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.cli import run_main
 from ssd_jax.config import ConfigError, UserError
 from ssd_jax.weights.command import main
-from ssd_jax.weights.files import Arrays, WeightsError, read_arrays
+from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
 from ssd_jax.weights.importers import import_arrays
 from tests.models.reference import reference_image, reference_state
 
@@ -67,7 +67,7 @@ def test_the_config_is_ssd_pytorchs(checkpoint, golden):
     config = read_config(checkpoint)
     assert config.model.classes[0] == "aeroplane"
     assert config.model.classes[19] == "tvmonitor"
-    assert (config.eval.candidates, config.eval.max_detections) == (200, 4000)
+    assert (config.eval.topk_candidates, config.eval.detections_per_image) == (200, 4000)
     known = np.load(golden / "priors.npz")
     np.testing.assert_allclose(
         model_priors(config.model, config.priors), known["voc300"], atol=1e-6
@@ -78,14 +78,16 @@ def test_other_class_counts_have_cocos_priors(state, golden):
     from ssd_jax.models.ssd import model_priors
 
     few = {n: v[: len(v) // 21 * 3] if n.startswith("conf") else v for n, v in state.items()}
-    imported = import_arrays("a.pth", Arrays(few, {}), channels="rgb", classes=("cat", "dog"))
+    imported = import_arrays("a.pth", WeightFile(few, {}), channels="rgb", classes=("cat", "dog"))
     assert imported.config.model.classes == ("cat", "dog")
     priors = model_priors(imported.config.model, imported.config.priors)
     np.testing.assert_allclose(priors, np.load(golden / "priors.npz")["coco300"], atol=1e-6)
 
 
 def test_bgr_is_turned_round(state):
-    rgb, bgr = (import_arrays("a", Arrays(state, {}), channels=c).params for c in ("rgb", "bgr"))
+    rgb, bgr = (
+        import_arrays("a", WeightFile(state, {}), channels=c).params for c in ("rgb", "bgr")
+    )
     first = [p["base"]["conv1_1"]["conv"]["kernel"] for p in (rgb, bgr)]
     np.testing.assert_array_equal(first[0][:, :, ::-1], first[1])
     np.testing.assert_array_equal(
@@ -140,17 +142,17 @@ def without(state, name):
 )
 def test_a_state_dict_that_does_not_fit_is_named(state, change, message):
     with pytest.raises(WeightsError, match=message):
-        import_arrays("a.pth", Arrays(change(state), {}), channels="rgb")
+        import_arrays("a.pth", WeightFile(change(state), {}), channels="rgb")
 
 
 def test_the_channels_of_ssd_pytorch_must_be_given(state):
     with pytest.raises(WeightsError, match=r"--channels is missing: .* converted from Caffe: bgr"):
-        import_arrays("a.pth", Arrays(state, {}))
+        import_arrays("a.pth", WeightFile(state, {}))
 
 
 def test_classes_must_fit(state):
     with pytest.raises(WeightsError, match=r"names 1 classes and a.pth has 20"):
-        import_arrays("a.pth", Arrays(state, {}), channels="rgb", classes=("cat",))
+        import_arrays("a.pth", WeightFile(state, {}), channels="rgb", classes=("cat",))
 
 
 def command(monkeypatch, capsys, *arguments):

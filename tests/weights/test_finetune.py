@@ -84,7 +84,7 @@ def test_the_same_classes_in_another_order_are_found_by_name(saved):
 def test_a_source_more_starts_fresh(saved):
     more = change(
         OLD,
-        model={"sources": ("conv4_3", "conv7", "conv8_2"), "extras": ((8, 8, 3, 2, 1),)},
+        model={"feature_layers": ("conv4_3", "conv7", "conv8_2"), "extras": ((8, 8, 3, 2, 1),)},
         priors={"sizes": (16, 32, 64, 90), "aspect_ratios": ((2,), (2,), (2,))},
     )
     (old, new, result), report = start(saved, more)
@@ -99,7 +99,7 @@ def test_a_source_more_starts_fresh(saved):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"model": {"width": 0.25}}, "does not fit: .* there and .* here"),
+        ({"model": {"width_multiplier": 0.25}}, "does not fit: .* there and .* here"),
         ({"priors": {"aspect_ratios": ((2,), (2, 3))}}, "does not fit: params/head_conv7"),
     ],
 )
@@ -109,7 +109,7 @@ def test_another_network_is_named(saved, more, message):
 
 
 def test_another_mean_is_said(saved):
-    _, report = start(saved, change(OLD, model={"mean": (1.0, 2.0, 3.0)}))
+    _, report = start(saved, change(OLD, model={"image_mean": (1.0, 2.0, 3.0)}))
     assert "the checkpoint was trained with (123.0, 117.0, 104.0)" in str(report)
 
 

@@ -11,7 +11,11 @@ from ssd_jax.models.ssd import make_model
 from ssd_jax.weights.pretrained import load_pretrained
 
 CONFIG = ModelConfig(
-    classes=("a",), image_size=64, width=0.125, sources=("conv4_3", "conv7"), extras=()
+    classes=("a",),
+    image_size=64,
+    width_multiplier=0.125,
+    feature_layers=("conv4_3", "conv7"),
+    extras=(),
 )
 PRIORS = PriorConfig(sizes=(16, 32, 64), steps=(), aspect_ratios=((), ()))
 

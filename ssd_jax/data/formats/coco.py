@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
-from ssd_jax.data.images import Pictures
+from ssd_jax.data.images import ImageFileSource
 from ssd_jax.data.types import Annotation, distinct_ids
 from ssd_jax.io import MAX_JSON, is_dir, is_file, read_bytes
 
@@ -24,7 +24,7 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = 80
 
 
-class CocoJson(Pictures):
+class CocoSource(ImageFileSource):
     """Images and objects as COCO's annotation files have them.
 
     All annotations are read when the source is made; images when they are asked for. Images

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
-from ssd_jax.data.images import Pictures, picture_size
+from ssd_jax.data.images import ImageFileSource, picture_size
 from ssd_jax.data.numbers import parse_number
 from ssd_jax.data.types import Annotation, distinct_ids
 from ssd_jax.io import MAX_TEXT, is_dir, is_file, read_bytes, read_text
@@ -27,7 +27,7 @@ _MAX_TAGS = 500_000  # of an annotation: 20,000 objects; a tree takes some 200 b
 _FARTHEST = 1e9  # pixels; float32 and int32 are at home below
 
 
-class VocFolder(Pictures):
+class VocSource(ImageFileSource):
     """A folder in PASCAL VOC's layout, or a VOCdevkit that holds one for each year.
 
     All annotations are read when the source is made; images when they are asked for.
@@ -101,7 +101,7 @@ def voc_classes(root: str | Path, split: str, on_error: OnError = stop) -> tuple
     """Names of the classes that the objects of a split have, sorted; () if it has no object.
 
     Raises:
-        DataError: as for `VocFolder`, images apart.
+        DataError: as for `VocSource`, images apart.
     """
     names: set[str] = set()
     for folder, image_id in _split_records(root, split):

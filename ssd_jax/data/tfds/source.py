@@ -74,7 +74,7 @@ class TfdsSource:
         return self._annotations[i]
 
     def image(self, i: int) -> np.ndarray:
-        """Image of record i: uint8 [H, W, 3], RGB, as it is stored; see `Pictures.image`.
+        """Image of record i: uint8 [H, W, 3], RGB, as it is stored; see `ImageFileSource.image`.
 
         Raises:
             DataError: the record cannot be read, or its image not be decoded.

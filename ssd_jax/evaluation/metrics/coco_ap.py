@@ -14,7 +14,7 @@ from typing import Any, Literal
 import hotcoco
 import numpy as np
 
-from ssd_jax.evaluation.metrics.voc_ap import DetectionTable, GroundTruth, Pixels
+from ssd_jax.evaluation.metrics.voc_ap import BoxConvention, DetectionTable, GroundTruth
 
 Array = np.ndarray[Any, Any]
 
@@ -87,7 +87,7 @@ def evaluate_coco(
     classes: Sequence[str],
     *,
     area: Array | None = None,
-    pixels: Pixels = "inclusive",
+    box_convention: BoxConvention = "inclusive",
 ) -> CocoResult:
     """COCO's figures over all of `classes`, where label k is classes[k - 1].
 
@@ -99,7 +99,7 @@ def evaluate_coco(
         classes: names; those without objects have ap nan and do not enter the means.
         area: float [N], square pixels of each object; COCO's own is that of its segmentation.
             None: that of its box, which is larger, so APs, APm and APl differ a little.
-        pixels: inclusive: boxes in VOC's pixels, xmax - xmin + 1 wide; exclusive: xmax - xmin.
+        box_convention: inclusive: boxes are xmax - xmin + 1 pixels wide; exclusive: xmax - xmin.
 
     Raises ValueError for a label outside 1..len(classes), or areas of another number.
     """
@@ -110,7 +110,7 @@ def evaluate_coco(
                 f"{what} have label {table.label[outside][0]} and there are {len(classes)} "
                 f"classes; use 1 to {len(classes)}, 0 is background"
             )
-    gt_boxes = _to_xywh(ground_truth.boxes, pixels)
+    gt_boxes = _to_xywh(ground_truth.boxes, box_convention)
     areas = gt_boxes[:, 2] * gt_boxes[:, 3] if area is None else np.asarray(area, np.float64)
     if areas.shape != ground_truth.label.shape:
         raise ValueError(
@@ -118,7 +118,7 @@ def evaluate_coco(
             "give one value an object"
         )
     precision, recall = _accumulate_in_groups(
-        detections, ground_truth, gt_boxes, areas, len(classes), pixels
+        detections, ground_truth, gt_boxes, areas, len(classes), box_convention
     )
     tables = {"precision": precision, "recall": recall}
     return CocoResult(
@@ -149,7 +149,7 @@ def _accumulate_in_groups(
     gt_boxes: Array,
     areas: Array,
     num_classes: int,
-    pixels: Pixels,
+    box_convention: BoxConvention,
 ) -> tuple[Array, Array]:
     """As `_accumulate`, some classes at a time: the library takes 250 bytes a detection."""
     counts = np.bincount(detections.label, minlength=num_classes + 1)[1:]
@@ -164,7 +164,7 @@ def _accumulate_in_groups(
                 detections.image[det],
                 detections.label[det] - first + 1,
                 detections.score[det],
-                _to_xywh(detections.boxes[det], pixels),
+                _to_xywh(detections.boxes[det], box_convention),
             ),
             GroundTruth(
                 ground_truth.image[gt],
@@ -214,11 +214,11 @@ def _accumulate(
     return np.asarray(result["precision"]), np.asarray(result["recall"])
 
 
-def _to_xywh(boxes: Array, pixels: Pixels) -> Array:
+def _to_xywh(boxes: Array, box_convention: BoxConvention) -> Array:
     """[N, 4] x, y, width, height in continuous pixels; x and y count from 0 with inclusive."""
-    if pixels not in ("inclusive", "exclusive"):
-        raise ValueError(f"pixels is {pixels!r}; use inclusive or exclusive")
-    corner = boxes[:, :2] - (1.0 if pixels == "inclusive" else 0.0)
+    if box_convention not in ("inclusive", "exclusive"):
+        raise ValueError(f"box_convention is {box_convention!r}; use inclusive or exclusive")
+    corner = boxes[:, :2] - (1.0 if box_convention == "inclusive" else 0.0)
     return np.round(np.concatenate([corner, boxes[:, 2:] - corner], axis=1), _DIGITS)
 
 

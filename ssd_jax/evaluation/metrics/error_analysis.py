@@ -18,9 +18,9 @@ from ssd_jax.evaluation.metrics.tide import (
     gains,
 )
 from ssd_jax.evaluation.metrics.voc_ap import (
+    BoxConvention,
     DetectionTable,
     GroundTruth,
-    Pixels,
     VocResult,
     evaluate_voc,
 )
@@ -87,15 +87,16 @@ def analyse(
     area: Array | None = None,
     score: float = REPORT_SCORE,
     iou_threshold: float = 0.5,
-    pixels: Pixels = "inclusive",
+    box_convention: BoxConvention = "inclusive",
 ) -> Analysis:
     """The analysis of detections whose images are numbered from 0 to `num_images` - 1.
 
-    `area`, `iou_threshold` and `pixels` as for `evaluate_voc`; `score`: see `Analysis.score`.
+    `area`, `iou_threshold` and `box_convention` as for `evaluate_voc`; `score` as
+    `Analysis.score`.
     """
     k = len(classes)
     everything = find_outcomes(
-        detections, ground_truth, k, iou_threshold=iou_threshold, pixels=pixels
+        detections, ground_truth, k, iou_threshold=iou_threshold, box_convention=box_convention
     )
     is_told = detections.score >= score
     told = detections.select(is_told)
@@ -107,7 +108,7 @@ def analyse(
             classes,
             area=area,
             iou_threshold=iou_threshold,
-            pixels=pixels,
+            box_convention=box_convention,
         ),
         gains=gains(detections, ground_truth, k, everything),
         score=score,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.evaluation.metrics.voc_ap import (
+    BoxConvention,
     DetectionTable,
     GroundTruth,
-    Pixels,
     average_precision,
     curve,
     match_detections,
@@ -79,7 +79,7 @@ def find_outcomes(
     num_classes: int,
     *,
     iou_threshold: float = 0.5,
-    pixels: Pixels = "inclusive",
+    box_convention: BoxConvention = "inclusive",
 ) -> Outcomes:
     """The outcome of each detection and of each object.
 
@@ -110,7 +110,7 @@ def find_outcomes(
             ground_truth.boxes[gt],
             ground_truth.difficult[gt],
             iou_threshold=iou_threshold,
-            pixels=pixels,
+            box_convention=box_convention,
         )
         kind[det[matches.true_positive]] = _RIGHT
         kind[det[matches.ignored]] = _SET_ASIDE
@@ -126,7 +126,9 @@ def find_outcomes(
     other, other_object = np.zeros(count), np.full(count, -1)
     for start in range(0, len(undecided), _BLOCK):
         rows = undecided[start : start + _BLOCK]
-        other[rows], other_object[rows] = _of_other_classes(detections, rows, ground_truth, pixels)
+        other[rows], other_object[rows] = _of_other_classes(
+            detections, rows, ground_truth, box_convention
+        )
     kind[wrong & (other >= low) & (other > 0)] = _BOTH
     kind[wrong & (other >= iou_threshold) & (other > 0)] = _WRONG_CLASS
     kind[wrong & (same >= low) & (same > 0)] = _POOR_BOX
@@ -234,7 +236,10 @@ def _ap(right: Array, num_objects: int) -> float:
 
 
 def _of_other_classes(
-    detections: DetectionTable, rows: Array, ground_truth: GroundTruth, pixels: Pixels
+    detections: DetectionTable,
+    rows: Array,
+    ground_truth: GroundTruth,
+    box_convention: BoxConvention,
 ) -> tuple[Array, Array]:
     """Return the highest IoU of detections with an object of another class in their image.
 
@@ -242,7 +247,7 @@ def _of_other_classes(
         detections: all of them.
         rows: int [n], the ones that are asked for.
         ground_truth: all objects.
-        pixels: as for `evaluate_voc`.
+        box_convention: as for `evaluate_voc`.
 
     Returns:
         The IoU [n], 0 where none overlaps, and the object's row [n], the first of equals, -1 where
@@ -252,7 +257,7 @@ def _of_other_classes(
     row, gt = pairs(detections.image[rows], ground_truth.image)
     other = detections.label[rows][row] != ground_truth.label[gt]
     row, gt = row[other], gt[other]
-    of_pair = pair_iou(detections.boxes[rows[row]], ground_truth.boxes[gt], pixels)
+    of_pair = pair_iou(detections.boxes[rows[row]], ground_truth.boxes[gt], box_convention)
     overlaps = of_pair > 0
     row, gt, of_pair = row[overlaps], gt[overlaps], of_pair[overlaps]
     if len(row) == 0:

@@ -5,7 +5,7 @@ class, the detections of all images are taken by falling score, each looks at th
 image that it overlaps most, and the first to reach an object finds it.
 
 Boxes are (xmin, ymin, xmax, ymax) in the pixels of the annotation files. VOC counts pixels from 1
-and a box covers its last one, so it is xmax - xmin + 1 wide: pixels="inclusive". With
+and a box covers its last one, so it is xmax - xmin + 1 wide: box_convention="inclusive". With
 pixels="exclusive" it is xmax - xmin wide, as for corners in [0, 1]. Both tables of an evaluation
 must hold the same kind of boxes.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Metric = Literal["voc", "voc07"]
-Pixels = Literal["inclusive", "exclusive"]
+BoxConvention = Literal["inclusive", "exclusive"]
 Array = np.ndarray[Any, Any]
 
 VOC_PIXELS = np.array([1, 1, 0, 0])
@@ -124,7 +124,7 @@ class VocResult:
 
     metric: Metric
     iou_threshold: float
-    pixels: Pixels
+    box_convention: BoxConvention
     classes: tuple[ClassResult, ...]
 
     @property
@@ -171,7 +171,7 @@ def match_detections(
     gt_difficult: Array,
     *,
     iou_threshold: float = 0.5,
-    pixels: Pixels = "inclusive",
+    box_convention: BoxConvention = "inclusive",
 ) -> Matches:
     """Which of the detections [N] of one class, ordered by falling score, find an object of [G].
 
@@ -182,7 +182,7 @@ def match_detections(
     enough, as in the devkit and in Caffe; ssd.pytorch asks for more than it.
     """
     rows = np.arange(len(boxes))
-    best_iou, best_gt = _best_objects(image, boxes, rows, gt_image, gt_boxes, pixels)
+    best_iou, best_gt = _best_objects(image, boxes, rows, gt_image, gt_boxes, box_convention)
     hits = _hits(best_iou, iou_threshold)
     true_positive, counted = _decide(hits, best_gt, gt_difficult, np.ones(len(rows), bool))
     return Matches(true_positive, counted & ~true_positive, ~counted, best_iou, best_gt)
@@ -215,7 +215,7 @@ def evaluate_voc(
     area: Array | None = None,
     metric: Metric = "voc",
     iou_threshold: float = 0.5,
-    pixels: Pixels = "inclusive",
+    box_convention: BoxConvention = "inclusive",
 ) -> VocResult:
     """The average precision of each of `classes`, where label k is classes[k - 1].
 
@@ -226,15 +226,19 @@ def evaluate_voc(
     small, medium and large objects is taken, as COCO does and VOC does not: objects of other sizes
     are set aside like difficult ones, and so are false positives whose box has another size.
 
-    Raises ValueError for a label outside 1..len(classes) and an unknown metric or pixels.
+    Raises ValueError for a label outside 1..len(classes) and an unknown metric or box_convention.
     """
-    areas = box_areas(ground_truth.boxes, pixels) if area is None else np.asarray(area, np.float64)
+    areas = (
+        box_areas(ground_truth.boxes, box_convention)
+        if area is None
+        else np.asarray(area, np.float64)
+    )
     if areas.shape != ground_truth.label.shape:
         raise ValueError(
             f"area has shape {areas.shape} and there are {len(ground_truth.label)} objects; "
             "give one value an object"
         )
-    gt_sizes, det_sizes = (_sizes(a) for a in (areas, box_areas(detections.boxes, pixels)))
+    gt_sizes, det_sizes = (_sizes(a) for a in (areas, box_areas(detections.boxes, box_convention)))
     det_rows = rows_of_classes(detections.label, len(classes), "detections")
     gt_rows = rows_of_classes(ground_truth.label, len(classes), "ground truth")
     results = []
@@ -250,7 +254,7 @@ def evaluate_voc(
             det,
             ground_truth.image[gt],
             ground_truth.boxes[gt],
-            pixels,
+            box_convention,
         )
         hits = _hits(best_iou, iou_threshold)
         true_positive, counted = _decide(hits, best_gt, difficult, np.ones(len(det), bool))
@@ -273,7 +277,7 @@ def evaluate_voc(
                 ap_by_size=(by_size[0], by_size[1], by_size[2]),
             )
         )
-    return VocResult(metric, iou_threshold, pixels, tuple(results))
+    return VocResult(metric, iou_threshold, box_convention, tuple(results))
 
 
 def _sizes(area: Array) -> Array:
@@ -313,21 +317,26 @@ def _by_falling(score: Array) -> Array:
     return order
 
 
-def box_areas(boxes: Array, pixels: Pixels) -> Array:
+def box_areas(boxes: Array, box_convention: BoxConvention) -> Array:
     """The square pixels [N] of boxes [N, 4]."""
-    last = _last_pixel(pixels)
+    last = _last_pixel(box_convention)
     return (boxes[:, 2] - boxes[:, 0] + last) * (boxes[:, 3] - boxes[:, 1] + last)
 
 
-def _last_pixel(pixels: Pixels) -> float:
+def _last_pixel(box_convention: BoxConvention) -> float:
     """What a box is wider than the difference of its corners."""
-    if pixels not in ("inclusive", "exclusive"):
-        raise ValueError(f"pixels is {pixels!r}; use inclusive or exclusive")
-    return 1.0 if pixels == "inclusive" else 0.0
+    if box_convention not in ("inclusive", "exclusive"):
+        raise ValueError(f"box_convention is {box_convention!r}; use inclusive or exclusive")
+    return 1.0 if box_convention == "inclusive" else 0.0
 
 
 def _best_objects(
-    image: Array, boxes: Array, rows: Array, gt_image: Array, gt_boxes: Array, pixels: Pixels
+    image: Array,
+    boxes: Array,
+    rows: Array,
+    gt_image: Array,
+    gt_boxes: Array,
+    box_convention: BoxConvention,
 ) -> tuple[Array, Array]:
     """The highest IoU [N] with an object of the detection's image, and that object's row [N].
 
@@ -338,7 +347,7 @@ def _best_objects(
     row, pair_gt = pairs(image, gt_image)
     if len(row) == 0:
         return best_iou, best_gt
-    iou = pair_iou(boxes[rows[row]], gt_boxes[pair_gt], pixels)
+    iou = pair_iou(boxes[rows[row]], gt_boxes[pair_gt], box_convention)
     start = np.flatnonzero(np.diff(row, prepend=-1))
     some = row[start]
     highest = np.maximum.reduceat(iou, start)
@@ -374,10 +383,10 @@ def pairs(image: Array, gt_image: Array) -> tuple[Array, Array]:
     return np.repeat(np.arange(len(image)), count), order[place]
 
 
-def pair_iou(a: Array, b: Array, pixels: Pixels) -> Array:
+def pair_iou(a: Array, b: Array, box_convention: BoxConvention) -> Array:
     """The IoU of each pair of rows of a and b, [n, 4] each; 0 where they do not overlap."""
-    last = _last_pixel(pixels)
-    area_a, area_b = box_areas(a, pixels), box_areas(b, pixels)
+    last = _last_pixel(box_convention)
+    area_a, area_b = box_areas(a, box_convention), box_areas(b, box_convention)
     a, b = a.T, b.T
     width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]) + last
     height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]) + last

@@ -10,8 +10,8 @@ import pytest
 
 from ssd_jax.config import DataConfig
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.formats.coco import CocoJson, coco_classes, read_instances
-from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoSource, coco_classes, read_instances
+from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.pipeline import train_batches
 from tests.data.folders import CLASSES, make_coco, write_image
 
@@ -22,7 +22,7 @@ BOX = (10, 20, 40, 40)
 class TestCocoJson:
     def test_boxes_are_corners_in_continuous_pixels(self, tmp_path):
         boxes = [(2, DOG, (10.5, 20, 39.25, 40)), (2, CAT, (0, 0, 100, 80))]
-        source = CocoJson(make_coco(tmp_path, boxes=boxes), "train", CLASSES)
+        source = CocoSource(make_coco(tmp_path, boxes=boxes), "train", CLASSES)
         known = source.annotation(1)
         assert known.boxes_px.tolist() == [[10.5, 20, 49.75, 60], [0, 0, 100, 80]]
         assert known.boxes_px.dtype == np.float32
@@ -36,7 +36,7 @@ class TestCocoJson:
         assert example.image.shape == (80, 100, 3)
 
     def test_images_without_objects_are_kept(self, tmp_path):
-        source = CocoJson(make_coco(tmp_path), "train", CLASSES)
+        source = CocoSource(make_coco(tmp_path), "train", CLASSES)
         assert len(source) == 2
         example = source[0]
         assert example.boxes.shape == (0, 4)
@@ -45,16 +45,16 @@ class TestCocoJson:
 
     def test_labels_follow_the_classes_given(self, tmp_path):
         root = make_coco(tmp_path, boxes=[(1, DOG, BOX), (1, CAT, BOX)])
-        source = CocoJson(root, "train", ("bird", "dog", "cat"))
+        source = CocoSource(root, "train", ("bird", "dog", "cat"))
         assert source.annotation(0).labels.tolist() == [2, 3]
 
     def test_a_crowd_is_difficult(self, tmp_path):
         boxes = [(1, DOG, BOX, {"iscrowd": k}) for k in (1, 0)] + [(1, DOG, BOX)]
-        known = CocoJson(make_coco(tmp_path, boxes=boxes), "train", CLASSES).annotation(0)
+        known = CocoSource(make_coco(tmp_path, boxes=boxes), "train", CLASSES).annotation(0)
         assert known.crowd.tolist() == known.difficult.tolist() == [True, False, False]
 
     def test_boxes_are_clipped_to_the_image(self, tmp_path):
-        source = CocoJson(
+        source = CocoSource(
             make_coco(tmp_path, boxes=[(1, DOG, (-5, 70, 120, 20))]), "train", CLASSES
         )
         assert source.annotation(0).boxes_px.tolist() == [[0, 70, 100, 80]]
@@ -63,7 +63,7 @@ class TestCocoJson:
     @pytest.mark.parametrize("box", [(5, 5, 0, 9), (5, 5, 9, -1), (100, 5, 9, 9), (5, -9, 9, 9)])
     def test_boxes_without_area_are_set_aside(self, tmp_path, box):
         root = make_coco(tmp_path, boxes=[(1, DOG, box), (1, CAT, BOX)])
-        source = CocoJson(root, "train", CLASSES)
+        source = CocoSource(root, "train", CLASSES)
         assert source.annotation(0).labels.tolist() == [1]
         (line,) = source.set_aside
         assert line.startswith("instances_train.json: annotation 11 on 1.jpg, dog (")
@@ -72,7 +72,7 @@ class TestCocoJson:
     def test_images_are_found(self, tmp_path, folder):
         for other in ("train", "images/train", "images", "JPEGImages"):
             (tmp_path / other).mkdir(parents=True, exist_ok=True)
-        source = CocoJson(make_coco(tmp_path, folder=tmp_path / folder), "train", CLASSES)
+        source = CocoSource(make_coco(tmp_path, folder=tmp_path / folder), "train", CLASSES)
         assert source.image(1).shape == (80, 100, 3)
 
     def test_the_folder_with_the_most_images_is_taken(self, tmp_path):
@@ -80,18 +80,18 @@ class TestCocoJson:
         make_coco(tmp_path, folder=tmp_path / "JPEGImages")
         (tmp_path / "train").mkdir()
         write_image(tmp_path / "train/1.jpg", np.zeros((8, 8, 3), np.uint8))
-        assert CocoJson(tmp_path, "train", CLASSES).image(0).shape == (80, 100, 3)
+        assert CocoSource(tmp_path, "train", CLASSES).image(0).shape == (80, 100, 3)
 
     def test_annotation_files_may_have_a_plain_name(self, tmp_path):
         file = make_coco(tmp_path) / "annotations/instances_train.json"
-        assert len(CocoJson(tmp_path, "instances_train", CLASSES)) == 2
+        assert len(CocoSource(tmp_path, "instances_train", CLASSES)) == 2
         file.rename(file.with_name("train.json"))
-        assert len(CocoJson(tmp_path, "train", CLASSES)) == 2
+        assert len(CocoSource(tmp_path, "train", CLASSES)) == 2
 
     def test_splits_are_joined_and_ids_stay_distinct(self, tmp_path):
         make_coco(tmp_path, "one", boxes=[(1, DOG, BOX)])
         make_coco(tmp_path, "two", images=[2, 3], boxes=[(2, CAT, BOX)])
-        source = CocoJson(tmp_path, "one+two + one", CLASSES)
+        source = CocoSource(tmp_path, "one+two + one", CLASSES)
         known = [source.annotation(i) for i in range(len(source))]
         assert [k.image_id for k in known] == ["1", "one-2-2", "two-2-2", "3"]
         assert [k.labels.tolist() for k in known] == [[2], [], [1], []]
@@ -102,10 +102,10 @@ class TestCocoJson:
         root = make_coco(tmp_path, boxes=[("x", DOG, BOX)])
         path = root / "annotations/instances_train.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"images": images}))
-        assert CocoJson(root, "train", CLASSES).annotation(0).labels.tolist() == [2]
+        assert CocoSource(root, "train", CLASSES).annotation(0).labels.tolist() == [2]
 
     def test_can_be_pickled(self, tmp_path):
-        source = CocoJson(make_coco(tmp_path, boxes=[(1, DOG, BOX)]), "train", CLASSES)
+        source = CocoSource(make_coco(tmp_path, boxes=[(1, DOG, BOX)]), "train", CLASSES)
         again = pickle.loads(pickle.dumps(source))
         np.testing.assert_array_equal(again[0].boxes, source[0].boxes)
 
@@ -133,7 +133,7 @@ class TestErrors:
 
     def check(self, match, root, split="train"):
         with pytest.raises(DataError, match=match) as caught:
-            CocoJson(root, split, CLASSES)
+            CocoSource(root, split, CLASSES)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ class TestErrors:
     def test_area_that_is_not_known(self, tmp_path, area):
         """The box's area counts."""
         root = make_coco(tmp_path, boxes=[(1, 7, (10, 20, 30, 40), area)])
-        assert CocoJson(root, "train", CLASSES).annotation(0).area.tolist() == [1200]
+        assert CocoSource(root, "train", CLASSES).annotation(0).area.tolist() == [1200]
         instances = read_instances(root / "annotations/instances_train.json")
         assert instances.annotations[0][3] == 1200
 
@@ -262,7 +262,7 @@ class TestErrors:
     def test_image_of_another_size(self, tmp_path):
         root = make_coco(tmp_path)
         write_image(root / "train/1.jpg", np.zeros((100, 80, 3), np.uint8))
-        source = CocoJson(root, "train", CLASSES)
+        source = CocoSource(root, "train", CLASSES)
         with pytest.raises(DataError, match=r"1\.jpg has 80x100 .* annotation says 100x80; fix"):
             source.image(0)
 
@@ -279,7 +279,7 @@ class TestCocoMini:
         classes = coco_classes(root, "trainval")
         assert len(classes) == 80
         assert (classes[0], classes[11], classes[79]) == ("person", "stop sign", "toothbrush")
-        coco, voc = CocoJson(root, split, classes), VocFolder(root, split, classes)
+        coco, voc = CocoSource(root, split, classes), VocSource(root, split, classes)
         assert len(coco) == len(voc) == images
         assert len(coco.set_aside) == 0
         known = {a.image_id: a for a in map(voc.annotation, range(images))}
@@ -303,7 +303,7 @@ class TestCocoMini:
 
     def test_training_has_all_objects_but_the_crowds(self, shared_data):
         root = str(shared_data / "coco-mini")
-        source = CocoJson(root, "trainval", coco_classes(root, "trainval"))
+        source = CocoSource(root, "trainval", coco_classes(root, "trainval"))
         data = DataConfig(format="coco", root=root, augment="none", max_objects=100)
         with train_batches(
             source, data, image_size=32, mean=(0, 0, 0), batch_size=46, seed=0

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.formats.voc import VocFolder, voc_classes
+from ssd_jax.data.formats.voc import VocSource, voc_classes
 from tests.data.folders import CLASSES, make_folder, write_image, write_object, write_xml
 
 
-def open_one(root: Path, text: str | bytes, classes=CLASSES) -> VocFolder:
-    return VocFolder(make_folder(root, {"a": text}), "train", classes)
+def open_one(root: Path, text: str | bytes, classes=CLASSES) -> VocSource:
+    return VocSource(make_folder(root, {"a": text}), "train", classes)
 
 
 class TestVocFolder:
@@ -38,12 +38,12 @@ class TestVocFolder:
         red = np.zeros((80, 100, 3), np.uint8)
         red[..., 2] = 200  # OpenCV writes BGR
         write_image(root / "JPEGImages/a.png", red)
-        assert VocFolder(root, "train", CLASSES).image(0)[0, 0].tolist() == [200, 0, 0]
+        assert VocSource(root, "train", CLASSES).image(0)[0, 0].tolist() == [200, 0, 0]
 
     def test_grey_images_become_rgb(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(write_object())})
         write_image(root / "JPEGImages/a.jpg", np.full((80, 100), 77, np.uint8))
-        image = VocFolder(root, "train", CLASSES).image(0)
+        image = VocSource(root, "train", CLASSES).image(0)
         assert image.shape == (80, 100, 3)
         assert np.unique(image).tolist() == [77]
 
@@ -57,12 +57,12 @@ class TestVocFolder:
         segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
         file.write_bytes(jpeg[:2] + segment + jpeg[2:])
         assert cv2.imread(str(file)).shape == (100, 80, 3)
-        assert VocFolder(root, "train", CLASSES).image(0).shape == (80, 100, 3)
+        assert VocSource(root, "train", CLASSES).image(0).shape == (80, 100, 3)
 
     @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png", ".PNG", ".bmp"])
     def test_pictures_are_found_by_id(self, tmp_path, suffix):
         root = make_folder(tmp_path, {"a.b": write_xml(write_object())}, suffix)
-        assert VocFolder(root, "train", CLASSES).image(0).shape == (80, 100, 3)
+        assert VocSource(root, "train", CLASSES).image(0).shape == (80, 100, 3)
 
     def test_optional_fields_may_be_absent(self, tmp_path):
         source = open_one(tmp_path, write_xml(write_object(extra=""), size=None))
@@ -119,7 +119,7 @@ class TestVocFolder:
         lists = root / "ImageSets/Main"
         (lists / "one.txt").write_text("c  1\na -1\n\n")
         (lists / "two.txt").write_text("\ufeffa\r\nd\r\n", encoding="utf-8")
-        source = VocFolder(root, "one+two", CLASSES)
+        source = VocSource(root, "one+two", CLASSES)
         assert [source.annotation(i).image_id for i in range(len(source))] == ["c", "a", "d"]
 
     def test_can_be_pickled(self, tmp_path):
@@ -130,7 +130,7 @@ class TestVocFolder:
     def test_home_directory(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         make_folder(tmp_path / "mine", {"a": write_xml()})
-        assert len(VocFolder("~/mine", "train", CLASSES)) == 1
+        assert len(VocSource("~/mine", "train", CLASSES)) == 1
 
 
 class TestVocErrors:
@@ -138,7 +138,7 @@ class TestVocErrors:
 
     def check(self, match: str, root: Path, split="train", classes=CLASSES):
         with pytest.raises(DataError, match=match) as caught:
-            VocFolder(root, split, classes)
+            VocSource(root, split, classes)
         assert "\n" not in str(caught.value)
 
     def test_no_folder(self, tmp_path):
@@ -219,7 +219,7 @@ class TestVocErrors:
     @pytest.mark.parametrize("text", ["10", " 10.0 ", "+1e1", "10."])
     def test_numbers_as_tools_write_them(self, tmp_path, text):
         root = make_folder(tmp_path, {"a": write_xml(write_object(box=(1, 2, text, 40)))})
-        assert VocFolder(root, "train", CLASSES).annotation(0).boxes_px.tolist() == [[0, 1, 10, 40]]
+        assert VocSource(root, "train", CLASSES).annotation(0).boxes_px.tolist() == [[0, 1, 10, 40]]
 
     @pytest.mark.parametrize("tags", ["<a>" * 600_000, "<a/>" * 600_000])
     def test_too_many_tags(self, tmp_path, tags):
@@ -261,7 +261,7 @@ class TestDevkit:
         return root
 
     def test_years_are_joined_in_order(self, tmp_path):
-        source = VocFolder(self.make(tmp_path), "2012:val + 2007:train+2012:train", CLASSES)
+        source = VocSource(self.make(tmp_path), "2012:val + 2007:train+2012:train", CLASSES)
         known = [source.annotation(i) for i in range(len(source))]
         # One id in two years is two images, and their names say so.
         assert [k.image_id for k in known] == ["c", "a", "VOC2007-b", "VOC2012-b"]
@@ -272,7 +272,7 @@ class TestDevkit:
         for year, grey in (("2007", 50), ("2012", 200)):
             image = np.full((80, 100, 3), grey, np.uint8)
             write_image(root / f"VOC{year}/JPEGImages/b.jpg", image)
-        source = VocFolder(root, "2007:train+2012:train", CLASSES)
+        source = VocSource(root, "2007:train+2012:train", CLASSES)
         assert [int(source.image(i)[0, 0, 0]) for i in range(4)] == [9, 50, 200, 9]
 
     def test_classes_of_the_years_named(self, tmp_path):
@@ -295,7 +295,7 @@ class TestDevkit:
         if split.startswith("2009"):
             (root / "VOC2009").mkdir()
         with pytest.raises(DataError, match=match) as caught:
-            VocFolder(root, split, CLASSES)
+            VocSource(root, split, CLASSES)
         assert "\n" not in str(caught.value)
 
     def test_a_year_of_a_folder_that_is_no_devkit(self, tmp_path):
@@ -303,7 +303,7 @@ class TestDevkit:
         with pytest.raises(
             DataError, match=r"VOC2007 is missing; data\.root must be the VOCdevkit"
         ):
-            VocFolder(root, "2007:train", CLASSES)
+            VocSource(root, "2007:train", CLASSES)
 
     def test_real_images(self, shared_data, tmp_path):
         for year in ("2007", "2012"):
@@ -316,8 +316,8 @@ class TestDevkit:
             (tmp_path / f"VOC{year}" / name).symlink_to(shared_data / "voc-mini" / name)
         split = "2007:test+2012:trainval"
         classes = voc_classes(tmp_path, split)
-        devkit = VocFolder(tmp_path, split, classes)
-        plain = VocFolder(shared_data / "voc-mini", "test+trainval", classes)
+        devkit = VocSource(tmp_path, split, classes)
+        plain = VocSource(shared_data / "voc-mini", "test+trainval", classes)
         assert len(classes) == 20
         assert len(devkit) == len(plain) == 160 + 192
         for i in range(len(plain)):

@@ -11,8 +11,8 @@ import pytest
 
 from ssd_jax.config import ConfigError, DataConfig, TfdsFields
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.formats.coco import CocoJson
-from ssd_jax.data.formats.voc import VocFolder
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.data.tfds.source import TfdsSource, tfds_classes
 from tests.data.folders import make_coco, make_folder, write_image, write_object, write_xml
@@ -140,7 +140,7 @@ class TestAgainstFolders:
         write_image(images / "c.jpg", rng.integers(0, 256, (311, 333, 3), np.uint8))
         build_from_folder(tmp_path / "tfds", "voc/2007", tmp_path / "VOCdevkit")
         source = TfdsSource(str(tmp_path / "tfds"), "voc/2007:train", VOC_CLASSES)
-        folder = VocFolder(root, "train", VOC_CLASSES)
+        folder = VocSource(root, "train", VOC_CLASSES)
         assert_same(source, folder)
         assert len(source.set_aside) == len(folder.set_aside) == 1
 
@@ -160,7 +160,7 @@ class TestAgainstFolders:
         split = "coco/2017:train"
         classes = tfds_classes(str(tmp_path / "tfds"), split, TfdsFields())
         source = TfdsSource(str(tmp_path / "tfds"), split, ("bird", "cat", "dog"))
-        folder = CocoJson(root, "train2017", ("bird", "cat", "dog"))
+        folder = CocoSource(root, "train2017", ("bird", "cat", "dog"))
         assert classes == ("dog", "cat")  # the order of the file, as TFDS has it
         assert_same(source, folder)
         assert len(source.set_aside) == len(folder.set_aside) == 1
@@ -190,7 +190,7 @@ class TestAgainstFolders:
             pairs = {"train": "train2017", "validation": "val2017"}
         build_from_folder(tmp_path / "tfds", name, root)
         classes = tfds_classes(str(tmp_path / "tfds"), f"{name}:train", TfdsFields())
-        of_folder = VocFolder if name == "voc/2007" else CocoJson
+        of_folder = VocSource if name == "voc/2007" else CocoSource
         for split, list_ in pairs.items():
             source = TfdsSource(str(tmp_path / "tfds"), f"{name}:{split}", classes)
             assert_same(source, of_folder(root, list_, classes))

@@ -100,7 +100,7 @@ def test_equals_pycocotools(seed):
     # Label 4 has detections and never objects; label 5 has neither.
     det, gt, area = random_case(seed)
     stats, per_class = oracle(det, gt, 5, area)
-    result = evaluate_coco(det, gt, list("abcde"), area=area, pixels="exclusive")
+    result = evaluate_coco(det, gt, list("abcde"), area=area, box_convention="exclusive")
     np.testing.assert_allclose([to_coco(v) for v in result.figures.values()], stats, atol=1e-9)
     np.testing.assert_allclose([to_coco(c.ap) for c in result.classes], per_class, atol=1e-9)
     assert tuple(result.figures) == FIGURES
@@ -142,16 +142,16 @@ def fixture_tables(folder):
     return det, gt, np.array([a["area"] for a in known["annotations"]]), len(categories)
 
 
-@pytest.mark.parametrize("pixels", ["exclusive", "inclusive"])
-def test_published_figures_of_coco(fixtures, pixels, capfd):
+@pytest.mark.parametrize("box_convention", ["exclusive", "inclusive"])
+def test_published_figures_of_coco(fixtures, box_convention, capfd):
     folder = fixtures / "coco-val2014-100"
     published = json.loads((folder / "expected.json").read_text())
     (want,) = (v for k, v in published.items() if k.startswith("published_full"))
     det, gt, area, num_classes = fixture_tables(folder)
-    if pixels == "inclusive":
+    if box_convention == "inclusive":
         det = DetectionTable(det.image, det.label, det.score, det.boxes + VOC_PIXELS)
         gt = GroundTruth(gt.image, gt.label, gt.boxes + VOC_PIXELS, gt.difficult)
-    result = evaluate_coco(det, gt, ["x"] * num_classes, area=area, pixels=pixels)
+    result = evaluate_coco(det, gt, ["x"] * num_classes, area=area, box_convention=box_convention)
     for name, value in result.figures.items():
         assert value == pytest.approx(want[PUBLISHED[name]], abs=1e-6), name
     assert capfd.readouterr() == ("", "")
@@ -167,7 +167,9 @@ def tables(found, known, difficult=False):
 
 
 def test_without_detections_everything_that_has_objects_is_0():
-    result = evaluate_coco(*tables([], [[3, 2, 0, 0, 10, 10]]), ["a", "b"], pixels="exclusive")
+    result = evaluate_coco(
+        *tables([], [[3, 2, 0, 0, 10, 10]]), ["a", "b"], box_convention="exclusive"
+    )
     assert {k for k, v in result.figures.items() if math.isnan(v)} == {"APm", "APl", "ARm", "ARl"}
     assert {v for v in result.figures.values() if not math.isnan(v)} == {0.0}
     assert math.isnan(result.classes[0].ap)
@@ -196,7 +198,7 @@ def test_an_iou_of_exactly_a_threshold_is_enough_with_any_corner():
     # The file says width 5; in doubles 22.01 + 5 - 22.01 is not.
     known = [[0, 1, 22.01, 0, 22.01 + 10, 10]]
     found = [[0, 1, 0.5, 22.01, 0, 22.01 + 5, 10]]
-    got = evaluate_coco(*tables(found, known), ["a"], pixels="exclusive")
+    got = evaluate_coco(*tables(found, known), ["a"], box_convention="exclusive")
     assert got.figures["AP"] == pytest.approx(0.1)
 
 
@@ -206,5 +208,5 @@ def test_errors_say_what_is_wrong():
         evaluate_coco(found, known, ["a", "b"])
     with pytest.raises(ValueError, match=r"area has shape \(2,\) and there are 1 objects"):
         evaluate_coco(found, known, ["a", "b", "c"], area=[1, 2])
-    with pytest.raises(ValueError, match="pixels is 'half'"):
-        evaluate_coco(found, known, ["a", "b", "c"], pixels="half")
+    with pytest.raises(ValueError, match="box_convention is 'half'"):
+        evaluate_coco(found, known, ["a", "b", "c"], box_convention="half")

@@ -27,13 +27,13 @@ def truth(rows):
     return GroundTruth(rows[:, 0], rows[:, 1], rows[:, 2:6], rows[:, 6])
 
 
-def devkit(detections, ground_truth, label, metric, iou_threshold, pixels, sizes=None):
+def devkit(detections, ground_truth, label, metric, iou_threshold, box_convention, sizes=None):
     """VOCevaldet as a loop over single boxes: AP, and an outcome (tp, fp) for each detection.
 
-    `sizes`: least and most square pixels; other objects are set aside, and false positives whose
+    `sizes`: least and most square pixels; other objects are ignored, and false positives whose
     box is of another size.
     """
-    last = 1.0 if pixels == "inclusive" else 0.0
+    last = 1.0 if box_convention == "inclusive" else 0.0
     objects = np.flatnonzero(ground_truth.label == label)
 
     def fits(box):
@@ -122,14 +122,16 @@ def random_case(seed):
 def test_equals_the_devkit_loop(seed):
     det, gt = random_case(seed)
     metric = ("voc", "voc07")[seed % 2]
-    pixels = ("inclusive", "exclusive")[seed // 2 % 2]
+    box_convention = ("inclusive", "exclusive")[seed // 2 % 2]
     threshold = (0.3, 0.5, 0.75, 0.0)[seed // 4 % 4]
     # Label 4 has detections and never objects; label 5 has neither.
     names = ["a", "b", "c", "d", "e"]
-    result = evaluate_voc(det, gt, names, metric=metric, iou_threshold=threshold, pixels=pixels)
+    result = evaluate_voc(
+        det, gt, names, metric=metric, iou_threshold=threshold, box_convention=box_convention
+    )
     aps = []
     for label, got in enumerate(result.classes, start=1):
-        ap, outcomes = devkit(det, gt, label, metric, threshold, pixels)
+        ap, outcomes = devkit(det, gt, label, metric, threshold, box_convention)
         np.testing.assert_allclose(got.ap, ap, rtol=0, atol=1e-12)
         counted = np.array([o for o in outcomes if o != (0, 0)], int).reshape(-1, 2)
         tp, fp = np.cumsum(counted, axis=0).T
@@ -163,10 +165,12 @@ def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
     sizes = {"s": (0, 49.0), "m": (49.0, 144.0), "l": (144.0, math.inf)}
     monkeypatch.setattr("ssd_jax.evaluation.metrics.voc_ap.SIZES", sizes)
     det, gt = random_case(seed)
-    pixels = ("inclusive", "exclusive")[seed % 2]
-    result = evaluate_voc(det, gt, ["a", "b", "c", "d"], metric="voc07", pixels=pixels)
+    box_convention = ("inclusive", "exclusive")[seed % 2]
+    result = evaluate_voc(
+        det, gt, ["a", "b", "c", "d"], metric="voc07", box_convention=box_convention
+    )
     want = [
-        [devkit(det, gt, label, "voc07", 0.5, pixels, size)[0] for size in sizes.values()]
+        [devkit(det, gt, label, "voc07", 0.5, box_convention, size)[0] for size in sizes.values()]
         for label in range(1, 5)
     ]
     np.testing.assert_allclose([c.ap_by_size for c in result.classes], want, rtol=0, atol=1e-12)
@@ -227,7 +231,7 @@ def test_matches_of_caffe(caffe, difficult):
     (want,) = (v for k, v in values.items() if k.startswith(f"difficult {difficult}"))
     want = np.array([r.split() for r in want], float)
 
-    result = evaluate_voc(det, gt, ["a", "b", "c"], iou_threshold=0.3, pixels="exclusive")
+    result = evaluate_voc(det, gt, ["a", "b", "c"], iou_threshold=0.3, box_convention="exclusive")
     positives = {int(r[1]): int(r[2]) for r in want if r[0] == -1}
     assert [c.num_objects for c in result.classes] == [positives.get(k, 0) for k in (1, 2, 3)]
 
@@ -243,7 +247,7 @@ def test_matches_of_caffe(caffe, difficult):
             gt.boxes[objects],
             gt.difficult[objects],
             iou_threshold=0.3,
-            pixels="exclusive",
+            box_convention="exclusive",
         )
         columns = (det.image[rows], det.label[rows], det.score[rows], *matches[:2])
         got += np.stack(columns, axis=1).tolist()
@@ -278,8 +282,8 @@ def test_iou_of_exactly_the_threshold_is_enough():
     gt = truth([[0, 1, 1, 1, 10, 10, 0]])
     det = table([[0, 1, 0.9, 1, 1, 10, 5]])
     assert evaluate_voc(det, gt, ["a"]).mean_ap == 1
-    # 9 x 4 of 9 x 9 pixels when a box ends before its last one.
-    assert evaluate_voc(det, gt, ["a"], pixels="exclusive").mean_ap == 0
+    # 9 x 4 of 9 x 9 box_convention when a box ends before its last one.
+    assert evaluate_voc(det, gt, ["a"], box_convention="exclusive").mean_ap == 0
 
 
 def test_boxes_that_do_not_overlap_never_match():
@@ -347,8 +351,8 @@ def test_errors_say_what_is_wrong():
         evaluate_voc(table([]), truth([[0, 0, 1, 1, 9, 9, 0]]), ["a"])
     with pytest.raises(ValueError, match="metric is 'coco'; use voc or voc07"):
         evaluate_voc(table([]), gt, ["a"], metric="coco")
-    with pytest.raises(ValueError, match="pixels is 'half'"):
-        evaluate_voc(table([]), truth([]), ["a"], pixels="half")
+    with pytest.raises(ValueError, match="box_convention is 'half'"):
+        evaluate_voc(table([]), truth([]), ["a"], box_convention="half")
     with pytest.raises(ValueError, match="score of row 1 is not finite: nan"):
         table([[0, 1, 0.5, 1, 1, 9, 9], [0, 1, math.nan, 1, 1, 9, 9]])
     with pytest.raises(ValueError, match="boxes of row 0 is not finite"):
