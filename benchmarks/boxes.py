@@ -1,10 +1,10 @@
-"""Post-processing against torchvision's; matching and loss against the reference's steps."""
+"""Post-processing against torchvision's; matching and loss against ssd.pytorch's."""
 
 from typing import Any
 
-from benchmarks import case, literal, ours, torchvision_ssd
-from benchmarks.contenders import race
-from benchmarks.report import print_race
+from benchmarks import case, ours, reference_loss, torchvision_ssd
+from benchmarks.report import print_comparison
+from benchmarks.runner import compare
 from ssd_jax.models.ssd import model_priors
 
 BATCH = 32
@@ -17,25 +17,24 @@ def run(rounds: int) -> dict[str, Any]:
     figures = {}
     for batch, trained in ((1, False), (1, True), (8, False), (8, True)):
         outputs = case.predictions(batch, len(priors), background=12 if trained else 5)
-        found = race(
+        name = f"post-processing, batch {batch}, {'trained' if trained else 'nearly untrained'}"
+        figures[name] = compare(
             {
                 "torchvision": (torchvision_ssd.post_process, *outputs),
-                "ours": (ours.suppress, *outputs),
+                "ssd_jax": (ours.suppress, *outputs),
             },
             rounds=rounds,
         )
-        name = f"post-processing, batch {batch}, {'trained' if trained else 'hardly trained'}"
-        figures[name] = found
-        print_race(name, found, base="torchvision")
-    given = (*case.predictions(BATCH, len(priors)), *case.objects(BATCH, config.data.max_objects))
-    found = race(
+        print_comparison(name, figures[name], base="torchvision")
+    inputs = (*case.predictions(BATCH, len(priors)), *case.objects(BATCH, config.data.max_objects))
+    name, base = f"matching and loss, batch {BATCH}", "reference, Python loops"
+    figures[name] = compare(
         {
-            "reference, by loops": (literal.match_and_loss_by_loops, *given, priors),
-            "reference, PyTorch": (literal.match_and_loss, *given, priors),
-            "ours": (ours.match_and_loss, *given),
+            base: (reference_loss.match_and_loss_by_loops, *inputs, priors),
+            "reference, PyTorch": (reference_loss.match_and_loss, *inputs, priors),
+            "ssd_jax": (ours.match_and_loss, *inputs),
         },
         rounds=rounds,
     )
-    figures[f"matching and loss, batch {BATCH}"] = found
-    print_race(f"matching and loss, batch {BATCH}", found, base="reference, by loops")
+    print_comparison(name, figures[name], base=base)
     return figures
