@@ -37,9 +37,8 @@ def run(rounds: int, voc: Path | None = None) -> dict[str, Any]:
     """Print the tables and return the figures."""
     with tempfile.TemporaryDirectory() as scratch:
         root = voc or write_scenes(Path(scratch))
-        data = DataConfig(format="voc", root=str(root), train_split="trainval", max_objects=128)
-        source = open_source(data, "trainval", find_classes(data, ()))
-        return {"one core": one_core(source, rounds), "workers": workers(source, data)}
+        source, _ = open_loader(root, 0, BATCH)
+        return {"one core": one_core(source, rounds), "workers": workers(root)}
 
 
 def one_core(source, rounds: int) -> dict[str, dict[str, float]]:
@@ -87,14 +86,13 @@ def one_core(source, rounds: int) -> dict[str, dict[str, float]]:
     return rows
 
 
-def workers(source, data: DataConfig) -> dict[str, dict[str, float]]:
+def workers(root: Path) -> dict[str, dict[str, float]]:
     """Measure images per second by number of worker processes, and memory over the epochs."""
     figures = {}
     for count in (0, 1, 2):
-        config = DataConfig(**{**vars(data), "num_workers": count})
-        options = {"image_size": 300, "mean": SETTINGS["fill"], "batch_size": BATCH, "seed": 0}
-        with train_batches(source, config, **options) as batches:
-            steps = len(source) // BATCH
+        source, loader = open_loader(root, count, BATCH)
+        steps = len(source) // BATCH
+        with loader as batches:
             for _ in range(2 * steps):
                 next(batches)
             early, started = memory_mb(), time.perf_counter()
@@ -107,6 +105,20 @@ def workers(source, data: DataConfig) -> dict[str, dict[str, float]]:
             }
     print_table("whole pipeline, by worker processes", figures)
     return figures
+
+
+def open_loader(root: Path, num_workers: int, batch: int) -> tuple[Any, Any]:
+    """Open the trainval split of a VOC folder: its source, and a context of batches."""
+    data = DataConfig(
+        format="voc",
+        root=str(root),
+        train_split="trainval",
+        max_objects=128,
+        num_workers=num_workers,
+    )
+    source = open_source(data, "trainval", find_classes(data, ()))
+    mean = SETTINGS["fill"]
+    return source, train_batches(source, data, image_size=300, mean=mean, batch_size=batch, seed=0)
 
 
 def memory_mb() -> float:

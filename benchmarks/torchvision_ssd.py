@@ -10,6 +10,15 @@ from benchmarks.case import CLASSES, images, objects
 Program = Callable[[], Any]
 
 
+def default_device() -> tuple[str, Callable[[Any], None]]:
+    """Return "cuda" if available, else "cpu", and a function that waits for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda", lambda _: torch.cuda.synchronize()
+    return "cpu", lambda _: None
+
+
 def _model(device: str = "cpu", precision: str = "float32") -> Any:
     import os
 
