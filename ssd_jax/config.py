@@ -435,9 +435,9 @@ class TrainConfig:
     """Steps between two checkpoints; every step that is evaluated, as the last one, is saved
     too."""
     max_to_keep: Steps = 3
-    """CheckpointManager to keep, the latest ones."""
+    """Checkpoints to keep, the latest ones."""
     keep_best: StepsOrNone = 1
-    """CheckpointManager to keep besides, the best ones by best_metric."""
+    """Checkpoints to keep besides, the best ones by best_metric."""
     best_metric: str = "mAP"
     """What the best checkpoint has most of, a name in the evaluations' lines of metrics.jsonl:
     mAP, AP/CLASS, voc/mAP, coco/AP75, ..."""
