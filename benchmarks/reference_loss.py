@@ -1,11 +1,10 @@
 """ssd.pytorch's matching and multibox loss, in PyTorch and as Python loops."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Program = Callable[[], Any]
+from benchmarks.runner import Program
 
 
 def match_and_loss(

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import CLASSES, images, objects
-
-Program = Callable[[], Any]
+from benchmarks.runner import Program
 
 
 def default_device() -> tuple[str, Callable[[Any], None]]:
