@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.case import voc_config
+from benchmarks.inputs import voc_config
 from benchmarks.report import print_table
 from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.models.ssd import make_model

@@ -6,7 +6,7 @@ with gradients) divided by the time and by the throughput of a matrix product in
 
 from typing import Any
 
-from benchmarks import ours, torchvision_ssd
+from benchmarks import ssd_jax_workloads, torchvision_ssd
 from benchmarks.report import print_comparison
 from benchmarks.runner import compare
 
@@ -17,16 +17,18 @@ _MATRIX_SIDE = 3000
 
 def run(rounds: int, batches: dict[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
     """Print the tables and return the figures."""
-    product = compare({"matrix product": (ours.matrix_product, _MATRIX_SIDE)}, rounds=rounds)
+    product = compare(
+        {"matrix product": (ssd_jax_workloads.matrix_product, _MATRIX_SIDE)}, rounds=rounds
+    )
     flop_per_s = 2 * _MATRIX_SIDE**3 / product["matrix product"]["s"]
     figures: dict[str, Any] = {"matrix product, GFLOP/s": flop_per_s / 1e9}
     print(f"matrix product: {flop_per_s / 1e9:.0f} GFLOP/s")
     for workload, sizes in (batches or BATCHES).items():
         training = workload == "training step"
         peer, program = (
-            (torchvision_ssd.train, ours.train)
+            (torchvision_ssd.train, ssd_jax_workloads.train)
             if training
-            else (torchvision_ssd.detect, ours.detect)
+            else (torchvision_ssd.detect, ssd_jax_workloads.detect)
         )
         for batch in sizes:
             programs = {

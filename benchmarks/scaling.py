@@ -7,7 +7,7 @@ detection is softmax, decoding and NMS; both without the network.
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ours
+from benchmarks import ssd_jax_workloads
 from benchmarks.report import plot_lines, print_table
 from benchmarks.runner import compare
 
@@ -30,13 +30,16 @@ def run(rounds: int, series: dict[str, tuple[int, ...]] | None = None) -> dict[s
         for value in values:
             case = BASE | {parameter: value}
             times = compare(
-                {"training": (ours.learn, case, SLOTS), "detection": (ours.find, case)},
+                {
+                    "training": (ssd_jax_workloads.learn, case, SLOTS),
+                    "detection": (ssd_jax_workloads.find, case),
+                },
                 rounds=rounds,
             )
             rows[str(PRIORS[value] if parameter == "size" else value)] = {
                 "training, ms": 1e3 * times["training"]["s"],
                 "detection, ms": 1e3 * times["detection"]["s"],
-                "matching, MB": ours.matching_memory(case, SLOTS) / 1e6,
+                "matching, MB": ssd_jax_workloads.matching_memory(case, SLOTS) / 1e6,
                 "slots x priors, MB": case["batch"] * SLOTS * PRIORS[case["size"]] * 4 / 1e6,
             }
         name = "priors" if parameter == "size" else parameter

@@ -3,7 +3,7 @@
 import tempfile
 from typing import Any
 
-from benchmarks import ours
+from benchmarks import ssd_jax_workloads
 from benchmarks.report import print_table
 from benchmarks.runner import ProgramProcess
 
@@ -28,6 +28,6 @@ def run(rounds: int) -> dict[str, Any]:
 
 def _first_step(path: str, cache: str) -> float:
     """Return the seconds of imports, initialisation, compilation and the first step."""
-    process = ProgramProcess(ours.train, BATCH, path, cache)
+    process = ProgramProcess(ssd_jax_workloads.train, BATCH, path, cache)
     process.close()
     return process.setup_s + process.first_call_s

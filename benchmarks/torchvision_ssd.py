@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import CLASSES, images, objects
+from benchmarks.inputs import CLASSES, images, objects
 from benchmarks.runner import Program
 
 

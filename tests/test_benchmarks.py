@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from benchmarks import (
-    case,
     checkpoints,
     evaluation,
-    ours,
     reference_loss,
     reference_voc_ap,
     runner,
     scaling,
+    ssd_jax_workloads,
 )
+from benchmarks.inputs import objects, predictions, voc_config
 from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
 from ssd_jax.evaluation.metrics.voc_ap import evaluate_voc
 from ssd_jax.models.ssd import model_priors
@@ -43,9 +43,9 @@ def test_pycocotools_equals_evaluate_coco():
 
 @pytest.fixture(scope="module")
 def loss_case():
-    config = case.voc_config()
+    config = voc_config()
     priors = model_priors(config.model, config.priors)
-    inputs = (*case.predictions(1, len(priors)), *case.objects(1, 8, each=3))
+    inputs = (*predictions(1, len(priors)), *objects(1, 8, each=3))
     rule = dataclasses.replace(config.train, matching="per_object")
 
     def loss(outputs):
@@ -88,7 +88,7 @@ def test_compare_times_every_program():
 
 def test_matching_memory_is_at_most_slots_times_priors():
     workload = {"batch": 4, "objects": 6, "classes": 20, "size": 300}
-    assert 0 < ours.matching_memory(workload, 64) <= 4 * 64 * 8732 * 4
+    assert 0 < ssd_jax_workloads.matching_memory(workload, 64) <= 4 * 64 * 8732 * 4
 
 
 def test_scaling_plot_is_a_png(tmp_path):
@@ -109,6 +109,6 @@ def test_scaling_and_checkpoints_are_measured():
 
 
 def test_post_processing_of_made_up_predictions_gives_detections():
-    loc, conf = case.predictions(1, 8732)
-    detections = ours.suppress(loc, conf)()
+    loc, conf = predictions(1, 8732)
+    detections = ssd_jax_workloads.suppress(loc, conf)()
     assert 5 < int(detections.count[0]) <= 200

@@ -14,11 +14,11 @@ from benchmarks.accelerator.workload import (
     host_batch,
     initial_state,
 )
-from benchmarks.case import predictions
+from benchmarks.inputs import predictions
 from ssd_jax.config import Config
 
 BATCHES = (1, 8, 32)
-# `background` of benchmarks.case.predictions.
+# `background` of benchmarks.inputs.predictions.
 TRAINED, UNTRAINED = 12.0, 5.0
 
 

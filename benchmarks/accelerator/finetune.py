@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accelerator.context import Context, SkipPartError
-from benchmarks.case import CONFIGS
+from benchmarks.inputs import CONFIGS
 from ssd_jax.cli import load_config
 from ssd_jax.config import Config, RuntimeConfig
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import images, objects, voc_config
+from benchmarks.inputs import images, objects, voc_config
 from ssd_jax.config import Config, ModelConfig, OptimConfig, PriorConfig
 
 TINY_BATCH = 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import SIZE, images, objects, predictions, voc_config
+from benchmarks.inputs import SIZE, images, objects, predictions, voc_config
 
 Program = Callable[[], Any]
 
