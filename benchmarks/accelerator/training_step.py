@@ -64,7 +64,7 @@ def measure(context: Context, config: Config, precision: str) -> dict[str, Any]:
     lower_s = time.perf_counter() - started
     compiled = lowered.compile()
     compile_s = time.perf_counter() - started - lower_s
-    work = step_cost.measure(config, lowered, compiled, batch, compile_s)
+    cost = step_cost.measure(config, lowered, compiled, batch, compile_s)
     state, host = step_inputs(config, device)
 
     def step(batch: Any) -> Any:
@@ -76,20 +76,20 @@ def measure(context: Context, config: Config, precision: str) -> dict[str, Any]:
     wait = jax.block_until_ready
     times = throughput(partial(step, jax.device_put(host, device)), wait, seconds=seconds)
     fed = throughput(partial(step, host), wait, seconds=seconds / 2)
-    flop_per_s = work.flops / times["s"]
+    flop_per_s = cost.flops / times["s"]
     product = context.read("machine").get(f"product, {precision}")
     row = {
         "images_per_s": batch / times["s"],
         **milliseconds(times),
         "images_per_s_from_host": batch / fed["s"],
-        "tflop": work.flops / 1e12,
+        "tflop": cost.flops / 1e12,
         "flop_per_s": flop_per_s,
         "matmul_share": flop_per_s / product["flop_per_s"] if product else None,
-        "memory_gb": work.memory / 1e9,
+        "memory_gb": cost.memory / 1e9,
         "peak_gb_so_far": (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9,
-        "accessed_gb": work.moved / 1e9,
-        "transposes": work.transposes,
-        "copies": work.copies,
+        "accessed_gb": cost.moved / 1e9,
+        "transposes": cost.transposes,
+        "copies": cost.copies,
         "lower_s": lower_s,
         "compile_s": compile_s,
     }
@@ -112,9 +112,9 @@ def target_of(device: Any) -> str | None:
 def predict(config: Config, target: str) -> dict[str, Any]:
     """Predict the step's speed and memory as `python -m ssd_jax.estimate` does."""
     batch = config.train.batch_size
-    work = step_cost.compile_step(config, step_cost.describe_devices(parse_target(target)), batch)
-    times = work.times(ACCELERATORS[target], config.model.dtype, 1)
-    return {"images_per_s_at_best": batch / times.hidden, "memory_gb": work.memory / 1e9}
+    cost = step_cost.compile_step(config, step_cost.describe_devices(parse_target(target)), batch)
+    times = cost.times(ACCELERATORS[target], config.model.dtype, 1)
+    return {"images_per_s_at_best": batch / times.hidden, "memory_gb": cost.memory / 1e9}
 
 
 def measure_torchvision(context: Context, precision: str, batch: int) -> dict[str, Any]:
