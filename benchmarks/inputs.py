@@ -33,7 +33,10 @@ def images(batch: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
 def objects(
     batch: int, most: int, *, each: int = 6, classes: int = CLASSES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make boxes [B, M, 4] xyxy in [0, 1], labels [B, M] and mask [B, M]; `each`: objects per image."""
+    """Make boxes [B, M, 4] (xyxy in [0, 1]), labels [B, M] and mask [B, M].
+
+    `each` is the number of objects per image.
+    """
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 0.7, (batch, most, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (batch, most, 2))], axis=2)
