@@ -28,6 +28,7 @@ import numpy as np
 from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError, UserError
 from ssd_jax.guard import LOCAL_HOSTS, Guard, Hosts, OneLine, ShortTraceback, impatient
+from ssd_jax.inference.result_rows import detection_rows
 
 if TYPE_CHECKING:
     from ssd_jax.inference.detector import Detections, Detector
@@ -106,29 +107,12 @@ def select(found: DemoResult, threshold: float, classes: Collection[str] = ()) -
     return all_.select(kept)
 
 
-def coco_rows(told: "Detections", file_name: str) -> list[dict[str, Any]]:
-    """The detections as predict.py writes them to detections.json for one image."""
-    return [
-        {
-            "image_id": 1,
-            "category_id": label + 1,
-            "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(score, 5),
-            "file_name": file_name,
-            "category_name": told.names[label],
-        }
-        for (x0, y0, x1, y1), score, label in zip(
-            told.boxes.tolist(), told.scores.tolist(), told.labels.tolist(), strict=True
-        )
-    ]
-
-
 def show(found: DemoResult, threshold: float, classes: Collection[str] = ()) -> str:
     """HTML of the detections above a score: a line, the picture, a table, and both to download."""
     from ssd_jax.inference.drawing import draw_boxes, encode_image
 
     told = select(found, threshold, classes)
-    rows = coco_rows(told, found.name)
+    rows = detection_rows(told, image_id=1, file_name=found.name)
     boxes = told.boxes * found.factor
     drawn = draw_boxes(found.picture, boxes, told.labels + 1, told.names, told.scores)
     image = _data_url("image/jpeg", encode_image(drawn, ".jpg"))

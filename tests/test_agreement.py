@@ -21,6 +21,7 @@ from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image
 from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.result_rows import detection_rows
 from ssd_jax.models.ssd import make_model
 from tests.tiny import TINY, change
 
@@ -164,7 +165,7 @@ def test_the_page(checkpoint, files, known):
     other = {}
     for file in files:
         found = demo.detect(detector, file)
-        rows = demo.coco_rows(demo.select(found, THRESHOLD), file.name)
+        rows = detection_rows(demo.select(found, THRESHOLD), image_id=1, file_name=file.name)
         other[file] = from_rows([coco_row(row) for row in rows])
     agree(known, other)
 

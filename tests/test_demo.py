@@ -22,6 +22,7 @@ from ssd_jax.config import UserError
 from ssd_jax.data.images import MAX_PIXELS
 from ssd_jax.inference.detector import Detections, Detector, read_image
 from ssd_jax.inference.drawing import draw_boxes, encode_image, label_color
+from ssd_jax.inference.result_rows import detection_rows
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -79,7 +80,7 @@ def test_the_detections_are_those_of_predict(run, detector, file, tmp_path, monk
     predict_main.main([*arguments, "--score-threshold", "0.4"])
     known = json.loads((tmp_path / "out/detections.json").read_text())
     assert len(known) > 3
-    assert demo.coco_rows(demo.select(found, 0.4), str(file)) == known
+    assert detection_rows(demo.select(found, 0.4), image_id=1, file_name=str(file)) == known
 
 
 def test_a_photograph_is_upright_as_exif_says(detector, tmp_path):
@@ -168,7 +169,7 @@ def test_what_is_shown(detector, file):
 
     kind, data = links(page)["photo <1>-detections.json"]
     assert kind == "application/json"
-    assert json.loads(data) == demo.coco_rows(told, "photo <1>.png")
+    assert json.loads(data) == detection_rows(told, image_id=1, file_name="photo <1>.png")
     kind, data = links(page)["photo <1>-detections.jpg"]
     drawn = draw_boxes(
         found.picture, told.boxes * 800 / 130, told.labels + 1, told.names, told.scores

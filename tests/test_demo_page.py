@@ -26,6 +26,7 @@ import pytest
 from ssd_jax import demo
 from ssd_jax.inference.detector import Detector
 from ssd_jax.inference.drawing import label_color
+from ssd_jax.inference.result_rows import detection_rows
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -244,7 +245,7 @@ def test_an_image(server, browser, detectors, tmp_path):
     (link,) = page.find("#found a[download$=json]")
     assert link.get_attribute("download") == "photo-detections.json"
     saved = base64.b64decode(link.get_attribute("href").partition(",")[2])
-    assert json.loads(saved) == demo.coco_rows(found, "photo.png")
+    assert json.loads(saved) == detection_rows(found, image_id=1, file_name="photo.png")
 
     # Another threshold, without another upload: nothing is there that could be read again.
     for upload in server.uploads():
