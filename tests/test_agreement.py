@@ -12,8 +12,8 @@ import pytest
 
 import evaluate as evaluate_main
 import predict as predict_main
-from ssd_jax import demo
-from ssd_jax.checkpoints.reader import write_checkpoint
+from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
+from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.export import __main__ as export
@@ -161,11 +161,11 @@ def test_evaluate(checkpoint, folder, files, known, tmp_path):
 
 @pytest.mark.slow
 def test_the_page(checkpoint, files, known):
-    detector = Detector.from_checkpoint(checkpoint)
+    demo = LazyDetector(find_checkpoint(checkpoint))
     other = {}
     for file in files:
-        found = demo.detect(detector, file)
-        rows = detection_rows(demo.select(found, THRESHOLD), image_id=1, file_name=file.name)
+        detections = demo.detect(file).filter(THRESHOLD)
+        rows = detection_rows(detections, image_id=1, file_name=file.name)
         other[file] = from_rows([coco_row(row) for row in rows])
     agree(known, other)
 
