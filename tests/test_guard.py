@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ssd_jax.demo.guard import AllowedHosts, HostGuard, with_timeouts
+from ssd_jax.demo.guard import AllowedHosts, with_host_check, with_timeouts
 from ssd_jax.demo.logs import one_line_traceback, shorten_record
 
 LOCAL = AllowedHosts("127.0.0.1")
@@ -92,7 +92,7 @@ def answer(scope):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(HostGuard(app, LOCAL)(scope, None, send))
+    asyncio.run(with_host_check(app, LOCAL)(scope, None, send))
     return received, sent
 
 

@@ -115,8 +115,7 @@ def find_detectors(paths: Sequence[Path], *, best: bool = False) -> dict[str, La
     counts = Counter(map(_display_name, checkpoints))
     return {
         name if counts[name] == 1 else f"{name} ({checkpoint})": LazyDetector(checkpoint)
-        for checkpoint in checkpoints
-        for name in [_display_name(checkpoint)]
+        for name, checkpoint in zip(map(_display_name, checkpoints), checkpoints, strict=True)
     }
 
 
@@ -135,6 +134,6 @@ def _find_checkpoints(path: Path, best: bool) -> list[Path]:
 
 
 def _display_name(checkpoint: Path) -> str:
-    run = checkpoint.parent
-    run = run.parent if run.name == "checkpoints" else run
+    folder = checkpoint.parent
+    run = folder.parent if folder.name == "checkpoints" else folder
     return f"{run.name}, step {checkpoint.name}"

@@ -54,17 +54,16 @@ class AllowedHosts:
         Browsers send the Origin of the website whose script makes a request; it must be the Host
         itself or an allowed name.
         """
-        values: dict[bytes, list[str]] = {b"host": [], b"origin": []}
-        for key, value in headers:
-            values.get(key.lower(), []).append(value.decode("latin-1"))
-        if len(values[b"host"]) != 1:
+        values = [(name.lower(), value.decode("latin-1")) for name, value in headers]
+        names = [value for name, value in values if name == b"host"]
+        if len(names) != 1:
             return "a request must have exactly one Host header"
-        (host,) = values[b"host"]
+        (host,) = names
         if not self._is_allowed(_split_host(f"//{host}")[0]):
             return f"host {printable(host)[:200]!r} is not allowed; --allow-host permits a name"
-        for origin in values[b"origin"]:
-            name, netloc = _split_host(origin)
-            if not (netloc and netloc == host.lower()) and name not in self._allowed:
+        for origin in (value for name, value in values if name == b"origin"):
+            hostname, netloc = _split_host(origin)
+            if not (netloc and netloc == host.lower()) and hostname not in self._allowed:
                 return f"origin {printable(origin)[:200]!r} is not allowed"
         return ""
 
@@ -87,41 +86,35 @@ def _split_host(url: str) -> tuple[str, str]:
     return parts.hostname or "", parts.netloc.lower()
 
 
-class HostGuard:
-    """ASGI middleware that answers requests refused by `hosts` with 403."""
+def with_host_check(app: Any, hosts: AllowedHosts) -> Any:
+    """Wrap an ASGI app so that requests refused by `hosts` are answered with 403."""
 
-    def __init__(self, app: Any, hosts: AllowedHosts) -> None:
-        self._app = app
-        self._hosts = hosts
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Refuse a request or pass it to the app."""
-        refusal = self._hosts.refusal(scope["headers"]) if "headers" in scope else ""
+    async def check_host(scope: Any, receive: Any, send: Any) -> None:
+        refusal = hosts.refusal(scope["headers"]) if "headers" in scope else ""
         if not refusal:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": refusal[:100]})
         else:
-            plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": 403, "headers": plain})
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": f"{refusal}\n".encode()})
 
+    return check_host
 
-class SecurityHeaders:
-    """ASGI middleware that adds security headers to every response."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+def with_security_headers(app: Any) -> Any:
+    """Wrap an ASGI app so that every response has the security headers."""
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request to the app and add the headers to its response."""
-
+    async def add_headers(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_SECURITY_HEADERS]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        await app(scope, receive, send_with_headers)
+
+    return add_headers
 
 
 def with_timeouts(
@@ -150,8 +143,9 @@ def with_timeouts(
             """Check, and schedule the next check until the connection is closed or upgraded."""
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
-            now = time.monotonic()
-            if not self._is_receiving():
+            now, cycle = time.monotonic(), self.cycle
+            incomplete = cycle is None or cycle.response_complete or cycle.more_body
+            if not incomplete or self.flow.read_paused:
                 self._request_start, self._last_byte = None, now
             elif self._request_start is None:
                 self._request_start = now
@@ -159,11 +153,5 @@ def with_timeouts(
                 self.transport.abort()
                 return
             self.loop.call_later(min(1.0, idle / 4), self._check_timeouts)
-
-        def _is_receiving(self) -> bool:
-            """Return True while the server waits for bytes of a request."""
-            cycle = self.cycle
-            incomplete = cycle is None or cycle.response_complete or cycle.more_body
-            return incomplete and not self.flow.read_paused
 
     return TimeoutProtocol

@@ -13,7 +13,13 @@ from typing import Any, NoReturn
 
 from ssd_jax.config import ConfigError
 from ssd_jax.demo.detection import LazyDetector
-from ssd_jax.demo.guard import LOCAL_HOSTS, AllowedHosts, HostGuard, SecurityHeaders, with_timeouts
+from ssd_jax.demo.guard import (
+    LOCAL_HOSTS,
+    AllowedHosts,
+    with_host_check,
+    with_security_headers,
+    with_timeouts,
+)
 from ssd_jax.demo.logs import shorten_tracebacks
 
 # Features of Gradio that contact other machines or expose more than the app.
@@ -61,6 +67,7 @@ def _launch(app: Any, host: str, port: int, hosts: AllowedHosts, max_upload_mb: 
     from starlette.middleware import Middleware
 
     shorten_tracebacks()
+    middleware = [Middleware(with_host_check, hosts), Middleware(with_security_headers)]
     disabled: dict[str, Any] = dict.fromkeys(_DISABLED, False)
     try:
         _, url, _ = app.queue(max_size=64, default_concurrency_limit=4).launch(
@@ -72,7 +79,7 @@ def _launch(app: Any, host: str, port: int, hosts: AllowedHosts, max_upload_mb: 
             state_session_capacity=100,  # up to 8 MB each
             footer_links=[],
             ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(HostGuard, hosts), Middleware(SecurityHeaders)]},
+            app_kwargs={"middleware": middleware},
             theme=gr.themes.Default(
                 primary_hue="blue",
                 neutral_hue="slate",
@@ -87,7 +94,7 @@ def _launch(app: Any, host: str, port: int, hosts: AllowedHosts, max_upload_mb: 
     config = app.server.config
     # The middleware guards the app from the first request on, but Gradio answers some CORS
     # requests before its middleware runs.
-    config.loaded_app = HostGuard(config.loaded_app, hosts)
+    config.loaded_app = with_host_check(config.loaded_app, hosts)
     config.http_protocol_class = with_timeouts(config.http_protocol_class)
     return str(url)
 
