@@ -189,7 +189,8 @@ class Page:
         )
 
     def upload(self, path):
-        self.find("#upload input[type=file]")[0].send_keys(str(path))
+        # The box has no input until the previous upload is done.
+        self.wait(lambda: self.find("#upload input[type=file]"))[0].send_keys(str(path))
 
     def set_threshold(self, value):
         self.run(
@@ -289,7 +290,7 @@ def test_selecting_another_checkpoint(server, browser, detectors, tmp_path):
     page.choose("checkpoint", "second")
     (other,) = detectors["second"](path, threshold=0.5)
     assert table(other) != table(expected)
-    page.wait(lambda: page.rows == table(other))
+    page.wait(lambda: page.rows == table(other), seconds=180)  # the server compiles the network
 
 
 def test_unreadable_files_are_reported(server, browser, detectors, tmp_path):
