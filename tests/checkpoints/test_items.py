@@ -22,7 +22,7 @@ from ssd_jax.checkpoints.reader import (
     write_checkpoint,
 )
 from ssd_jax.config import ConfigError, to_json
-from ssd_jax.demo import LazyDetector
+from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.export import __main__ as export
 from ssd_jax.inference.detector import Detector
 from ssd_jax.weights import command
@@ -63,7 +63,7 @@ def main_of(module, *more):
 
 READERS = {
     "Detector": Detector.from_checkpoint,
-    "demo": lambda path: LazyDetector(path).detector(),
+    "demo": lambda path: LazyDetector(path).load(),
     "evaluate": main_of(evaluate, "--out", "out"),
     "predict": main_of(predict, "image.png", "--out", "out"),
     "predict --benchmark": main_of(predict, "--benchmark", "--out", "out"),
