@@ -17,10 +17,10 @@ from ssd_jax.checkpoints.items import (
     named_arrays,
     reason,
 )
+from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
 from ssd_jax.io import exists
 from ssd_jax.models.ssd import SSD, make_model
-from ssd_jax.trust import with_local_fields
 
 BEST = "best"
 """File in a run's checkpoints/ that holds the step of the best one."""

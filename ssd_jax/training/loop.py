@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax.checkpoints.reader import find_checkpoint, read_config
+from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.config import Config, ConfigError, UserError, to_json
 from ssd_jax.data.errors import DataError
@@ -57,7 +58,6 @@ from ssd_jax.training.step import (
     train_step,
 )
 from ssd_jax.training.workdir import Workdir
-from ssd_jax.trust import with_local_fields
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.pretrained import check_exists, load_pretrained
 
