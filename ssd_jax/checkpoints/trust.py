@@ -34,9 +34,9 @@ TRUSTED_FIELDS = _split(
     # A record of the training; no reader of a checkpoint uses these.
     optim="""learning_rate schedule milestones gamma warmup_steps momentum weight_decay
         bias_lr_multiplier decay_biases grad_clip_norm base_batch_size ema_decay""",
-    train="""steps batch_size grad_accumulation_steps seed matching match_iou_threshold neg_pos_ratio
-        log_every eval_every checkpoint_every max_to_keep keep_best best_metric keep_period
-        on_nonfinite profile_steps""",
+    train="""steps batch_size grad_accumulation_steps seed matching match_iou_threshold
+        neg_pos_ratio log_every eval_every checkpoint_every max_to_keep keep_best best_metric
+        keep_period on_nonfinite profile_steps""",
     eval="""batch_size score_threshold nms_iou_threshold topk_candidates detections_per_image
         clip_boxes max_box_scale metrics iou_threshold box_convention num_visualizations report
         report_score_threshold num_report_images""",
