@@ -1,6 +1,6 @@
 """Defects of hot-rolled steel (NEU-DET: 1,800 photographs, 6 classes): SSD300 from VGG16's weights.
 
-    python train.py --config configs/neu_det.py --data.root NEU-DET --model.pretrained vgg16.npz
+    python train.py --config configs/neu_det.py --data.root NEU-DET --model.init-from vgg16.npz
 
 For an accelerator. Published mAP of SSD300-VGG16: 0.714 (Kou et al., Measurement 182, 109454,
 2021).

@@ -2,7 +2,7 @@
 
     python train.py --config configs/ssd300_voc0712.py --data.root .../VOCdevkit
 
-Needs VGG16's ImageNet convolutions in vgg16.npz (--model.pretrained names another file; docs/
+Needs VGG16's ImageNet convolutions in vgg16.npz (--model.init-from names another file; docs/
 recipe.md says what is in it). Published: 77.2 mAP on VOC2007 test (11 points). Not yet run here.
 """
 
@@ -18,7 +18,7 @@ CLASSES = (
 def get_config() -> Config:
     """The defaults of the sections are this recipe; what is here makes it explicit."""
     return Config(
-        model=ModelConfig(classes=CLASSES, pretrained="vgg16.npz"),
+        model=ModelConfig(classes=CLASSES, init_from="vgg16.npz"),
         data=DataConfig(
             format="voc",
             root="VOCdevkit",

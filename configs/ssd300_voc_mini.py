@@ -1,6 +1,6 @@
 """A few hundred VOC photographs in one folder: SSD300 at full width from VGG16's convolutions.
 
-    python train.py --config configs/ssd300_voc_mini.py --data.root VOC --model.pretrained vgg16.npz
+    python train.py --config configs/ssd300_voc_mini.py --data.root VOC --model.init-from vgg16.npz
 
 For a look at the real network on a CPU; conv1 to conv4 stay as they are. 400 steps are a beginning:
 the paper takes 120,000. On 192 photographs: mAP 0.0401 on 160 others, 39 minutes on 2 cores with

@@ -4,7 +4,7 @@
 
 Nothing else needs an edit: the classes are the ones found in the annotations of the train split.
 COCO's splits are named after its files: --data.train-split train2017 --data.eval-split val2017.
-With fewer than some ten thousand images start from VGG16's weights: --model.pretrained vgg16.npz
+With fewer than some ten thousand images start from VGG16's weights: --model.init-from vgg16.npz
 --model.no-batch-norm --optim.learning-rate 1e-3, and --model.pretrained-scale 0.02 where the file
 has no conv6.
 """

@@ -66,7 +66,7 @@ def prepare(
     Args:
         folder: New or empty.
         photographs: A data set in VOC's layout with the lists trainval and test.
-        weights: VGG16's convolutions as configs' model.pretrained takes them (.npz).
+        weights: VGG16's convolutions as model.init_from takes them (.npz).
         python: Version of the target's Python.
         jax: Version of the target's jax.
 

@@ -17,7 +17,7 @@ def _split(**sections: str) -> Mapping[str, tuple[str, ...]]:
 
 LOCAL_FIELDS = _split(
     # Files that the checkpoint's own variables and classes replace.
-    model="pretrained init_from",
+    model="init_from",
     data="class_file num_workers",
     # Compiled programs are executed when they are loaded.
     runtime="compilation_cache_dir",

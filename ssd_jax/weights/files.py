@@ -7,7 +7,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ def read_arrays(path: Path) -> WeightFile:
     if is_dir(path):
         raise WeightsError(f"{path} is a folder; name a file of weights")
     if not is_file(path):
-        raise WeightsError(f"there is no file {path}")
+        raise WeightsError(f"file not found: {path}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise WeightsError(
@@ -71,6 +71,25 @@ def read_arrays(path: Path) -> WeightFile:
 def _as_float32(value: np.ndarray) -> np.ndarray:
     floating = np.issubdtype(value.dtype, np.floating)
     return np.asarray(value, np.float32) if floating else value
+
+
+def check_array(
+    path: Path, name: str, value: np.ndarray, shape: tuple[int, ...], advice: str = ""
+) -> None:
+    """Raise WeightsError if an array of a file has another shape, is not floating or not finite."""
+    if value.shape != shape:
+        raise WeightsError(
+            f"{path}: {name} has shape {value.shape} and the network {shape}{advice}"
+        )
+    if not np.issubdtype(value.dtype, np.floating):
+        raise WeightsError(f"{path}: {name} is of type {value.dtype}; expected floating point")
+    if not np.all(np.isfinite(value)):
+        raise WeightsError(f"{path}: {name} is not finite")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first name and the number of the others."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _check_zip(path: Path, *, packed: bool) -> None:
@@ -166,6 +185,8 @@ _READERS: dict[str, Reader] = {
     ".h5": _read_h5,
     ".hdf5": _read_h5,
 }
+SUFFIXES = tuple(_READERS)
+"""Suffixes of files that `read_arrays` reads."""
 _INSTALL = {"torch": "pip install 'ssd_jax[torch]'", "h5py": "pip install h5py"}
 
 

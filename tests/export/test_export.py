@@ -214,7 +214,7 @@ def test_the_networks_of_the_paper(form, size, run, tmp_path):
         module = __import__(f"ssd{size}_voc0712")
     finally:
         sys.path.pop(0)
-    config = change(module.get_config(), model={"pretrained": ""})
+    config = change(module.get_config(), model={"init_from": ""})
     path = tmp_path / "run"
     model = make_model(config.model, config.priors)
     image = jnp.zeros((1, size, size, 3), jnp.uint8)

@@ -165,7 +165,7 @@ def command(monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.pth", None, "there is no file"),
+        ("missing.pth", None, "file not found"),
         ("page.pth", b"\n<!DOCTYPE html><html>", "is a web page"),
         ("page.npz", b"<html>", "is a web page"),
         ("some.bin", b"123", "is of no known kind"),
