@@ -2,8 +2,8 @@
 
     python train.py --config configs/ssd300_voc0712.py --data.root .../VOCdevkit
 
-Needs VGG16's ImageNet convolutions in vgg16.npz (--model.init-from names another file; docs/
-recipe.md says what is in it). Published: 77.2 mAP on VOC2007 test (11 points). Not yet run here.
+Needs VGG16's ImageNet convolutions in vgg16.npz (--model.init-from names another file;
+docs/recipe.md describes it). Published: 77.2 mAP on VOC2007 test (11 points). Not yet run here.
 """
 
 from ssd_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
