@@ -155,7 +155,7 @@ def reason(error: BaseException) -> str:
     Args:
         error: an OSError, or an error of a library whose message may have many lines.
     """
-    text = getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error).strip()
     for cause in _SYSTEM_ERRORS:
         if cause in text:
             return cause

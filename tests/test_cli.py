@@ -187,7 +187,7 @@ def test_a_class_that_the_config_does_not_know(failing, tmp_path):
 def test_checkpoints_that_are_not_there(failing, tmp_path):
     assert "--checkpoint is missing" in failing(evaluate_main)
     err = failing(evaluate_main, "--checkpoint", tmp_path)
-    assert "there is no checkpoint in" in err
+    assert "no checkpoint found in" in err
 
 
 @pytest.mark.parametrize("main", [train_main, evaluate_main])

@@ -1,4 +1,4 @@
-"""Other programs' weights as a network of ours: its config and its parameters."""
+"""Convert other programs' weights to a network: config and parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from ssd_jax.weights.vgg16 import IMAGE_MEANS, load_vgg16
 Flat = dict[name_maps.Path, np.ndarray]
 
 CONFIG_KEY = "ssd_jax_config"
-"""Metadata of a safetensors file that this project wrote."""
+"""Metadata key of the config in safetensors files written by `exporters`."""
 
 # Channel order of conv1_1, by layout; the other layouts do not determine it.
 _CHANNELS = {
@@ -105,16 +105,16 @@ def _import_ssd(
     image_size = 512 if not torchvision and "extras.8.weight" in values else 300
     first = "head.classification_head.module_list.0.bias" if torchvision else "conf.0.bias"
     if first not in values:
-        raise WeightsError(f"{path} misses {first}; it is no {layout} state dict of an SSD")
+        raise WeightsError(f"{path} misses {first}; it is not a {layout} state dict of an SSD")
     num_classes, rest = divmod(values[first].size, 4)
     if rest or num_classes < 2:
         raise WeightsError(
-            f"{path}: {first} has shape {values[first].shape}; 4 boxes of at least 2 classes, with "
-            "background, were expected"
+            f"{path}: {first} has shape {values[first].shape}; expected 4 boxes of at least 2 "
+            "classes, with background"
         )
     names = _class_names(path, num_classes - 1, classes, torchvision)
     model = name_maps.ssd_model(image_size, names)
-    # ssd.pytorch's own rule: 21 classes have VOC's priors, all others COCO's.
+    # The rule of ssd.pytorch: VOC's priors for 21 classes, COCO's for all other numbers.
     kind = "voc" if num_classes == 21 and not torchvision else "coco"
     priors = name_maps.PRIORS[image_size, kind]
     if torchvision:
@@ -124,30 +124,30 @@ def _import_ssd(
             train=TrainConfig(matching="per_object"),
             eval=EvalConfig(clip_boxes=True, max_box_scale=1000 / 16),
         )
-        place = name_maps.torchvision_ssd_names(model)
+        paths = name_maps.torchvision_ssd_names(model)
     else:
-        # The best 200 of each class, and no limit to an image.
+        # The best 200 of each class, without a limit per image.
         config = Config(
             model=model,
             priors=replace(priors, clip=True),
             train=TrainConfig(matching="per_object"),
             eval=EvalConfig(topk_candidates=200, detections_per_image=200 * len(names)),
         )
-        place = name_maps.ssd_pytorch_names(model)
-    flat = _place_all(path, values, place, _shapes(model, priors))
+        paths = name_maps.ssd_pytorch_names(model)
+    flat = _to_flat_params(path, values, paths, _shapes(model, priors))
     summary = f"{layout} SSD{image_size}, {len(names)} classes, {kind.upper()}'s priors"
     return Imported(config, traverse_util.unflatten_dict(flat), {}, summary)
 
 
 def _class_names(
-    path: Path, count: int, given: tuple[str, ...], torchvision: bool
+    path: Path, count: int, names: tuple[str, ...], torchvision: bool
 ) -> tuple[str, ...]:
-    if given:
-        if len(given) != count:
+    if names:
+        if len(names) != count:
             raise WeightsError(
-                f"--classes names {len(given)} classes and {path} has {count} beside background"
+                f"--classes names {len(names)} classes and {path} has {count} without background"
             )
-        return given
+        return names
     if torchvision and count == 90:
         return COCO91_CLASSES
     if not torchvision and count == 20:
@@ -157,28 +157,28 @@ def _class_names(
 
 def _shapes(model: ModelConfig, priors: PriorConfig) -> dict[name_maps.Path, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "uint8")
-    tree = jax.eval_shape(make_model(model, priors).init, jax.random.key(0), image)["params"]
+    tree = jax.eval_shape(make_model(model, priors).init, jax.random.key(0), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-def _place_all(
+def _to_flat_params(
     path: Path,
     values: Mapping[str, np.ndarray],
-    place: Mapping[str, name_maps.Path],
+    paths: Mapping[str, name_maps.Path],
     shapes: Mapping[name_maps.Path, tuple[int, ...]],
 ) -> Flat:
-    missing = [name for name in place if name not in values]
+    missing = [name for name in paths if name not in values]
     if missing:
         raise WeightsError(f"{path} misses {first_of(missing)}")
-    surplus = sorted(set(values) - set(place))
-    if surplus:
-        raise WeightsError(f"{path} has {first_of(surplus)}, which no layer here takes")
+    unexpected = sorted(set(values) - set(paths))
+    if unexpected:
+        raise WeightsError(f"{path} has {first_of(unexpected)}, which no layer here takes")
     flat = {}
-    for name, ours in place.items():
-        shape = shapes[ours]
-        theirs = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
-        check_array(path, name, values[name], theirs)
-        flat[ours] = name_maps.oihw_to_hwio(values[name])
+    for name, target in paths.items():
+        shape = shapes["params", *target]
+        oihw = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+        check_array(path, name, values[name], oihw)
+        flat[target] = name_maps.oihw_to_hwio(values[name])
     return flat
 
 
@@ -192,7 +192,10 @@ def _import_vgg16(
         if missing:
             raise WeightsError(f"{path} misses {first_of(missing)} of VGG16")
     else:
-        shapes = {k: v.shape for k, v in traverse_util.flatten_dict({"base": dict(base)}).items()}
+        shapes = {
+            k: v.shape
+            for k, v in traverse_util.flatten_dict({"params": {"base": dict(base)}}).items()
+        }
         advice = "; VGG16's weights need model.width_multiplier 1.0"
         weights = load_vgg16(path, values, layout, shapes, advice=advice)
     config = Config(model=ModelConfig(image_mean=weights.image_mean))
@@ -201,21 +204,15 @@ def _import_vgg16(
 
 
 def _import_own(path: Path, arrays: WeightFile) -> Imported:
-    """What `exports` wrote: the same network, to the bit."""
+    """Import what `exporters` wrote: the same network, bit for bit."""
     config = from_json(arrays.metadata[CONFIG_KEY])
-    image = jax.ShapeDtypeStruct((1, config.model.image_size, config.model.image_size, 3), "uint8")
-    model = make_model(config.model, config.priors)
-    like = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image), sep="/")
-    missing, surplus = (
-        sorted(set(like) - set(arrays.values)),
-        sorted(set(arrays.values) - set(like)),
-    )
-    if missing:
+    shapes = {"/".join(p): s for p, s in _shapes(config.model, config.priors).items()}
+    if missing := sorted(set(shapes) - set(arrays.values)):
         raise WeightsError(f"{path} misses {first_of(missing)}")
-    if surplus:
-        raise WeightsError(f"{path} has {first_of(surplus)}, which no layer of its config takes")
-    for name, leaf in like.items():
-        check_array(path, name, arrays.values[name], leaf.shape)
+    if unexpected := sorted(set(arrays.values) - set(shapes)):
+        raise WeightsError(f"{path} has {first_of(unexpected)}, which no layer of its config takes")
+    for name, shape in shapes.items():
+        check_array(path, name, arrays.values[name], shape)
     tree = traverse_util.unflatten_dict(arrays.values, sep="/")
     summary = f"ssd_jax SSD{config.model.image_size}, {len(config.model.classes)} classes"
     return Imported(config, tree["params"], tree.get("batch_stats", {}), summary)

@@ -50,7 +50,7 @@ def load_vgg16(
         path: the file, for error messages.
         values: arrays of the file by name.
         layout: layout of the names.
-        shapes: shapes of the network's parameters, by path.
+        shapes: shapes of the network's variables, by path.
         advice: correction to name if a shape differs.
 
     Raises:
@@ -73,7 +73,7 @@ def load_vgg16(
     base: dict[str, Any] = {}
     for layer in (name for name in BASE_LAYERS if name in layers):
         for kind, (name, value) in layers[layer].items():
-            check_array(path, name, value, shapes["base", layer, "conv", kind], advice)
+            check_array(path, name, value, shapes["params", "base", layer, "conv", kind], advice)
         base[layer] = {"conv": {kind: value for kind, (_, value) in layers[layer].items()}}
     if not base:
         raise WeightsError(f"{path} has no layer of VGG16")

@@ -189,7 +189,7 @@ def test_wrong_commands(checkpoint, run, tmp_path):
     says("--to is missing", to=None)
     says("--out is missing", out=None)
     says("invalid choice: 'coreml'", to="coreml")
-    says("--checkpoint: there is no checkpoint in", checkpoint=tmp_path / "none")
+    says("--checkpoint: no checkpoint found in", checkpoint=tmp_path / "none")
     says("there exists; name a new file", out=tmp_path / "there")
     says("--batch is 0; use free or a number from 1 on", batch="0")
     says("--batch is two; use", batch="two")

@@ -40,6 +40,6 @@ def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
 
 def test_a_missing_checkpoint_stops_before_anything_is_written(tmp_path):
     config = change(SHORT, model={"init_from": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match=r"model.init_from: there is no checkpoint"):
+    with pytest.raises(ConfigError, match=r"model.init_from: no checkpoint found"):
         train(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()

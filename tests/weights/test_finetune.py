@@ -114,5 +114,5 @@ def test_different_mean_is_reported(saved):
 
 
 def test_missing_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"model.init_from: there is no checkpoint in"):
+    with pytest.raises(ConfigError, match=r"model.init_from: no checkpoint found in"):
         init_from({}, change(OLD, model={"init_from": str(tmp_path)}))
