@@ -106,30 +106,19 @@ def read_config(checkpoint: Path) -> Config:
         raise ConfigError(f"{checkpoint} has no valid config: {error}") from None
 
 
-def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """Read the parameters and batch statistics of a checkpoint, with the shapes of `like`.
+def read_variables(checkpoint: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read the parameters and batch statistics of a checkpoint.
 
     They are the moving averages if the checkpoint has some.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        like: variables with the expected shapes; None: any shapes.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
         ConfigError: a shape differs; names the first array.
     """
-    return _read(checkpoint, like)
-
-
-def read_saved_variables(checkpoint: Path) -> dict[str, Any]:
-    """Read the parameters and batch statistics of a checkpoint, whatever their shapes.
-
-    They are the moving averages if the checkpoint has some.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged.
-    """
-    return _read(checkpoint, None)
-
-
-def _read(checkpoint: Path, like: dict[str, Any] | None) -> dict[str, Any]:
     reader = CheckpointReader(checkpoint)
     tree = reader.shapes()
     averages = tree.get("ema")

@@ -36,8 +36,8 @@ def read_arrays(path: Path) -> WeightFile:
     """Read the arrays in a .pth, .pt, .npz, .safetensors or .h5 file.
 
     Raises:
-        WeightsError: the file is missing, of another format, damaged, larger than 4 GiB unpacked,
-            or needs a library that is not installed. The message names the file.
+        WeightsError: the file is missing, damaged, in an unsupported format, larger than 4 GiB
+            unpacked, or needs a library that is not installed. The message names the file.
     """
     if is_dir(path):
         raise WeightsError(f"{path} is a folder; name a file of weights")
@@ -198,8 +198,8 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
         metadata: text to store; only safetensors can.
 
     Raises:
-        WeightsError: the file exists, is of another format, cannot be written, or needs a library
-            that is not installed. The message names the file.
+        WeightsError: the file exists, has an unsupported suffix, cannot be written, or needs a
+            library that is not installed. The message names the file.
     """
     if exists(path):
         raise WeightsError(f"--out: {path} exists; name another file")

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from ssd_jax.checkpoints.reader import BEST, find_checkpoint, read_config, read_saved_variables
+from ssd_jax.checkpoints.reader import BEST, find_checkpoint, read_config, read_variables
 from ssd_jax.config import BASE_LAYERS, Config, ConfigError
 from ssd_jax.io import is_dir, is_file
 from ssd_jax.weights.files import SUFFIXES, WeightsError, read_arrays
 from ssd_jax.weights.importers import import_arrays
+from ssd_jax.weights.name_maps import detect_format
 
 Flat = dict[tuple[str, ...], Any]
 
@@ -76,7 +77,7 @@ def init_from(variables: Mapping[str, Any], config: Config) -> tuple[dict[str, A
         saved, saved_config, summary = _read_file(source, variables, config)
     else:
         saved_config, summary = read_config(source), ()
-        saved = traverse_util.flatten_dict(read_saved_variables(source))
+        saved = traverse_util.flatten_dict(read_variables(source))
     if saved and all(path[1] == "base" for path in saved):
         _scale_last_layer(saved, config.model.pretrained_scale)
     classes, saved_classes = config.model.classes, saved_config.model.classes
@@ -118,14 +119,12 @@ def _read_file(
     path: Path, variables: Mapping[str, Any], config: Config
 ) -> tuple[Flat, Config, tuple[str, ...]]:
     """Return the arrays of a file of weights, the config they need, and their description."""
-    channels = config.model.pretrained_channels
+    channels: str | None = config.model.pretrained_channels
     try:
-        network = import_arrays(
-            path,
-            read_arrays(path),
-            channels=None if channels == "auto" else channels,
-            base=variables["params"]["base"],
-        )
+        arrays = read_arrays(path)
+        if channels == "auto":
+            channels = "bgr" if detect_format(arrays.values) == "vgg16" else None
+        network = import_arrays(path, arrays, channels=channels, base=variables["params"]["base"])
     except WeightsError as error:
         raise ConfigError(f"model.init_from: {error}") from None
     tree = {"params": network.params, "batch_stats": network.batch_stats}

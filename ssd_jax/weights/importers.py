@@ -53,7 +53,7 @@ def import_arrays(
     classes: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
 ) -> Imported:
-    """Convert the arrays of another program's weights to a network.
+    """Convert the arrays of a file to a network.
 
     Args:
         path: the file with the arrays, for error messages.
@@ -66,8 +66,8 @@ def import_arrays(
             of which the file may hold a part. None: complete VGG16 at full width.
 
     Raises:
-        WeightsError: the layout is unknown, an array is missing, unexpected, of another shape or
-            not finite, or channels or classes do not fit. The message names the file.
+        WeightsError: the layout is unknown, an array is missing, unexpected or not finite, or its
+            shape differs, or channels or classes do not fit. The message names the file.
     """
     values = {name.removeprefix("module."): v for name, v in arrays.values.items()}
     if layout is None and CONFIG_KEY in arrays.metadata:
@@ -79,8 +79,6 @@ def import_arrays(
             f"{path} is of no known layout: it holds {names}; docs/weights.md lists the known ones"
         )
     channels = channels or _CHANNELS.get(layout)
-    if channels is None and base is not None and layout == "vgg16":
-        channels = "bgr"  # Caffe's, under the names that recipe.md documents
     if channels is None:
         option = "--channels is missing" if base is None else "model.pretrained_channels is auto"
         raise WeightsError(

@@ -18,7 +18,7 @@ from ssd_jax.checkpoints.reader import (
     checkpoint_step,
     find_checkpoint,
     read_config,
-    read_saved_variables,
+    read_variables,
     write_checkpoint,
 )
 from ssd_jax.config import ConfigError, to_json
@@ -101,7 +101,7 @@ def test_changed_array_is_named(copy):
     with pytest.raises(
         CheckpointError, match=r"damaged \(params/base/conv1_1/conv/kernel: checksum mismatch"
     ):
-        read_saved_variables(copy)
+        read_variables(copy)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_invalid_checksums_are_an_error(copy, checksums):
     else:
         file.write_bytes(checksums)
     with pytest.raises(CheckpointError, match=r"checkpoints/0 is damaged \("):
-        read_saved_variables(copy)
+        read_variables(copy)
 
 
 def test_missing_checksums_are_an_error(copy):
     """As in checkpoints of versions that did not write them."""
     shutil.rmtree(copy / "checksums")
     with pytest.raises(CheckpointError, match=r"checkpoints/0 has no checksums .*import it again"):
-        read_saved_variables(copy)
+        read_variables(copy)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -131,7 +131,7 @@ def test_nonfinite_arrays_are_an_error(tmp_path, value):
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
         writer.save(tmp_path / "0", args=checkpoint_args(variables, CONFIG))
     with pytest.raises(CheckpointError, match=r"/0 is damaged \(params/b is not finite\)"):
-        read_saved_variables(tmp_path / "0")
+        read_variables(tmp_path / "0")
     with pytest.raises(ConfigError, match="params/b is not finite"):
         write_checkpoint(tmp_path / "run", CONFIG, variables)
     assert [p.name for p in tmp_path.iterdir()] == ["0"]
@@ -160,7 +160,7 @@ def test_missing_file_prints_nothing_else(copy, capfd):
     """Many reads fail at once; warnings are errors, and so are tracebacks of other threads."""
     data_file(copy).unlink()
     with pytest.raises(CheckpointError, match=r"is damaged \(state: "):
-        read_saved_variables(copy)
+        read_variables(copy)
     assert capfd.readouterr().err == ""
 
 
@@ -168,7 +168,7 @@ def test_unknown_array_type_prints_nothing_else(copy, recwarn):
     file = copy / "state/_METADATA"
     file.write_text(file.read_text()[::-1].replace("yarradn.pn", "zarradn.pn", 1)[::-1])
     with pytest.raises(CheckpointError, match=r"is damaged \(state: "):
-        read_saved_variables(copy)
+        read_variables(copy)
     gc.collect()
     assert not recwarn.list
 
@@ -179,7 +179,7 @@ def test_pipe_is_an_error_at_once(copy):
     os.mkfifo(file)
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=r"damaged \(checksums: state/.* is not a file\)"):
-        read_saved_variables(copy)
+        read_variables(copy)
     assert time.monotonic() - start < 5
 
 

@@ -157,7 +157,9 @@ def test_error_and_nothing_moved_if_all_are_damaged(two, tmp_path):
     shutil.copytree(two, workdir)
     for step in (4, 5):
         shutil.rmtree(workdir / f"checkpoints/{step}/state")
-    with pytest.raises(CheckpointError, match=r"checkpoints/5 .*checkpoints/4 .*no intact checkpoint is"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/5 .*checkpoints/4 .*no intact checkpoint is"
+    ):
         restore(workdir)
     assert kept(workdir) == [4, 5]
 
