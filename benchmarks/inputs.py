@@ -19,7 +19,7 @@ def voc_config(
     """SSD300, or SSD512, for VOC's twenty classes or as many as asked for; all layers trained."""
     config = load_config(CONFIGS / f"ssd{size}_voc0712.py")
     names = tuple(f"class{k}" for k in range(classes))
-    model = dataclasses.replace(config.model, classes=names, cpu_conv=cpu_conv, pretrained="")
+    model = dataclasses.replace(config.model, classes=names, cpu_conv=cpu_conv, init_from="")
     return dataclasses.replace(
         config, model=model, train=dataclasses.replace(config.train, batch_size=batch_size)
     )

@@ -18,7 +18,7 @@ CLASSES = (
 def get_config() -> Config:
     """Return the paper's recipe; values that equal the defaults are given for reference."""
     return Config(
-        model=ModelConfig(classes=CLASSES, pretrained="vgg16.npz"),
+        model=ModelConfig(classes=CLASSES, init_from="vgg16.npz"),
         data=DataConfig(
             format="voc",
             root="VOCdevkit",

@@ -190,16 +190,17 @@ class ModelConfig:
     """Data type of the computation; parameters and loss stay float32."""
     image_mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)
     """RGB mean subtracted from the image (0 to 255)."""
-    pretrained: str = ""
-    """File of VGG16 convolutions (.npz or .safetensors) to start the base from; empty: none."""
-    pretrained_channels: Literal["bgr", "rgb"] = "bgr"
-    """Channel order that the pretrained file's conv1_1 expects; Caffe's and Keras' VGG16: bgr."""
-    pretrained_scale: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
-    """What the outputs of the last pretrained layer are multiplied by; VGG16's conv5_3 gives values
-    about 50 times as large as layers that start fresh are made for, so use 0.02 before those."""
     init_from: str = ""
-    """Checkpoint of this network to start from, e.g. one that ssd_jax.weights imported; the
-    class heads keep the rows of classes with the same name. Empty: none."""
+    """Checkpoint or file of weights to start from: a run, one of its checkpoints, VGG16's weights,
+    or another file that docs/weights.md lists. The class heads keep the rows of classes with the
+    same name. Empty: random initialization."""
+    pretrained_channels: Literal["auto", "bgr", "rgb"] = "auto"
+    """Channel order that conv1_1 expects in the file of init_from. auto: by the layout of the file;
+    bgr, as Caffe's, for arrays named conv1_1/w."""
+    pretrained_scale: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    """Scale applied to the output of the last layer if init_from holds a base network alone.
+    conv5_3 of VGG16 gives values about 50 times as large as randomly initialized layers expect, so
+    use 0.02 if conv6 is not in the file."""
     freeze_before: str = ""
     """First layer of the base to train, e.g. conv3_1; earlier layers are frozen. Empty: train
     all layers."""
@@ -224,10 +225,6 @@ class ModelConfig:
             order == sorted(set(order)),
             f"model.feature_layers is {self.feature_layers}; "
             "name each layer once, from fine to coarse",
-        )
-        _check(
-            not (self.pretrained and self.init_from),
-            "model.pretrained and model.init_from are both set; start from one of them",
         )
         _check(
             self.freeze_before in ("", *BASE_LAYERS),

@@ -306,7 +306,7 @@ def with_gradio(monkeypatch):
         (["--checkpoint", "x", "--port", "a"], "--port: invalid int value"),
         (["--checkpoint", "x", "--max-upload-mb", "0"], "--max-upload-mb is 0; must be 1 or more"),
         (["--checkpoint", "x", "--score-threshold", "0"], "--score-threshold is 0.0; must be"),
-        (["--checkpoint", "none"], "there is no checkpoint in none"),
+        (["--checkpoint", "none"], "no checkpoint found in none"),
         (["--checkpoint", "x", "--allow-host", "http://a"], "--allow-host is 'http://a'; must be"),
         (["--share"], "unrecognized arguments: --share"),
     ],
@@ -318,7 +318,7 @@ def test_invalid_arguments_give_one_error_line(failing, arguments, message):
 
 @pytest.mark.usefixtures("with_gradio")
 def test_folder_without_checkpoint_and_damaged_config(failing, run, tmp_path):
-    assert f"there is no checkpoint in {tmp_path}" in failing("--checkpoint", run, tmp_path)
+    assert f"no checkpoint found in {tmp_path}" in failing("--checkpoint", run, tmp_path)
     shutil.copytree(run, tmp_path / "broken")
     for path in (tmp_path / "broken/checkpoints/0/config").iterdir():
         path.write_text("{")

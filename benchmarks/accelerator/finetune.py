@@ -83,7 +83,7 @@ def full_config(context: Context) -> Config:
     steps = affordable_steps(context, config.train.batch_size)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, dtype="bfloat16", pretrained=str(weights)),
+        model=dataclasses.replace(config.model, dtype="bfloat16", init_from=str(weights)),
         data=dataclasses.replace(
             config.data, root=str(root), num_workers=max(1, len(os.sched_getaffinity(0)) - 1)
         ),
