@@ -63,8 +63,8 @@ def measure(context: Context, config: Any) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from ssd_jax.inference.detect import detect_step, post_process
+    from ssd_jax.kernels.nms import multiclass_nms
     from ssd_jax.models.ssd import make_model, model_priors
-    from ssd_jax.ops.nms import multiclass_nms
 
     batch, wait = config.train.batch_size, jax.block_until_ready
     model = make_model(config.model, config.priors)

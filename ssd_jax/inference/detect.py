@@ -17,10 +17,11 @@ from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import DataSource
 from ssd_jax.distributed import all_gather
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
+from ssd_jax.kernels.nms import batched_nms
 from ssd_jax.models.layers import INFERENCE_CACHE
 from ssd_jax.models.ssd import SSD, model_priors
 from ssd_jax.ops.boxes import decode_boxes
-from ssd_jax.ops.nms import Detections, multiclass_nms
+from ssd_jax.ops.nms import Detections
 
 Variables = Mapping[str, Any]
 DetectFn = Callable[[Variables, np.ndarray], Detections]
@@ -59,19 +60,14 @@ def post_process(
     boxes = jax.vmap(decode)(loc)
     if config.clip_boxes:
         boxes = jnp.clip(boxes, 0, 1)
-    suppress = partial(
-        multiclass_nms,
+    return batched_nms(
+        boxes,
+        scores,
         score_threshold=config.score_threshold,
         iou_threshold=config.nms_iou_threshold,
         topk_candidates=config.topk_candidates,
         detections_per_image=config.detections_per_image,
     )
-
-    def in_turn(boxes: Array, scores: Array) -> Detections:
-        return jax.lax.map(lambda image: suppress(*image), (boxes, scores))
-
-    # An image after the other stays in a CPU's cache, and takes no longer for its neighbours.
-    return jax.lax.platform_dependent(boxes, scores, cpu=in_turn, default=jax.vmap(suppress))
 
 
 def make_detect(model: SSD, config: Config) -> DetectFn:
