@@ -34,9 +34,9 @@ def make_targets(
 ) -> Targets:
     """Make the training targets of one image; see `ssd_jax.ops.matching.make_targets`."""
     boxes = jnp.where(mask[:, None], boxes, 0).astype(jnp.float32)
-    corners = cxcywh_to_xyxy(priors)
-    box_index, positive = match_boxes(boxes, corners, mask, threshold=threshold, rule=rule)
-    return encode_targets(priors, boxes, labels, box_index, positive, variances)
+    priors_xyxy = cxcywh_to_xyxy(priors)
+    box_index, positive = match_boxes(boxes, priors_xyxy, mask, threshold=threshold, rule=rule)
+    return encode_targets(priors, priors_xyxy, boxes, labels, box_index, positive, variances)
 
 
 def match_boxes(

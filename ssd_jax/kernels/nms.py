@@ -120,8 +120,8 @@ def nms_mask(
         overlaps = lax.optimization_barrier(overlaps)
         word = _block_nms(overlaps[:WORD_BITS], remaining[:WORD_BITS])
         kept.append(word)
-        suppressed = overlaps[WORD_BITS:] & word != 0
-        boxes, remaining = boxes[WORD_BITS:], remaining[WORD_BITS:] & ~suppressed
+        spared = overlaps[WORD_BITS:] & word == 0
+        boxes, remaining = boxes[WORD_BITS:], remaining[WORD_BITS:] & spared
     return unpack_bits(jnp.stack(kept), len(valid)) if kept else remaining
 
 

@@ -120,6 +120,7 @@ def combine_matches(
 
 def encode_targets(
     priors: Float[AnyArray, "P 4"],
+    priors_xyxy: Float[AnyArray, "P 4"],
     boxes: Float[AnyArray, "M 4"],
     labels: Int[AnyArray, " M"],
     box_index: Int32[jax.Array, " P"],
@@ -128,12 +129,12 @@ def encode_targets(
 ) -> Targets:
     """Encode the boxes matched to the priors as training targets.
 
-    `priors` are cxcywh and `boxes` xyxy; `box_index` and `positive` come from `match_priors`.
+    `priors` are cxcywh, `boxes` xyxy; `box_index` and `positive` come from `match_priors`.
     """
     if boxes.shape[0] == 0:
         return Targets(jnp.zeros(priors.shape, jnp.float32), jnp.zeros(len(priors), jnp.int32))
     # Negative priors are encoded against themselves, which gives finite numbers.
-    matched = jnp.where(positive[:, None], boxes[box_index], cxcywh_to_xyxy(priors))
+    matched = jnp.where(positive[:, None], boxes[box_index], priors_xyxy)
     loc = jnp.where(positive[:, None], encode_boxes(matched, priors, variances), 0)
     label = jnp.where(positive, jnp.asarray(labels)[box_index], 0)
     return Targets(loc.astype(jnp.float32), label.astype(jnp.int32))
@@ -163,6 +164,7 @@ def make_targets(
         variances: scale of the offsets; see `encode_boxes`.
     """
     boxes = jnp.where(mask[:, None], boxes, 0).astype(jnp.float32)
-    iou = pairwise_iou(boxes, cxcywh_to_xyxy(priors))
+    priors_xyxy = cxcywh_to_xyxy(priors)
+    iou = pairwise_iou(boxes, priors_xyxy)
     box_index, positive = match_priors(iou, mask, threshold=threshold, rule=rule)
-    return encode_targets(priors, boxes, labels, box_index, positive, variances)
+    return encode_targets(priors, priors_xyxy, boxes, labels, box_index, positive, variances)

@@ -31,8 +31,8 @@ def test_sequential_and_parallel_matching_equal_the_reference(rule, priors):
     valid = rng.random((60, 12)) < rng.random((60, 1))
     iou, *results = jax.jit(jax.vmap(match_all_ways))(boxes, corners, valid)
     expected, *matches = [np.where(positive, index, -1) for index, positive in results]
-    for found in matches:
-        np.testing.assert_array_equal(found, expected)
+    for result in matches:
+        np.testing.assert_array_equal(result, expected)
     best_prior = np.argmax(iou, axis=2)  # [60, 12]
     matched_box = np.take_along_axis(expected, best_prior, axis=1)
     assert np.sum((matched_box != np.arange(12)) & valid) > 60  # often not the best prior
