@@ -10,6 +10,7 @@ from ssd_jax.config import (
     ModelConfig,
     OptimConfig,
     PriorConfig,
+    RuntimeConfig,
     TrainConfig,
 )
 
@@ -21,7 +22,6 @@ def get_config() -> Config:
             width_multiplier=0.25,
             feature_layers=("conv4_3", "conv7", "conv8_2"),
             batch_norm=True,
-            cpu_conv="direct",
         ),
         # Platelets (24) and red cells (the root of 24 x 100) both on the finest source, where the
         # dilated conv6 has not yet thinned out what lies around a cell; white cells on conv7.
@@ -47,4 +47,5 @@ def get_config() -> Config:
         ),
         train=TrainConfig(steps=700, batch_size=8, log_every=10, checkpoint_every=200),
         eval=EvalConfig(batch_size=8),
+        runtime=RuntimeConfig(cpu_conv="direct"),
     )

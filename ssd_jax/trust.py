@@ -30,7 +30,7 @@ TRUSTED_FIELDS = {
             "dtype",
             "image_mean",
         ),
-        *("pretrained_channels", "pretrained_scale", "freeze_before", "cpu_conv"),
+        *("pretrained_channels", "pretrained_scale", "freeze_before"),
     ),
     "priors": ("sizes", "steps", "aspect_ratios", "variances", "clip", "clip_wh"),
     # evaluate.py only reads there: annotations and images.
@@ -75,6 +75,7 @@ TRUSTED_FIELDS = {
         *("clip_boxes", "max_box_scale", "metrics", "iou_threshold", "box_convention"),
         *("num_visualizations", "report", "report_score_threshold", "num_report_images"),
     ),
+    "runtime": ("cpu_conv",),
 }
 """Fields that a checkpoint's config decides."""
 

@@ -14,6 +14,7 @@ import evaluate as evaluate_main
 import predict as predict_main
 from ssd_jax import demo
 from ssd_jax.checkpoints.reader import write_checkpoint
+from ssd_jax.config import ExtraBlock
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.export import __main__ as export
@@ -31,7 +32,7 @@ CONFIG = change(
         "image_size": 300,
         "width_multiplier": 0.25,
         "feature_layers": ("conv4_3", "conv7", "conv8_2"),
-        "extras": ((64, 128, 3, 2, 1),),
+        "extras": (ExtraBlock(64, 128, stride=2, padding=1),),
     },
     priors={"sizes": (30, 60, 111, 200), "aspect_ratios": ((2,), (2, 3), (2, 3))},
 )

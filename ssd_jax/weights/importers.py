@@ -9,7 +9,15 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from ssd_jax.config import Config, EvalConfig, ModelConfig, PriorConfig, TrainConfig, from_json
+from ssd_jax.config import (
+    BASE_LAYERS,
+    Config,
+    EvalConfig,
+    ModelConfig,
+    PriorConfig,
+    TrainConfig,
+    from_json,
+)
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights import name_maps
 from ssd_jax.weights.class_names import COCO91_CLASSES, VOC_CLASSES
@@ -219,7 +227,7 @@ def _import_vgg(path: Path, values: Mapping[str, np.ndarray], layout: Layout) ->
     for layer, kinds in found.items():
         if not layer.startswith("fc"):
             base[layer] = {"conv": {kind: value for kind, (_, value) in kinds.items()}}
-    missing = [name for name in name_maps.BASE_LAYERS[:13] if name not in base]
+    missing = [name for name in BASE_LAYERS[:13] if name not in base]
     if missing:
         raise WeightsError(f"{path} misses {_some(missing)} of VGG16")
     if "conv6" not in base and {"fc6", "fc7"} <= set(found):
