@@ -109,6 +109,7 @@ def _evaluate_checkpoint(
     from ssd_jax.evaluation.ground_truth import data_set
     from ssd_jax.evaluation.outputs import staged_by_first
     from ssd_jax.inference.detect import make_detect
+    from ssd_jax.kernels.conv2d import set_cpu_conv
 
     checkpoint = find_checkpoint(own.checkpoint, best=own.best)
     config = override(read_config(checkpoint), overrides, description=_DESCRIPTION, flags=flags)
@@ -128,6 +129,7 @@ def _evaluate_checkpoint(
         out_dir = own.out or out_dir / "comparison"
         out_dirs = [out_dir / "a", out_dir / "b"]
     use_compilation_cache(config.runtime.compilation_cache_dir)
+    set_cpu_conv(config.runtime.cpu_conv)
     source = open_source(config.data, config.data.eval_split, config.model.classes)
     console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
     evaluations = []

@@ -13,13 +13,11 @@ CLASSES = 20
 SIZE = 300
 
 
-def voc_config(
-    cpu_conv: str = "auto", batch_size: int = 4, *, classes: int = CLASSES, size: int = SIZE
-) -> Config:
+def voc_config(batch_size: int = 4, *, classes: int = CLASSES, size: int = SIZE) -> Config:
     """SSD300, or SSD512, for VOC's twenty classes or as many as asked for; all layers trained."""
     config = load_config(CONFIGS / f"ssd{size}_voc0712.py")
     names = tuple(f"class{k}" for k in range(classes))
-    model = dataclasses.replace(config.model, classes=names, cpu_conv=cpu_conv, init_from="")
+    model = dataclasses.replace(config.model, classes=names, init_from="")
     return dataclasses.replace(
         config, model=model, train=dataclasses.replace(config.train, batch_size=batch_size)
     )

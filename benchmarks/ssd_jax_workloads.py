@@ -11,19 +11,21 @@ from benchmarks.inputs import SIZE, images, objects, predictions, voc_config
 Program = Callable[[], Any]
 
 
-def train(batch: int, path: str, cache: str = "") -> Program:
-    """A training step of SSD300; `path`: a value of model.cpu_conv.
+def train(batch: int, path: Any, cache: str = "") -> Program:
+    """A training step of SSD300; `path`: a value of runtime.cpu_conv.
 
     `cache` is a folder for compiled programs, as a run's runtime.compilation_cache_dir.
     """
     import jax
 
     from ssd_jax.distributed import use_compilation_cache
+    from ssd_jax.kernels.conv2d import set_cpu_conv
     from ssd_jax.models.ssd import make_model, model_priors
     from ssd_jax.training import state, step
 
     use_compilation_cache(cache)
-    config = voc_config(path, batch)
+    set_cpu_conv(path)
+    config = voc_config(batch)
     model = make_model(config.model, config.priors, step.AXIS)
     optimizer = state.make_optimizer(config.optim)
     now = state.create_train_state(model, optimizer, jax.random.key(0))
@@ -50,18 +52,20 @@ def train(batch: int, path: str, cache: str = "") -> Program:
     return program
 
 
-def detect(batch: int, path: str) -> Program:
+def detect(batch: int, path: Any) -> Program:
     """Set up the detection of a batch: network, decoding and NMS, from host to host."""
     import jax
 
     from ssd_jax.inference.detect import make_detect
+    from ssd_jax.kernels.conv2d import set_cpu_conv
     from ssd_jax.models.ssd import make_model
 
-    config = voc_config(path)
+    set_cpu_conv(path)
+    config = voc_config()
     model = make_model(config.model, config.priors)
     inputs = images(batch)
-    variables = jax.device_put(jax.jit(model.init)(jax.random.key(0), inputs[:1]))
     run = make_detect(model, config)
+    variables = run.prepare(jax.jit(model.init)(jax.random.key(0), inputs[:1]))
     return lambda: jax.device_get(run(variables, inputs))
 
 

@@ -12,6 +12,7 @@ from ssd_jax.config import (
     ModelConfig,
     OptimConfig,
     PriorConfig,
+    RuntimeConfig,
     TrainConfig,
 )
 
@@ -23,7 +24,6 @@ def get_config() -> Config:
             width_multiplier=0.25,
             feature_layers=("conv4_3", "conv7", "conv8_2"),
             batch_norm=True,
-            cpu_conv="direct",
         ),
         # The finest layer detects platelets (24 pixels) and red cells (49, the geometric mean of 24
         # and 100), because the dilated conv6 then skips pixels around a cell. conv7 detects white
@@ -50,4 +50,5 @@ def get_config() -> Config:
         ),
         train=TrainConfig(steps=700, batch_size=8, log_every=10, checkpoint_every=200),
         eval=EvalConfig(batch_size=8),
+        runtime=RuntimeConfig(cpu_conv="direct"),
     )

@@ -12,6 +12,7 @@ from ssd_jax.config import (
     ModelConfig,
     OptimConfig,
     PriorConfig,
+    RuntimeConfig,
     TrainConfig,
 )
 
@@ -24,7 +25,6 @@ def get_config() -> Config:
             width_multiplier=0.25,
             feature_layers=("conv4_3", "conv7", "conv8_2"),
             batch_norm=True,
-            cpu_conv="direct",
         ),
         priors=PriorConfig(
             sizes=(16, 54, 66, 80),
@@ -44,4 +44,5 @@ def get_config() -> Config:
         ),
         train=TrainConfig(steps=1000, batch_size=8, log_every=50, checkpoint_every=1000),
         eval=EvalConfig(batch_size=20),
+        runtime=RuntimeConfig(cpu_conv="direct"),
     )

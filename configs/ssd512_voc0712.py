@@ -9,7 +9,7 @@ import dataclasses
 
 import ssd300_voc0712
 
-from ssd_jax.config import Config, PriorConfig
+from ssd_jax.config import Config, ExtraBlock, PriorConfig
 
 
 def get_config() -> Config:
@@ -21,7 +21,11 @@ def get_config() -> Config:
             config.model,
             image_size=512,
             feature_layers=(*config.model.feature_layers, "conv12_2"),
-            extras=((256, 512, 3, 2, 1), *[(128, 256, 3, 2, 1)] * 3, (128, 256, 4, 1, 1)),
+            extras=(
+                ExtraBlock(256, 512, stride=2, padding=1),
+                *[ExtraBlock(128, 256, stride=2, padding=1)] * 3,
+                ExtraBlock(128, 256, kernel_size=4, padding=1),
+            ),
         ),
         priors=PriorConfig(
             sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),

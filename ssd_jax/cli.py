@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+)
 
 from ssd_jax import __version__
-from ssd_jax.config import COMPILATION_CACHE_DIR, Config, ConfigError, UserError
+from ssd_jax.config import COMPILATION_CACHE_DIR, Config, ConfigError, ExtraBlock, UserError
 from ssd_jax.io import is_dir, is_file
 from ssd_jax.streams import guard_streams
 
@@ -190,6 +195,7 @@ def override(
                 args=list(arguments),
                 description=description,
                 return_unknown_args=True,
+                registry=_registry(),
             )
     except SystemExit as exit_:
         if exit_.code in (0, None):
@@ -200,6 +206,25 @@ def override(
     if unknown:
         raise ConfigError(_stray(unknown[0], ""))
     return changed
+
+
+def _registry() -> ConstructorRegistry:
+    """Create tyro's rule for extra blocks: five numbers each, in the order of the fields."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _extra_block(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[ExtraBlock] | None:
+        if info.type is not ExtraBlock:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=len(dataclasses.fields(ExtraBlock)),
+            metavar=" ".join(each.name.upper() for each in dataclasses.fields(ExtraBlock)),
+            instance_from_str=lambda words: ExtraBlock(*map(int, words)),
+            is_instance=lambda value: isinstance(value, ExtraBlock),
+            str_from_instance=lambda block: [str(n) for n in dataclasses.astuple(block)],
+        )
+
+    return registry
 
 
 def _field_flags(section: type, prefix: str) -> Iterator[str]:

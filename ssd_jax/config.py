@@ -24,8 +24,6 @@ class Range:
     """Exclude `low` itself."""
     below: bool = False
     """Exclude `high` itself."""
-    name: str = ""
-    """Name of the number in a field of several different numbers."""
 
     def __contains__(self, value: float) -> bool:
         # Comparisons with NaN are false.
@@ -56,15 +54,6 @@ _Ratio = Annotated[float, Range(0.01, 100)]
 _Variance = Annotated[float, Range(0.001, 1000)]
 _Factor = Annotated[float, Range(0, 1000, above=True)]
 _BelowOne = Annotated[float, Range(0, 1, below=True)]
-
-Extra = tuple[
-    Annotated[int, Range(1, 65_536, name="1x1 channels")],
-    Annotated[int, Range(1, 65_536, name="channels")],
-    Annotated[int, Range(1, 32, name="kernel")],
-    Annotated[int, Range(1, 32, name="stride")],
-    Annotated[int, Range(0, 32, name="padding")],
-]
-"""One pair of extra layers: (1x1 channels, channels, kernel, stride, padding of the second)."""
 
 # VGG16's convolutions up to the last one of the base, in order. conv6 and conv7 are the reduced
 # fc6 and fc7 of the SSD paper, section 3.
@@ -134,17 +123,18 @@ def _check_value(kind: Any, value: Any, path: str, verb: str) -> None:
             _check_value(each, part, path, "has")
     elif origin is Annotated:
         number, limits = args
-        what = f"{path} {verb} {limits.name}{' ' * bool(limits.name)}{_show(value)}"
         # bool is a subclass of int; integers are accepted as floats.
         fits = isinstance(value, int if number is int else int | float)
         fits = fits and not isinstance(value, bool)
         noun = "a whole number" if number is int else "a number"
-        _check(fits and value in limits, f"{what}; use {noun} {limits}")
+        _check(fits and value in limits, f"{path} {verb} {_show(value)}; use {noun} {limits}")
     elif origin is Literal:
         choices = ", ".join(map(str, args))
         _check(value in args, f"{path} {verb} {_show(value)}; use one of {choices}")
     else:
-        _check(isinstance(value, kind), f"{path} {verb} {_show(value)}; give a {kind.__name__}")
+        article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+        fits = isinstance(value, kind)
+        _check(fits, f"{path} {verb} {_show(value)}; give {article} {kind.__name__}")
 
 
 def _show(value: Any) -> str:
@@ -154,6 +144,25 @@ def _show(value: Any) -> str:
     except ValueError:
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+_Channels = Annotated[int, Range(1, 65_536)]
+
+
+@dataclass(frozen=True)
+class ExtraBlock:
+    """Two layers after the base: a 1x1 convolution and a wider one."""
+
+    squeeze_channels: _Channels = 128
+    """Channels of the 1x1 convolution."""
+    channels: _Channels = 256
+    """Channels of the second convolution."""
+    kernel_size: Annotated[int, Range(1, 32)] = 3
+    """Kernel size of the second convolution."""
+    stride: Annotated[int, Range(1, 32)] = 1
+    """Stride of the second convolution."""
+    padding: Annotated[int, Range(0, 32)] = 0
+    """Padding of the second convolution (cells)."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +186,14 @@ class ModelConfig:
     )
     """Layers that feed the heads, from fine to coarse: a convolution of the base, or convK_2 of
     the extra layers, which are numbered from conv8."""
-    extras: tuple[Extra, ...] = (
-        (256, 512, 3, 2, 1),
-        (128, 256, 3, 2, 1),
-        (128, 256, 3, 1, 0),
-        (128, 256, 3, 1, 0),
+    extras: tuple[ExtraBlock, ...] = (
+        ExtraBlock(256, 512, stride=2, padding=1),
+        ExtraBlock(stride=2, padding=1),
+        ExtraBlock(),
+        ExtraBlock(),
     )
-    """Layers after the base: (1x1 channels, channels, kernel, stride, padding) each."""
+    """Layers after the base. On the command line: squeeze_channels, channels, kernel_size, stride
+    and padding of each block, e.g. 256 512 3 2 1 128 256 3 1 0."""
     batch_norm: bool = False
     """Use batch norm after each convolution of base and extras; needed to train from scratch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -202,14 +212,13 @@ class ModelConfig:
     conv5_3 of VGG16 gives values about 50 times as large as randomly initialized layers expect, so
     use 0.02 if conv6 is not in the file."""
     freeze_before: str = ""
-    """First layer of the base to train, e.g. conv3_1; earlier layers are frozen. Empty: train
-    all layers."""
-    cpu_conv: Literal["auto", "direct", "winograd", "plain"] = "auto"
-    """How 3x3 convolutions run on a CPU; other platforms always use the compiler's own.
-    auto: winograd from 64 channels on; direct: faster to compile; plain: the compiler's own."""
+    """First layer of the base to train, e.g. conv3_1; earlier layers are frozen. Empty: train all
+    layers."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "model")
+        for block in self.extras:
+            _check_fields(block, "model.extras")
         _check(
             len(self.feature_layers) > 0, "model.feature_layers is empty; name at least one layer"
         )
@@ -501,11 +510,14 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Settings of the process; they do not affect the results."""
+    """Settings of the process; they affect results by rounding at most."""
 
     compilation_cache_dir: str = COMPILATION_CACHE_DIR
     """Folder for compiled programs, which later starts reuse; empty: none. The environment variable
     JAX_COMPILATION_CACHE_DIR takes precedence. Never taken from a checkpoint's config."""
+    cpu_conv: Literal["auto", "direct", "winograd", "plain"] = "auto"
+    """Algorithm of 3x3 convolutions on CPU; other platforms always use the compiler's own.
+    auto: winograd from 64 channels on; direct: faster to compile; plain: the compiler's own."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "runtime")

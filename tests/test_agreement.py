@@ -13,6 +13,7 @@ import pytest
 import evaluate as evaluate_main
 import predict as predict_main
 from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
+from ssd_jax.config import ExtraBlock
 from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
@@ -32,7 +33,7 @@ CONFIG = change(
         "image_size": 300,
         "width_multiplier": 0.25,
         "feature_layers": ("conv4_3", "conv7", "conv8_2"),
-        "extras": ((64, 128, 3, 2, 1),),
+        "extras": (ExtraBlock(64, 128, stride=2, padding=1),),
     },
     priors={"sizes": (30, 60, 111, 200), "aspect_ratios": ((2,), (2, 3), (2, 3))},
 )

@@ -14,6 +14,7 @@ from ssd_jax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    ExtraBlock,
     ModelConfig,
     OptimConfig,
     PriorConfig,
@@ -53,9 +54,10 @@ def test_published_configs_have_the_published_priors():
         (lambda: ModelConfig(classes=("a", "a")), "model.classes names a class twice"),
         (lambda: ModelConfig(width_multiplier=0), "model.width_multiplier is 0"),
         (
-            lambda: ModelConfig(feature_layers=("conv7",), extras=((1, 2, 0, 1, 1),)),
-            "model.extras has",
+            lambda: ModelConfig(extras=(ExtraBlock(1, 2, kernel_size=0),)),
+            "model.extras.kernel_size is 0; use a whole number from 1 to 32",
         ),
+        (lambda: ModelConfig(extras=((1, 2, 3, 1, 1),)), "model.extras has .*; give an ExtraBlock"),
         (lambda: PriorConfig(sizes=(1,)), "priors.sizes is"),
         (lambda: PriorConfig(aspect_ratios=()), "priors.aspect_ratios has 0 entries"),
         (lambda: PriorConfig(steps=(1,)), "priors.steps has 1 entries"),
@@ -172,6 +174,10 @@ def test_numbers_out_of_range_are_rejected_in_every_field(path, kind, replace):
             from_json(json.dumps(tree))
         assert len(str(error.value)) < 300
         # As a config file makes the section.
+        if section == "model.extras":
+            with pytest.raises(ConfigError, match=f"model.extras.{name} is .*; use a "):
+                ModelConfig(extras=(ExtraBlock(**{name: value}),))
+            continue
         part, make = tree, Config
         for key in section.split("."):
             make, part = typing.get_type_hints(make)[key], part[key]

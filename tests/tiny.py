@@ -19,7 +19,6 @@ TINY = Config(
         feature_layers=("conv4_3", "conv7"),
         extras=(),
         batch_norm=True,
-        cpu_conv="direct",
     ),
     priors=PriorConfig(sizes=(16, 32, 64), steps=(), aspect_ratios=((2,), (2,))),
     data=DataConfig(train_split="train:32", eval_split="test:5", max_objects=8),

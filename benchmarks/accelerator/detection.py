@@ -60,8 +60,8 @@ def measure(context: Context, config: Config) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
+    from ssd_jax.kernels.nms import multiclass_nms
     from ssd_jax.models.ssd import model_priors
-    from ssd_jax.ops.nms import multiclass_nms
 
     batch, wait = config.train.batch_size, jax.block_until_ready
     detect, network, post_process = detection_programs(config)

@@ -27,7 +27,6 @@ def config_for(
                 image_size=64,
                 width_multiplier=0.0625,
                 feature_layers=("conv4_3", "conv7"),
-                cpu_conv="direct",
             ),
             priors=PriorConfig(sizes=(16, 32, 48), steps=(8, 16), aspect_ratios=((2,), (2,))),
             # As in the part correctness, so that both use one compiled program.

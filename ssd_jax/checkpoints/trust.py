@@ -26,7 +26,7 @@ LOCAL_FIELDS = _split(
 
 TRUSTED_FIELDS = _split(
     model="""classes image_size width_multiplier feature_layers extras batch_norm dtype image_mean
-        pretrained_channels pretrained_scale freeze_before cpu_conv""",
+        pretrained_channels pretrained_scale freeze_before""",
     priors="sizes steps aspect_ratios variances clip clip_wh",
     # Annotations and images are only read.
     data="""format root train_split eval_split tfds max_objects use_difficult keep_empty augment
@@ -40,6 +40,7 @@ TRUSTED_FIELDS = _split(
     eval="""batch_size score_threshold nms_iou_threshold topk_candidates detections_per_image
         clip_boxes max_box_scale metrics iou_threshold box_convention num_visualizations report
         report_score_threshold num_report_images""",
+    runtime="cpu_conv",
 )
 """Fields taken from the checkpoint's config, by section."""
 

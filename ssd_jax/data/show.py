@@ -169,8 +169,8 @@ def match_objects(
     """
     import jax
 
+    from ssd_jax.kernels.matching import make_targets
     from ssd_jax.ops.boxes import cxcywh_to_xyxy, pairwise_iou
-    from ssd_jax.ops.matching import make_targets
 
     # Objects that are classes of their own tell whose each prior is.
     targets = jax.jit(make_targets, static_argnames=("threshold", "rule", "variances"))(

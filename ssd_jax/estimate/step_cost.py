@@ -123,6 +123,7 @@ def lower_step(config: Config, devices: Sequence[Any], batch: int) -> Any:
     import jax
     import jax.numpy as jnp
 
+    from ssd_jax.kernels.conv2d import use_cpu_conv
     from ssd_jax.models.ssd import make_model, model_priors
     from ssd_jax.training.state import create_train_state, make_optimizer, make_schedule
     from ssd_jax.training.step import AXIS, pmap_train_step, train_step
@@ -158,7 +159,8 @@ def lower_step(config: Config, devices: Sequence[Any], batch: int) -> Any:
         key: jax.ShapeDtypeStruct((len(devices), *shape), dtype)
         for key, (shape, dtype) in shapes.items()
     }
-    return step.lower(state, shares)
+    with use_cpu_conv(config.runtime.cpu_conv):
+        return step.lower(state, shares)
 
 
 def describe_devices(target: Target) -> Sequence[Any]:

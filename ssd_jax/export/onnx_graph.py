@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax.export.layers import walk
+from ssd_jax.export.layers import build_network
 from ssd_jax.export.network import Network
-from ssd_jax.kernels.conv2d import ConvGeometry
-from ssd_jax.models.vgg import L2Norm
+from ssd_jax.kernels.geometry import ConvGeometry
+from ssd_jax.models.layers import L2Norm
 
 _OPSET = 17
 # Version of the file format, read by onnxruntime since 2024.
@@ -51,7 +51,7 @@ def write(network: Network, path: Path, batch: int | None) -> None:
     from onnx import TensorProto, helper
 
     graph = _Graph()
-    loc, conf = walk(_Layers(graph), network)
+    loc, conf = build_network(_Layers(graph), network)
     outputs = _detections(graph, network, loc, conf)
     rows: int | str = "batch" if batch is None else batch
     size, kept = network.size, _num_outputs(network)
@@ -90,7 +90,7 @@ class _Layers:
         x = add("Sub", add("Cast", "images", to=1), constant(mean))
         return add("Transpose", x, perm=[0, 3, 1, 2])
 
-    def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray, window: ConvGeometry) -> str:
+    def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray, geometry: ConvGeometry) -> str:
         """A convolution and its bias."""
         return self._graph.add(
             "Conv",
@@ -98,9 +98,9 @@ class _Layers:
             self._graph.constant(kernel.transpose(3, 2, 0, 1)),
             self._graph.constant(bias),
             kernel_shape=list(kernel.shape[:2]),
-            strides=[window.stride] * 2,
-            pads=[window.padding] * 4,
-            dilations=[window.dilation] * 2,
+            strides=[geometry.stride] * 2,
+            pads=[geometry.padding] * 4,
+            dilations=[geometry.dilation] * 2,
         )
 
     def relu(self, x: str) -> str:

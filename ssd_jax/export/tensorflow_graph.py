@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax.export.layers import walk
+from ssd_jax.export.layers import build_network
 from ssd_jax.export.network import Network
-from ssd_jax.kernels.conv2d import ConvGeometry
-from ssd_jax.models.vgg import L2Norm
+from ssd_jax.kernels.geometry import ConvGeometry
+from ssd_jax.models.layers import L2Norm
 
 
 def write_saved_model(network: Network, path: Path, batch: int | None) -> None:
@@ -65,15 +65,15 @@ class _Layers:
     def images(self, mean: Sequence[float]) -> Any:
         return self._tf.cast(self._images, self._tf.float32) - self._tf.constant(mean)
 
-    def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray, window: ConvGeometry) -> Any:
+    def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray, geometry: ConvGeometry) -> Any:
         """A convolution and its bias."""
-        reach = (kernel.shape[0] - 1) * window.dilation
-        if window.stride == 1 and 2 * window.padding == reach:
+        reach = (kernel.shape[0] - 1) * geometry.dilation
+        if geometry.stride == 1 and 2 * geometry.padding == reach:
             padding: Any = "SAME"
         else:
-            padding = [[0, 0], *[[window.padding] * 2] * 2, [0, 0]]
+            padding = [[0, 0], *[[geometry.padding] * 2] * 2, [0, 0]]
         y = self._tf.nn.conv2d(
-            x, kernel, strides=window.stride, padding=padding, dilations=window.dilation
+            x, kernel, strides=geometry.stride, padding=padding, dilations=geometry.dilation
         )
         return y + bias
 
@@ -105,7 +105,7 @@ def _decoded(network: Network, images: Any) -> tuple[Any, Any]:
     import tensorflow as tf
 
     config = network.config
-    loc, conf = walk(_Layers(images), network)
+    loc, conf = build_network(_Layers(images), network)
     centre, size = network.priors[:, :2], network.priors[:, 2:]
     center_variance, size_variance = config.priors.variances
     log_scale = loc[..., 2:] * size_variance

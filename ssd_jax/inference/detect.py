@@ -1,6 +1,5 @@
-"""Detection: images to boxes as one compiled program, for a batch and over a data set."""
+"""Detection as one compiled program, of a batch and of a whole data source."""
 
-import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -17,13 +16,13 @@ from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import DataSource
 from ssd_jax.distributed import all_gather
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
+from ssd_jax.kernels.nms import batched_nms
 from ssd_jax.models.layers import INFERENCE_CACHE
-from ssd_jax.models.ssd import SSD, model_priors
+from ssd_jax.models.ssd import SSD, make_inference_cache, model_priors
 from ssd_jax.ops.boxes import decode_boxes
-from ssd_jax.ops.nms import Detections, multiclass_nms
+from ssd_jax.ops.nms import Detections
 
 Variables = Mapping[str, Any]
-DetectFn = Callable[[Variables, np.ndarray], Detections]
 
 
 def detect_step(
@@ -35,9 +34,9 @@ def detect_step(
     variances: tuple[float, float],
     config: EvalConfig,
 ) -> Detections:
-    """The detections of a batch: network, decoding, suppression; boxes as fractions of the image.
+    """Detect objects in a batch: network, decoding and suppression.
 
-    Every field of the result has the batch in front.
+    Every field of the result is [B, ...]; boxes are fractions of the image.
     """
     outputs = cast(tuple[Array, Array], model.apply(variables, images))
     return post_process(*outputs, priors=priors, variances=variances, config=config)
@@ -51,7 +50,7 @@ def post_process(
     variances: tuple[float, float],
     config: EvalConfig,
 ) -> Detections:
-    """The detections in a network's outputs, box offsets and class logits; see `detect_step`."""
+    """Decode a network's outputs, box offsets and class logits; see `detect_step`."""
     scores = jax.nn.softmax(conf, axis=-1)
     decode = partial(
         decode_boxes, priors_cxcywh=priors, variances=variances, max_box_scale=config.max_box_scale
@@ -59,101 +58,63 @@ def post_process(
     boxes = jax.vmap(decode)(loc)
     if config.clip_boxes:
         boxes = jnp.clip(boxes, 0, 1)
-    suppress = partial(
-        multiclass_nms,
+    return batched_nms(
+        boxes,
+        scores,
         score_threshold=config.score_threshold,
         iou_threshold=config.nms_iou_threshold,
         topk_candidates=config.topk_candidates,
         detections_per_image=config.detections_per_image,
     )
 
-    def in_turn(boxes: Array, scores: Array) -> Detections:
-        return jax.lax.map(lambda image: suppress(*image), (boxes, scores))
 
-    # An image after the other stays in a CPU's cache, and takes no longer for its neighbours.
-    return jax.lax.platform_dependent(boxes, scores, cpu=in_turn, default=jax.vmap(suppress))
+class DetectFn:
+    """`detect_step` compiled for the local devices, which share every batch.
+
+    Batches may have any size; they are padded to a multiple of the devices.
+    """
+
+    def __init__(self, model: SSD, config: Config) -> None:
+        mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+        replicated, split = PartitionSpec(), PartitionSpec("batch")
+        step = partial(
+            detect_step,
+            model=model,
+            priors=model_priors(config.model, config.priors),
+            variances=config.priors.variances,
+            config=config.eval,
+        )
+        self._step = jax.jit(
+            jax.shard_map(step, mesh=mesh, in_specs=(replicated, split), out_specs=split)
+        )
+        self._cache = jax.jit(partial(make_inference_cache, model))
+        self._num_devices = mesh.size
+        self._replicated = NamedSharding(mesh, replicated)
+        self._split = NamedSharding(mesh, split)
+
+    def prepare(self, variables: Variables) -> Variables:
+        """Prepare variables for many batches: copy them to the devices and transform kernels.
+
+        Only CPUs transform kernels (see `ssd_jax.models.layers.INFERENCE_CACHE`). Without this,
+        detection does both for every batch.
+        """
+        if jax.default_backend() == "cpu" and INFERENCE_CACHE not in variables:
+            variables = {**variables, **self._cache(variables)}
+        return jax.device_put(variables, self._replicated)
+
+    def __call__(self, variables: Variables, images: UInt8[np.ndarray, "B S S 3"]) -> Detections:
+        """Detect objects in a batch; every field of the result is [B, ...]."""
+        missing = -len(images) % self._num_devices
+        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        # Variables that are on the devices already are not copied.
+        variables = jax.device_put(variables, self._replicated)
+        detections = self._step(variables, jax.device_put(padded, self._split))
+        return Detections(*(field[: len(images)] for field in detections))
 
 
 def make_detect(model: SSD, config: Config) -> DetectFn:
-    """`detect_step` compiled for the local devices, which share a batch among them.
-
-    The function takes batches of any size; one that does not divide by the devices is filled up
-    and cut again. As long as it is given the same variables, arrays of JAX, it does not compute
-    again what depends on them alone.
-    """
-    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
-    shared, split = PartitionSpec(), PartitionSpec("batch")
-    step = jax.jit(
-        jax.shard_map(
-            partial(
-                detect_step,
-                model=model,
-                priors=model_priors(config.model, config.priors),
-                variances=config.priors.variances,
-                config=config.eval,
-            ),
-            mesh=mesh,
-            in_specs=(shared, split),
-            out_specs=split,
-        )
-    )
-    replicated = NamedSharding(mesh, shared)
-    prepare = make_prepare(model)
-    prepared = _KeepLast(lambda variables: jax.device_put(prepare(variables), replicated))
-
-    def detect(variables: Variables, images: np.ndarray) -> Detections:
-        missing = -len(images) % mesh.size
-        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        # No copy is made of variables that are on the devices already.
-        placed = {**jax.device_put(variables, replicated), **prepared(variables)}
-        found = step(placed, jax.device_put(padded, NamedSharding(mesh, split)))
-        return Detections(*(field[: len(images)] for field in found))
-
-    return detect
-
-
-def make_prepare(model: SSD) -> Callable[[Variables], Variables]:
-    """Return a function that computes the layers' INFERENCE_CACHE from the variables.
-
-    On platforms other than CPU, or if the variables contain it already, it returns nothing.
-    """
-    size = model.config.image_size
-
-    @jax.jit
-    def prepare(variables: Variables) -> Variables:
-        image = jnp.zeros((1, size, size, 3), jnp.uint8)
-        return cast(Variables, model.apply(variables, image, mutable=[INFERENCE_CACHE])[1])
-
-    on_cpu = jax.default_backend() == "cpu"
-    return lambda variables: (
-        prepare(variables) if on_cpu and INFERENCE_CACHE not in variables else {}
-    )
-
-
-class _KeepLast:
-    """A function whose last result is kept as long as all arrays live that it was given."""
-
-    def __init__(self, function: Callable[[Variables], Variables]) -> None:
-        self._function = function
-        self._last: tuple[list[weakref.ref[Array]], Any, Variables] | None = None
-
-    def __call__(self, variables: Variables) -> Variables:
-        leaves, tree = jax.tree.flatten(variables)
-        if self._last is not None:
-            known, known_tree, result = self._last
-            if tree == known_tree and all(
-                ref() is leaf for ref, leaf in zip(known, leaves, strict=True)
-            ):
-                return result
-        self._last = None
-        result = self._function(variables)
-        # NumPy's arrays could have other values the next time.
-        if all(isinstance(leaf, Array) for leaf in leaves):
-            self._last = [weakref.ref(leaf, self._forget) for leaf in leaves], tree, result
-        return result
-
-    def _forget(self, _: weakref.ref[Array]) -> None:
-        self._last = None
+    """Compile detection for the local devices; see `DetectFn`."""
+    return DetectFn(model, config)
 
 
 class StoppedError(Exception):
@@ -183,7 +144,7 @@ def detect_source(
 
     Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.
     """
-    variables = jax.device_put(variables)
+    variables = detect.prepare(variables)
     parts: list[tuple[np.ndarray, Detections]] = []
     waiting: list[tuple[np.ndarray, Detections]] = []
     stopped = False

@@ -24,6 +24,7 @@ from ssd_jax.data.images import decode_picture, read_picture
 from ssd_jax.distributed import use_compilation_cache
 from ssd_jax.inference.detect import Variables, make_detect
 from ssd_jax.inference.drawing import Array, Image, draw_boxes, resize
+from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import SSD
 
 ImageLike: TypeAlias = Any
@@ -104,7 +105,7 @@ class Detector:
         # of an image. So one program without a threshold serves every threshold.
         detection: EvalConfig = replace(config.eval, score_threshold=0.0)
         self._detect = make_detect(model, replace(config, eval=detection))
-        self._variables = jax.device_put(variables)
+        self._variables = self._detect.prepare(variables)
 
     @classmethod
     def from_checkpoint(
@@ -120,6 +121,7 @@ class Detector:
         use_compilation_cache()
         checkpoint = find_checkpoint(Path(path), field="path")
         config = read_config(checkpoint)
+        set_cpu_conv(config.runtime.cpu_conv)
         model, variables = restore_model(checkpoint, config)
         return cls(model, config, variables, batch_size=batch_size, threshold=threshold)
 

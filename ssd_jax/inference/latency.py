@@ -20,9 +20,10 @@ import numpy as np
 from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augment import preprocess_eval
 from ssd_jax.data.sources import SyntheticSource
-from ssd_jax.inference.detect import make_prepare, post_process
+from ssd_jax.inference.detect import make_detect, post_process
 from ssd_jax.inference.detector import Detector, read_image
 from ssd_jax.inference.drawing import Image
+from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import model_priors
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def benchmark(
     # What is compiled before must not make the first compilation look short.
     jax.config.update("jax_compilation_cache_dir", None)
     config = read_config(checkpoint)
+    set_cpu_conv(config.runtime.cpu_conv)
     model, variables = restore_model(checkpoint, config)
     given: list[Image | str] = list(files) or list(_scenes())
     for file in files:
@@ -74,20 +76,20 @@ def benchmark(
             config=config.eval,
         )
     )
-    variables = jax.device_put({**variables, **make_prepare(model)(variables)})
+    prepared = make_detect(model, config).prepare(variables)
     network = jax.jit(model.apply)
     for size in batch_sizes:
-        detector = Detector(model, config, variables, batch_size=size)
+        detector = Detector(model, config, prepared, batch_size=size)
         batch = [given[k % len(given)] for k in range(size)]
         started = time.perf_counter()
         detector(batch)
         first = time.perf_counter() - started
         inputs = jax.device_put(_prepare(batch, config.model.image_size))
-        outputs = network(variables, inputs)
+        outputs = network(prepared, inputs)
         programs: dict[str, Callable[[], Any]] = {
             "whole": partial(detector, batch),
             "pre": partial(_prepare, batch, config.model.image_size),
-            "network": partial(network, variables, inputs),
+            "network": partial(network, prepared, inputs),
             "post": partial(finish, *outputs),
         }
         times = _take_turns(programs)

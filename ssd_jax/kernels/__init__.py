@@ -1,1 +1,1 @@
-"""Faster versions of operations for one platform, each behind one public function."""
+"""Fast versions of operations, with the signatures of the references; platforms are internal."""

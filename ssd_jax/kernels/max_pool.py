@@ -1,4 +1,4 @@
-"""VGG16's max pools, with gradients that are cheap on a CPU."""
+"""Max pools of VGG16, with gradients that are fast on CPU."""
 
 from functools import partial, reduce
 
@@ -12,11 +12,10 @@ from ssd_jax.kernels.row_blocks import tile_cells
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool_2x2(x: Float[Array, "B H W C"], ceil: bool = False) -> Float[Array, "B h w C"]:
-    """The maximum of each 2x2 block; an odd last row or column is dropped, or kept with `ceil`.
+    """Compute the maximum of each 2x2 block; `ceil` keeps an odd last row or column.
 
-    The first of equal cells has the gradient. Written as maxima of strided slices, and the gradient
-    cell by cell from the place of the maximum: those of `reduce_window` take a CPU many times as
-    long.
+    The first of equal cells gets the gradient. Implemented with strided slices, and the gradient
+    with the position of the maximum: `reduce_window` and its gradient are many times slower on CPU.
     """
     return reduce(jnp.maximum, _block_cells(x, ceil))
 
@@ -30,10 +29,10 @@ def _pool_backward(ceil: bool, saved: tuple[Array, Array], grad: Array) -> tuple
     x, y = saved
     cells = _block_cells(x, ceil)
     largest = jnp.full(y.shape, 3, jnp.int8)  # the last cell, unless one before has the maximum
-    for place in (2, 1, 0):
-        largest = jnp.where(cells[place] == y, place, largest)
-    # Cell by cell of the result, which is then written once; put together from four arrays it
-    # would be three times.
+    for k in (2, 1, 0):
+        largest = jnp.where(cells[k] == y, k, largest)
+    # Computed per cell of the result, which is then written once; joining four arrays would write
+    # it three times.
     shape = (y.shape[0], y.shape[1], 2, y.shape[2], 2, y.shape[3])
     row, column = (lax.broadcasted_iota(jnp.int8, shape, axis) for axis in (2, 4))
     largest, grad = (a[:, :, None, :, None] for a in (largest, grad))
@@ -48,7 +47,7 @@ max_pool_2x2.defvjp(_pool_forward, _pool_backward)
 
 
 def _block_cells(x: Array, ceil: bool) -> list[Array]:
-    """The cells of each 2x2 block, row by row."""
+    """Return the four cells of each 2x2 block, by rows."""
     rows, columns = x.shape[1:3]
     if ceil and (rows % 2 or columns % 2):
         x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), constant_values=-jnp.inf)
@@ -58,7 +57,7 @@ def _block_cells(x: Array, ceil: bool) -> list[Array]:
 
 
 def max_pool_3x3(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """The maximum of each cell's 3x3 neighbourhood; the map keeps its size (VGG16's new pool5)."""
+    """Compute the maximum of each 3x3 neighbourhood at stride 1 (SSD's pool5)."""
     rows, columns = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     x = reduce(jnp.maximum, [x[:, i : i + rows] for i in range(3)])

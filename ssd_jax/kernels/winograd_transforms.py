@@ -1,8 +1,8 @@
-"""Winograd's transforms of tiles, along one side of a map.
+"""Winograd's transforms of tiles along one axis of a map.
 
-Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016, section 4: F(m, 3) gives m
-outputs of a kernel of 3 from m + 2 inputs by m + 2 products. Inputs and kernel are taken as
-polynomials, and their products are those of the values at m + 1 points and at infinity.
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016, section 4: F(m, 3) computes
+m outputs of a kernel of size 3 from m + 2 inputs with m + 2 products. Inputs and kernel are treated
+as polynomials, whose values at m + 1 points and at infinity are multiplied.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +14,20 @@ Transform = Callable[[Sequence[Array]], list[Array]]
 
 
 class WinogradTransform(NamedTuple):
-    """F(outputs, 3): its transforms, each of a list of arrays of one shape.
-
-    `kernel` and `inputs` give the factors of the products, `result` the outputs from the products.
-    `result_gradient` gives the gradients for the products from those for the outputs.
-    """
+    """Transforms of F(outputs, 3), each of a list of arrays of one shape."""
 
     outputs: int
+    """Outputs of a tile."""
     kernel: Transform
+    """Factors of the products from the kernel."""
     inputs: Transform
+    """Factors of the products from the inputs."""
     result: Transform
+    """Outputs from the products."""
     result_gradient: Transform
+    """Gradients for the products from those for the outputs."""
     flip_permutation: tuple[int, ...]
-    """Where the transforms of a kernel that is turned round are among the kernel's."""
+    """Order of the kernel's factors that gives those of the reversed kernel."""
 
 
 def _kernel_2(g: Sequence[Array]) -> list[Array]:
@@ -47,11 +48,11 @@ def _result_gradient_2(y: Sequence[Array]) -> list[Array]:
 
 
 F2 = WinogradTransform(2, _kernel_2, _inputs_2, _result_2, _result_gradient_2, (3, 1, 2, 0))
-"""At the points 0, 1 and -1."""
+"""F(2, 3) at the points 0, 1 and -1."""
 
 
-# With 1 and 2, as in the paper, the worst results are two to three times as far off. a and 1 / a
-# change places for a kernel that is turned round, so its transforms are the same ones.
+# The points 1 and 2 of the paper give two to three times the largest error. Reversing a kernel
+# swaps the points a and 1 / a, so the factors are the same in another order.
 _NEAR, _FAR = 0.5**0.5, 2**0.5
 
 
@@ -86,4 +87,4 @@ def _result_gradient_4(y: Sequence[Array]) -> list[Array]:
 
 
 F4 = WinogradTransform(4, _kernel_4, _inputs_4, _result_4, _result_gradient_4, (5, 3, 4, 1, 2, 0))
-"""At the points 0, the roots of 1/2, and the roots of 2."""
+"""F(4, 3) at the points 0, the square roots of 1/2, and the square roots of 2."""

@@ -1,1 +1,1 @@
-"""Flax modules: image to box offsets and class scores; weights from elsewhere."""
+"""Networks in Flax, from images to box offsets and class logits."""

@@ -1,1 +1,1 @@
-"""Pure functions of one image: boxes, priors, matching, losses, suppression."""
+"""Reference operations of SSD for one image; `ssd_jax.kernels` has faster versions."""

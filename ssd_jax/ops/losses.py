@@ -1,4 +1,4 @@
-"""The MultiBox loss of SSD, section 2.2: localisation, confidence and hard negative mining."""
+"""MultiBox loss of SSD, section 2.2: localization, confidence and hard negative mining."""
 
 from typing import NamedTuple
 
@@ -8,60 +8,35 @@ from jaxtyping import Bool, Float, Float32
 
 from ssd_jax.ops.boxes import AnyArray
 from ssd_jax.ops.matching import Targets
-from ssd_jax.ops.ranks import float_sort_key, kth_largest
 
 
 class MultiboxLoss(NamedTuple):
-    """One image's share of the two losses; a batch's is the sum over its images."""
+    """Losses of one image; the loss of a batch is the sum over its images."""
 
     loc: Float32[jax.Array, ""]
-    """Smooth L1 of the offsets of positive priors."""
+    """Smooth L1 loss of the offsets of positive priors."""
     conf: Float32[jax.Array, ""]
-    """Cross entropy of positive priors and chosen negatives (nats)."""
+    """Cross entropy of positive priors and hard negatives (nats)."""
 
 
 def smooth_l1(x: Float[AnyArray, "*n"]) -> Float[jax.Array, "*n"]:
-    """Elementwise x² / 2 below 1 in size and |x| - 1/2 above; Fast R-CNN, equation 3."""
-    size = jnp.abs(x)
-    return jnp.where(size < 1, 0.5 * jnp.square(x), size - 0.5)
-
-
-@jax.custom_vjp
-def _log_sum_exp(x: Float[jax.Array, "P C"], largest: Float[jax.Array, " P"]) -> jax.Array:
-    """The logarithm [P] of each row's sum of exponentials, divided by that of its largest."""
-    return jnp.log(jnp.sum(jnp.exp(x - largest[:, None]), axis=-1))
-
-
-def _log_sum_exp_forward(x: jax.Array, largest: jax.Array) -> tuple[jax.Array, tuple]:
-    log_sum = _log_sum_exp(x, largest)
-    return log_sum, (x, largest, log_sum)
-
-
-def _log_sum_exp_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, None]:
-    # The exponentials are taken again: to keep them is to write and read an array as large as x.
-    x, largest, log_sum = saved
-    return grad[:, None] * jnp.exp(x - largest[:, None] - log_sum[:, None]), None
-
-
-_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
+    """Compute x² / 2 where |x| < 1 and |x| - 1/2 elsewhere; Fast R-CNN, equation 3."""
+    magnitude = jnp.abs(x)
+    return jnp.where(magnitude < 1, 0.5 * jnp.square(x), magnitude - 0.5)
 
 
 def hard_negative_mask(
     background_loss: Float[AnyArray, " P"], positive: Bool[AnyArray, " P"], *, ratio: float
 ) -> Bool[jax.Array, " P"]:
-    """The negatives that are trained on: those that look least like background.
+    """Mark the negative priors to train on: those that look least like background.
 
-    Of the priors that are not positive, the floor(ratio * positives) with the highest
-    `background_loss` are chosen, or all of them where that is more; ties go to the lower prior.
-    An image without positives has no negatives.
+    Select the floor(ratio * positives) negatives with the largest `background_loss`, or all
+    negatives if there are fewer; the lower prior on ties. An image without positives has no hard
+    negatives.
     """
-    positives = jnp.sum(positive)
-    count = jnp.minimum(jnp.floor(ratio * positives), positive.size - positives).astype(jnp.int32)
-    rank = jnp.where(positive, 0, float_sort_key(background_loss))
-    least = kth_largest(rank[:, None], count)[0]
-    above, equal = rank > least, (rank == least) & ~positive
-    first = jnp.cumsum(equal) <= count - jnp.sum(above)
-    return (above | (equal & first)) & (count > 0)
+    loss = jnp.where(positive, -jnp.inf, background_loss)
+    rank = jnp.argsort(jnp.argsort(loss, descending=True))
+    return (rank < jnp.floor(ratio * jnp.sum(positive))) & ~jnp.asarray(positive)
 
 
 def multibox_loss(
@@ -72,30 +47,29 @@ def multibox_loss(
     *,
     neg_pos_ratio: float,
 ) -> MultiboxLoss:
-    """One image's share of the loss: its sums, divided by the positives of the whole batch.
+    """Compute one image's losses, divided by the number of positives in the batch.
 
-    `loc` are predicted offsets and `conf` logits with background as class 0; labels are below C.
-    `num_positives` counts the positive priors of the global batch, over all devices, so that
-    adding up the images gives the batch's loss. It is taken as 1 where it is 0, as in Caffe
-    (ssd.pytorch divides by 0), so that a batch without objects has a loss and a gradient of 0.
-    The negatives are chosen in each image, `neg_pos_ratio` for a positive. The computation is
-    float32 for any input type.
+    The computation is float32 for any input type.
+
+    Args:
+        loc: predicted offsets.
+        conf: predicted logits, with background as class 0.
+        targets: see `ssd_jax.ops.matching.make_targets`; labels are below C.
+        num_positives: positive priors of the global batch, over all devices, so that the losses of
+            its images add up to the loss of the batch. 0 counts as 1, as in Caffe (ssd.pytorch
+            divides by 0), so that a batch without objects has zero loss and gradient.
+        neg_pos_ratio: hard negatives per positive, selected in each image.
     """
     positive = targets.label > 0
-    # Masked before the maths, so that no prediction of a negative reaches the sum or its gradient.
+    # Masked before the loss, so that predictions of negatives never reach the sum or its gradient.
     error = jnp.where(positive[:, None], loc.astype(jnp.float32) - targets.loc, 0)
     loc_sum = jnp.sum(smooth_l1(error))
 
-    conf = conf.astype(jnp.float32)
-    # Each row by its own maximum; ssd.pytorch's shared one underflows.
-    largest = jax.lax.stop_gradient(jnp.max(conf, axis=-1))
-    log_sum = _log_sum_exp(conf, largest)
-    background_loss = jax.lax.stop_gradient(log_sum - (conf[:, 0] - largest))
-    trained = positive | hard_negative_mask(background_loss, positive, ratio=neg_pos_ratio)
-    # Compare and sum instead of a gather, whose gradient would be a scatter.
-    is_target = targets.label[:, None] == jnp.arange(conf.shape[-1])[None, :]
-    of_target = jnp.sum(jnp.where(is_target, conf - largest[:, None], 0), axis=-1)
-    conf_sum = jnp.sum(jnp.where(trained, log_sum - of_target, 0))
+    log_probs = jax.nn.log_softmax(conf.astype(jnp.float32))
+    cross_entropy = -jnp.take_along_axis(log_probs, targets.label[:, None], axis=-1)[:, 0]
+    background_loss = jax.lax.stop_gradient(-log_probs[:, 0])
+    negative = hard_negative_mask(background_loss, positive, ratio=neg_pos_ratio)
+    conf_sum = jnp.sum(jnp.where(positive | negative, cross_entropy, 0))
 
     norm = jnp.maximum(jnp.asarray(num_positives, jnp.float32), 1)
     return MultiboxLoss(loc_sum / norm, conf_sum / norm)

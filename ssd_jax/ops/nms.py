@@ -1,77 +1,47 @@
-"""Non-maximum suppression of fixed size: from a prediction for each prior to detections."""
+"""Non-maximum suppression of fixed size: from a prediction per prior to detections."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int32, UInt32
+from jax import lax
+from jaxtyping import Bool, Float, Float32, Int32
 
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
-from ssd_jax.ops.candidates import (
-    BITS,
-    Words,
-    mask_to_indices,
-    pack_bits,
-    popcount,
-    top_k_mask,
-    unpack_bits,
-)
-
-# Candidates of a class for which a CPU has a program of its own.
-_FEW = 100
 
 
 class Detections(NamedTuple):
-    """The detections of an image by falling score, padded with zeros to a fixed K."""
+    """Detections of one image in descending order of score, padded with zeros to K."""
 
     boxes: Float32[jax.Array, "K 4"]
-    """xyxy, in the unit of the boxes given."""
+    """xyxy, in the unit of the input boxes."""
     scores: Float32[jax.Array, " K"]
     """Probability of the class."""
     labels: Int32[jax.Array, " K"]
-    """Class from 1 on; 0 where padded."""
+    """Class, from 1; 0 for padding."""
     count: Int32[jax.Array, ""]  # type: ignore[assignment]  # hides tuple.count
-    """Detections before the padding."""
+    """Number of detections without padding."""
 
 
 def nms_mask(
-    boxes: Float[AnyArray, "K 4"], valid: Bool[AnyArray, " K"], iou_threshold: float
-) -> Bool[jax.Array, " K"]:
-    """The boxes that greedy suppression keeps.
+    boxes: Float[AnyArray, "k 4"], valid: Bool[AnyArray, " k"], iou_threshold: float
+) -> Bool[jax.Array, " k"]:
+    """Mark the boxes that greedy non-maximum suppression keeps.
 
-    `boxes` are xyxy by falling score. From the first on, a valid box is kept unless its IoU with a
-    box kept before is above `iou_threshold`. Boxes that are not `valid` are neither kept nor
-    suppress others.
+    Args:
+        boxes: xyxy, in descending order of score.
+        valid: False for padding, which is neither kept nor suppresses others.
+        iou_threshold: a box is suppressed if its IoU with a kept box is above this.
     """
-    boxes, left = jnp.asarray(boxes), jnp.asarray(valid)
-    kept = []
-    # A block at a time, whose boxes that are kept are the bits of a word.
-    for _ in range(0, len(boxes), BITS):
-        overlaps = pack_bits(pairwise_iou(boxes[:BITS], boxes) > iou_threshold)[0]  # [K]
-        # Both uses would compute the words anew.
-        overlaps = jax.lax.optimization_barrier(overlaps)
-        word = _block_nms(overlaps[:BITS], left[:BITS])
-        kept.append(word)
-        boxes, left = boxes[BITS:], left[BITS:] & (overlaps[BITS:] & word == 0)
-    return unpack_bits(jnp.stack(kept), len(valid)) if kept else left
+    overlaps = pairwise_iou(boxes, boxes) > iou_threshold
+    valid = jnp.asarray(valid)
+    if len(valid) == 0:
+        return valid
 
+    def keep_or_suppress(i: jax.Array, keep: jax.Array) -> jax.Array:
+        return keep.at[i].set(valid[i] & ~jnp.any(keep & overlaps[i]))
 
-def _block_nms(
-    overlaps: UInt32[jax.Array, " k"], valid: Bool[jax.Array, " k"]
-) -> UInt32[jax.Array, ""]:
-    """The boxes of a block that are kept, as bits; `overlaps` has each box's with all of them."""
-    own = jnp.uint32(1) << jnp.arange(len(valid), dtype=jnp.uint32)
-    before = overlaps & (own - 1)
-
-    # From all on: after n rounds the first n bits are right, and where nothing changes all are.
-    def settle(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        word, _ = state
-        spared = valid & (before & word == 0)
-        return jnp.sum(jnp.where(spared, own, 0), dtype=jnp.uint32), word
-
-    every = jnp.sum(jnp.where(valid, own, 0), dtype=jnp.uint32)
-    return jax.lax.while_loop(lambda s: s[0] != s[1], settle, settle((every, every)))[0]
+    return lax.fori_loop(0, len(valid), keep_or_suppress, jnp.zeros_like(valid))
 
 
 def multiclass_nms(
@@ -83,90 +53,59 @@ def multiclass_nms(
     topk_candidates: int,
     detections_per_image: int,
 ) -> Detections:
-    """The detections of one image; SSD, section 3, and Caffe's DetectionOutput.
+    """Detect the objects of one image; SSD, section 3, and Caffe's DetectionOutput.
 
-    `boxes` are xyxy and `scores` probabilities with background as class 0. In each class the
-    `topk_candidates` best scores above `score_threshold` enter suppression (see `nms_mask`); of all
-    that is kept, the best `detections_per_image` are returned. Equal scores are ordered by class,
-    then by prior. A score of NaN is no candidate.
+    In each class, the `topk_candidates` best scores above `score_threshold` enter suppression (see
+    `nms_mask`). The best `detections_per_image` of all kept boxes are returned. Equal scores are
+    ordered by class, then by prior. NaN is never above the threshold.
 
-    ssd.pytorch takes 200 candidates and returns what is left of every class, Caffe 400 and 200.
-    Of a batch a CPU takes one image after the other (`lax.map`) sooner than all at once: `vmap` has
-    both the way for few candidates and that for many computed.
+    ssd.pytorch uses 200 candidates and returns all kept boxes, Caffe uses 400 and returns 200.
 
-    Raises ValueError if there is no class but background.
+    Args:
+        boxes: decoded boxes of the priors, xyxy.
+        scores: probabilities, with background as class 0.
+        score_threshold: a candidate's score is above this.
+        iou_threshold: see `nms_mask`.
+        topk_candidates: largest number of candidates of a class.
+        detections_per_image: K, the size of the result.
+
+    Raises:
+        ValueError: background is the only class.
     """
-    priors, classes = scores.shape
-    if classes < 2:
-        raise ValueError(f"scores has {classes} column; give background and at least one class")
+    check_classes(scores)
     boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
-
-    topk_candidates = min(topk_candidates, priors)
-    suppress = partial(
-        _suppress, iou_threshold=iou_threshold, detections_per_image=detections_per_image
-    )
-
-    def default(boxes: jax.Array, scores: jax.Array) -> Detections:
-        by_class = jnp.transpose(scores[:, 1:])
-        by_class = jnp.where(by_class > score_threshold, by_class, -jnp.inf)
-        # top_k puts the lower index first among equals.
-        return suppress(boxes, *jax.lax.top_k(by_class, topk_candidates))
-
-    def cpu(boxes: jax.Array, scores: jax.Array) -> Detections:
-        words = pack_bits(scores[:, 1:] > score_threshold)
-        few = min(_FEW, topk_candidates)
-
-        def of_few() -> Detections:
-            return suppress(boxes, *_best_of(scores, words, few))
-
-        def of_many() -> Detections:
-            # Compared a second time: to be kept for here it would be written in either case.
-            best = top_k_mask(scores[:, 1:], scores[:, 1:] > score_threshold, topk_candidates)
-            return suppress(boxes, *_best_of(scores, best, topk_candidates))
-
-        # A trained network has few candidates, and then most of the work is for empty places.
-        return jax.lax.cond(jnp.max(popcount(words)) <= few, of_few, of_many)
-
-    return jax.lax.platform_dependent(boxes, scores, cpu=cpu, default=default)
+    by_class = jnp.transpose(scores[:, 1:])
+    by_class = jnp.where(by_class > score_threshold, by_class, -jnp.inf)
+    # top_k puts the lower index first among equals.
+    top_scores, top_priors = lax.top_k(by_class, min(topk_candidates, len(boxes)))
+    top_boxes = boxes[top_priors]  # [C - 1, k, 4]
+    keep = jax.vmap(nms_mask, (0, 0, None))(top_boxes, top_scores > -jnp.inf, iou_threshold)
+    return select_detections(top_boxes, top_scores, keep, detections_per_image)
 
 
-def _best_of(scores: jax.Array, chosen: Words, count: int) -> tuple[jax.Array, jax.Array]:
-    """What `top_k` gives of the scores [P, C + 1], of the priors that are chosen."""
-    # A place more than are asked for: the choice of all is a sort, which takes a CPU twice as long.
-    priors, filled = mask_to_indices(chosen, count + 1)
-    label = 1 + jnp.arange(len(priors))
-    best = jnp.where(filled, scores[priors, label[:, None]], -jnp.inf)
-    best, order = jax.lax.top_k(best, count)
-    return best, jnp.take_along_axis(priors, order, axis=1)
+def check_classes(scores: Float[AnyArray, "P C"]) -> None:
+    """Raise ValueError if background is the only class of the scores."""
+    if scores.shape[1] < 2:
+        raise ValueError(
+            f"scores has {scores.shape[1]} column; give background and at least one class"
+        )
 
 
-def _suppress(
-    boxes: Float[jax.Array, "P 4"],
-    top_scores: Float[jax.Array, "C k"],
-    top_priors: Int32[jax.Array, "C k"],
-    *,
-    iou_threshold: float,
+def select_detections(
+    boxes: Float[jax.Array, "c k 4"],
+    scores: Float[jax.Array, "c k"],
+    keep: Bool[jax.Array, "c k"],
     detections_per_image: int,
 ) -> Detections:
-    """The detections by the best scores of each class, -inf where there is none, and priors."""
-    top_boxes = boxes[top_priors]  # [C, k, 4]
-    valid = top_scores > -jnp.inf
-    keep = jax.vmap(nms_mask, (0, 0, None))(top_boxes, valid, iou_threshold)
-
-    flat_scores = jnp.where(keep, top_scores, -jnp.inf).reshape(-1)
-    found, index = jax.lax.top_k(flat_scores, min(detections_per_image, flat_scores.size))  # [K]
-    kept = found > -jnp.inf
-    missing = detections_per_image - found.size
+    """Select the best kept boxes of all classes; c = C - 1, without background."""
+    flat_scores = jnp.where(keep, scores, -jnp.inf).reshape(-1)
+    best, index = lax.top_k(flat_scores, min(detections_per_image, flat_scores.size))  # [K]
+    valid = best > -jnp.inf
+    labels = (index // scores.shape[1] + 1).astype(jnp.int32)
+    padding = (0, detections_per_image - best.size)
     return Detections(
-        boxes=_pad(jnp.where(kept[:, None], top_boxes.reshape(-1, 4)[index], 0), missing),
-        scores=_pad(jnp.where(kept, found, 0), missing),
-        labels=_pad(
-            jnp.where(kept, index // top_scores.shape[1] + 1, 0).astype(jnp.int32), missing
-        ),
-        count=jnp.sum(kept, dtype=jnp.int32),
+        boxes=jnp.pad(jnp.where(valid[:, None], boxes.reshape(-1, 4)[index], 0), (padding, (0, 0))),
+        scores=jnp.pad(jnp.where(valid, best, 0), padding),
+        labels=jnp.pad(jnp.where(valid, labels, 0), padding),
+        count=jnp.sum(valid, dtype=jnp.int32),
     )
-
-
-def _pad(x: jax.Array, missing: int) -> jax.Array:
-    """`x` with `missing` rows of zeros after it."""
-    return jnp.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)])

@@ -1,7 +1,7 @@
 """Priors: the default boxes of SSD, section 2.2.
 
-They follow from a config alone, so they are made once, on the host in float64, and become
-constants of whatever is compiled with them.
+They depend on the config only, so they are computed once, on the host in float64, and become
+constants of compiled programs.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from jaxtyping import Float32
 
 
 def priors_per_cell(aspect_ratios: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Priors in a cell of each source: two squares, and two boxes a ratio (lying, upright)."""
+    """Count the priors per cell of each feature layer: two squares and two boxes per ratio."""
     return tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
 
 
 def num_priors(feature_sizes: Sequence[int], aspect_ratios: Sequence[Sequence[float]]) -> int:
-    """Priors of all sources together: P.
+    """Count the priors of all feature layers: P.
 
-    Raises ValueError if the two do not have one entry a source.
+    Raises:
+        ValueError: the arguments differ in length.
     """
     _check_length("aspect_ratios", len(aspect_ratios), len(feature_sizes))
     cells = (side * side for side in feature_sizes)
@@ -36,38 +37,38 @@ def make_priors(
     clip_wh: bool = False,
     offset: float = 0.5,
 ) -> Float32[np.ndarray, "P 4"]:
-    """Priors (cxcywh, fractions of the image) in the order of the flattened heads.
+    """Make the priors (cxcywh, fractions of the image) in the order of the flattened heads.
 
-    The order is source by source, row by row, column by column; then in a cell of a source with
-    size s: (s, s), (s', s') with s' = sqrt(s * next size), and for each aspect ratio a
-    (s * sqrt a, s / sqrt a) and (s / sqrt a, s * sqrt a), as in Caffe's PriorBox and ssd.pytorch.
-
-    Raises ValueError if the lengths do not fit the number of sources.
+    The order is by feature layer, row and column. In a cell of a layer with size s it is (s, s),
+    (s', s') with s' = sqrt(s * next size), and for each aspect ratio a (s * sqrt a, s / sqrt a) and
+    (s / sqrt a, s * sqrt a), as in Caffe's PriorBox and ssd.pytorch.
 
     Args:
-      feature_sizes: cells along a side of each source's feature map.
-      image_size: side of the square input (pixels).
-      sizes: size of each source's square prior, and one more (pixels).
-      steps: distance between two cells of each source (pixels); empty: the image divided by the
-        cells.
-      aspect_ratios: width over height of each source's further priors.
-      clip: clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe's published models do not.
-      clip_wh: clip (w, h) alone to [0, 1] as torchvision does.
-      offset: where a cell's centre lies in it (cells).
+        feature_sizes: side of each feature layer's map (cells).
+        image_size: side of the square input (pixels).
+        sizes: size of each feature layer's square prior, and one more (pixels).
+        steps: distance of neighbouring cells of each feature layer (pixels); empty: the image
+            divided by the cells.
+        aspect_ratios: width over height of each feature layer's other priors.
+        clip: clip (cx, cy, w, h) to [0, 1], as ssd.pytorch does; Caffe's published models do not.
+        clip_wh: clip (w, h) to [0, 1], as torchvision does.
+        offset: position of the center in a cell (cells).
 
+    Raises:
+        ValueError: the arguments differ in length.
     """
-    sources = len(feature_sizes)
-    _check_length("aspect_ratios", len(aspect_ratios), sources)
-    _check_length("sizes", len(sizes), sources + 1)
+    num_layers = len(feature_sizes)
+    _check_length("aspect_ratios", len(aspect_ratios), num_layers)
+    _check_length("sizes", len(sizes), num_layers + 1)
     if len(steps) == 0:
         steps = [image_size / side for side in feature_sizes]
-    _check_length("steps", len(steps), sources)
+    _check_length("steps", len(steps), num_layers)
 
     priors = []
     for k, side in enumerate(feature_sizes):
         shapes = _cell_shapes(sizes[k], sizes[k + 1], aspect_ratios[k])  # [boxes, 2]
-        centre = (np.arange(side) + offset) * steps[k]
-        cy, cx = np.meshgrid(centre, centre, indexing="ij")
+        center = (np.arange(side) + offset) * steps[k]
+        cy, cx = np.meshgrid(center, center, indexing="ij")
         cells = np.stack([cx, cy], axis=-1).reshape(-1, 1, 2)  # [cells, 1, 2]
         cells, shapes = np.broadcast_arrays(cells, shapes[None])  # [cells, boxes, 2]
         priors.append(np.concatenate([cells, shapes], axis=-1).reshape(-1, 4) / image_size)
@@ -80,7 +81,7 @@ def make_priors(
 
 
 def _cell_shapes(size: float, next_size: float, ratios: Sequence[float]) -> np.ndarray:
-    """Width and height of the priors in one cell (pixels): float64 [2 + 2 * ratios, 2]."""
+    """Compute width and height of the priors of a cell (pixels): float64 [2 + 2 * ratios, 2]."""
     larger = np.sqrt(size * next_size)
     shapes = [(size, size), (larger, larger)]
     for ratio in ratios:
@@ -92,6 +93,6 @@ def _cell_shapes(size: float, next_size: float, ratios: Sequence[float]) -> np.n
 def _check_length(name: str, length: int, expected: int) -> None:
     if length != expected:
         raise ValueError(
-            f"{name} has {length} entries and the sources need {expected}; "
-            "give one entry a source (and one more of sizes)"
+            f"{name} has {length} entries; the feature layers need {expected}, one each "
+            "(and one more of sizes)"
         )

@@ -33,6 +33,7 @@ from ssd_jax.evaluation.outputs import OutputError, staged_by_first
 from ssd_jax.evaluation.report import flat_metrics, metric_names
 from ssd_jax.inference.detect import StoppedError, make_detect
 from ssd_jax.io import atomic_write
+from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
 from ssd_jax.training.metric_writer import MetricWriter, read_scores
 from ssd_jax.training.nonfinite import NonFiniteStep, describe, diagnose, write_bad_step
@@ -89,6 +90,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
     started = time.perf_counter()
     workdir = folder.path
     use_compilation_cache(config.runtime.compilation_cache_dir)
+    set_cpu_conv(config.runtime.cpu_conv)
     devices = jax.local_devices()
     if not resume and (workdir / "checkpoints").exists():
         raise ConfigError(f"--workdir: {workdir} has a run already; add --resume or name another")

@@ -17,9 +17,11 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssd_jax.config import TrainConfig
+from ssd_jax.kernels.losses import multibox_loss
+from ssd_jax.kernels.matching import make_targets
 from ssd_jax.models.ssd import SSD
-from ssd_jax.ops.losses import MultiboxLoss, multibox_loss
-from ssd_jax.ops.matching import Targets, make_targets
+from ssd_jax.ops.losses import MultiboxLoss
+from ssd_jax.ops.matching import Targets
 from ssd_jax.training.state import Params, TrainState, join_frozen, split_frozen
 
 AXIS = "batch"

@@ -9,7 +9,15 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from ssd_jax.config import Config, EvalConfig, ModelConfig, PriorConfig, TrainConfig, from_json
+from ssd_jax.config import (
+    BASE_LAYERS,
+    Config,
+    EvalConfig,
+    ModelConfig,
+    PriorConfig,
+    TrainConfig,
+    from_json,
+)
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights import name_maps
 from ssd_jax.weights.class_names import COCO91_CLASSES, VOC_CLASSES
@@ -186,7 +194,7 @@ def _import_vgg16(
     if base is None:
         shapes = _shapes(ModelConfig(classes=("object",)), PriorConfig())
         weights = load_vgg16(path, values, layout, shapes)
-        missing = [name for name in name_maps.BASE_LAYERS[:13] if name not in weights.base]
+        missing = [name for name in BASE_LAYERS[:13] if name not in weights.base]
         if missing:
             raise WeightsError(f"{path} misses {first_of(missing)} of VGG16")
     else:

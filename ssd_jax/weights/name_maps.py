@@ -1,35 +1,37 @@
-"""Names and layouts of other programs' weights: which array of theirs is which of ours.
+"""Name maps: which array of another program's weights is which parameter here.
 
-ssd.pytorch numbers its VGG16 by a list that counts ReLUs and pools too; so does torchvision, which
-cuts it behind conv4_3. Both keep kernels as OIHW and flatten their heads row by row, column by
-column and box by box, as here, so that a kernel is only transposed. torchvision's ssd300_vgg16:
-torchvision/models/detection/ssd.py; ssd.pytorch: ssd.py.
+ssd.pytorch numbers VGG16's layers in a list with ReLUs and pools; so does torchvision, which splits
+the list after conv4_3. Both store kernels as OIHW and flatten their heads by rows, columns and
+boxes, as here, so kernels only need a transpose. Sources: torchvision/models/detection/ssd.py and
+ssd.pytorch's ssd.py.
 """
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from ssd_jax.config import BASE_LAYERS, ModelConfig, PriorConfig
+from ssd_jax.config import ExtraBlock, ModelConfig, PriorConfig
+from ssd_jax.models.vgg import VGG16_LAYERS, ConvLayer, extra_layers
 
 Layout = Literal[
     "ssd.pytorch", "torchvision-ssd", "vgg16_reducedfc", "torchvision-vgg16", "vgg16", "keras-vgg16"
 ]
 Path = tuple[str, ...]
-"""Where a parameter lies in ours, e.g. ("base", "conv1_1", "conv", "kernel")."""
+"""Path of a parameter in the network's tree, e.g. ("base", "conv1_1", "conv", "kernel")."""
 
-# Positions of the convolutions in the list of layers: conv1_1 to conv5_3, conv6, conv7.
-_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
 _KINDS = ("w", "weight", "weights", "kernel", "b", "bias", "biases")
 _LEAVES = (("weight", "kernel"), ("bias", "bias"))
-_BASE = dict(zip(BASE_LAYERS, _POSITIONS, strict=True))
 
-SSD512_EXTRAS = ((256, 512, 3, 2, 1), *[(128, 256, 3, 2, 1)] * 3, (128, 256, 4, 1, 1))
+SSD512_EXTRAS = (
+    ExtraBlock(256, 512, stride=2, padding=1),
+    *[ExtraBlock(128, 256, stride=2, padding=1)] * 3,
+    ExtraBlock(128, 256, kernel_size=4, padding=1),
+)
 _STEPS_512 = (8, 16, 32, 64, 128, 256, 512)
 _RATIOS_512 = ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,))
-# Sizes of the published models, of VOC and of COCO, by the side of the image.
 PRIORS = {
     (300, "voc"): PriorConfig(),
     (300, "coco"): PriorConfig(sizes=(21, 45, 99, 153, 207, 261, 315)),
@@ -44,87 +46,97 @@ PRIORS = {
         aspect_ratios=_RATIOS_512,
     ),
 }
+"""Priors of the published models, by image size and data set."""
 
 
 def ssd_model(image_size: int, classes: tuple[str, ...]) -> ModelConfig:
-    """SSD300 or SSD512 at the full width."""
+    """Return the config of SSD300 or SSD512 at full width."""
     base = ModelConfig(classes=classes)
     if image_size == 300:
         return base
-    sources = (*base.feature_layers, "conv12_2")
-    return ModelConfig(
-        classes=classes, image_size=512, feature_layers=sources, extras=SSD512_EXTRAS
-    )
+    feature_layers = (*base.feature_layers, "conv12_2")
+    return replace(base, image_size=512, feature_layers=feature_layers, extras=SSD512_EXTRAS)
 
 
-def _both(theirs: str, ours: Path) -> dict[str, Path]:
-    """Weight and bias of a convolution."""
-    return {f"{theirs}.{leaf}": (*ours, name) for leaf, name in _LEAVES}
+def _vgg_positions() -> dict[str, int]:
+    """Return the position of each convolution in a list of layers with ReLUs and pools."""
+    positions: dict[str, int] = {}
+    position = 0
+    for layer in VGG16_LAYERS:
+        if isinstance(layer, ConvLayer):
+            positions[layer.name] = position
+            position += 1  # the ReLU
+        position += 1
+    return positions
+
+
+VGG16_POSITIONS = _vgg_positions()
+"""Position of each convolution of the base in the module lists of ssd.pytorch and torchvision."""
+
+
+def _weight_and_bias(name: str, path: Path) -> dict[str, Path]:
+    return {f"{name}.{leaf}": (*path, parameter) for leaf, parameter in _LEAVES}
 
 
 def ssd_pytorch_names(model: ModelConfig) -> dict[str, Path]:
-    """The names of ssd.pytorch's state dict, in its order, and the place of each here."""
+    """Map the names of ssd.pytorch's state dict, in its order, to parameter paths."""
     names: dict[str, Path] = {}
-    for layer, position in _BASE.items():
-        names |= _both(f"vgg.{position}", ("base", layer, "conv"))
+    for layer, position in VGG16_POSITIONS.items():
+        names |= _weight_and_bias(f"vgg.{position}", ("base", layer, "conv"))
     names["L2Norm.weight"] = ("l2norm_conv4_3", "scale")
-    for k in range(2 * len(model.extras)):
-        names |= _both(f"extras.{k}", ("extras", f"conv{8 + k // 2}_{1 + k % 2}", "conv"))
+    for k, extra in enumerate(extra_layers(model)):
+        names |= _weight_and_bias(f"extras.{k}", ("extras", extra.name, "conv"))
     for head in ("loc", "conf"):
-        for i, source in enumerate(model.feature_layers):
-            names |= _both(f"{head}.{i}", (f"head_{source}", head))
+        for k, layer in enumerate(model.feature_layers):
+            names |= _weight_and_bias(f"{head}.{k}", (f"head_{layer}", head))
     return names
 
 
 def torchvision_ssd_names(model: ModelConfig) -> dict[str, Path]:
-    """The names of torchvision's ssd300_vgg16 and the place of each here."""
+    """Map the names of torchvision's ssd300_vgg16 state dict to parameter paths."""
     names: dict[str, Path] = {"backbone.scale_weight": ("l2norm_conv4_3", "scale")}
-    for layer, position in _BASE.items():
+    for layer, position in VGG16_POSITIONS.items():
+        # `extra.0` starts with pool4, and its nested `extra.0.7` with pool5.
+        module, start = "backbone.features", 0
         if layer in ("conv6", "conv7"):
-            # A pool comes first; there is a ReLU between the two.
-            theirs = f"backbone.extra.0.7.{1 if layer == 'conv6' else 3}"
+            module, start = "backbone.extra.0.7", 30
         elif layer.startswith("conv5"):
-            theirs = f"backbone.extra.0.{position - 23}"
-        else:
-            theirs = f"backbone.features.{position}"
-        names |= _both(theirs, ("base", layer, "conv"))
-    for k in range(len(model.extras)):
-        for i in (1, 2):
-            names |= _both(
-                f"backbone.extra.{k + 1}.{2 * i - 2}", ("extras", f"conv{8 + k}_{i}", "conv")
-            )
-    for theirs, head in (("classification", "conf"), ("regression", "loc")):
-        for i, source in enumerate(model.feature_layers):
-            names |= _both(f"head.{theirs}_head.module_list.{i}", (f"head_{source}", head))
+            module, start = "backbone.extra.0", 23
+        names |= _weight_and_bias(f"{module}.{position - start}", ("base", layer, "conv"))
+    for k, extra in enumerate(extra_layers(model)):
+        # Pairs of two convolutions, each followed by a ReLU.
+        name = f"backbone.extra.{1 + k // 2}.{k % 2 * 2}"
+        names |= _weight_and_bias(name, ("extras", extra.name, "conv"))
+    for module, head in (("classification", "conf"), ("regression", "loc")):
+        for k, layer in enumerate(model.feature_layers):
+            name = f"head.{module}_head.module_list.{k}"
+            names |= _weight_and_bias(name, (f"head_{layer}", head))
     return names
 
 
 def vgg_names(layout: Layout, names: Collection[str]) -> dict[str, tuple[str, str]]:
-    """(layer, kernel or bias) of each array of a VGG16: layer conv1_1 to conv7, or fc6, fc7.
+    """Map the names of a VGG16 file's arrays to (layer, kernel or bias).
 
-    What is left out belongs to no layer of the base, as the classifier's last layer.
+    Layers are conv1_1 to conv7, fc6 and fc7. Arrays of other layers, such as the last one of the
+    classifier, are left out.
     """
-    found = {}
-    for name in names:
-        place = _vgg_place(layout, name)
-        if place is not None:
-            found[name] = place
-    return found
+    places = {name: _vgg_layer(layout, name) for name in names}
+    return {name: place for name, place in places.items() if place is not None}
 
 
-def _vgg_place(layout: Layout, name: str) -> tuple[str, str] | None:
+def _vgg_layer(layout: Layout, name: str) -> tuple[str, str] | None:
     if layout in ("vgg16_reducedfc", "torchvision-vgg16"):
-        *room, index, leaf = ("", *name.split("."))
+        *module, index, leaf = ("", *name.split("."))
         position = int(index) if index.isdigit() else -1
         kind = dict(_LEAVES).get(leaf)
         if kind is None:
             return None
-        if "classifier" in room:
+        if "classifier" in module:
             fc = {0: "fc6", 3: "fc7"}.get(position)
             return (fc, kind) if fc else None
-        layers = {p: layer for layer, p in _BASE.items()}
+        layers = {p: layer for layer, p in VGG16_POSITIONS.items()}
         return (layers[position], kind) if position in layers else None
-    # LAYER/w and LAYER/b; Keras' own names in their several generations.
+    # LAYER/w and LAYER/b, or the names of several generations of Keras.
     keras = re.search(r"block(\d)_conv(\d)", name)
     layer = f"conv{keras[1]}_{keras[2]}" if keras else None
     if layer is None:
@@ -145,7 +157,7 @@ def _vgg_place(layout: Layout, name: str) -> tuple[str, str] | None:
 
 
 def detect_format(names: Collection[str]) -> Layout | None:
-    """The layout that the names of a file's arrays are of, None for none that is known."""
+    """Detect the layout of a file from the names of its arrays; None if unknown."""
     if "vgg.0.weight" in names:
         return "ssd.pytorch"
     if "backbone.features.0.weight" in names:
@@ -162,10 +174,10 @@ def detect_format(names: Collection[str]) -> Layout | None:
 
 
 def oihw_to_hwio(value: np.ndarray) -> np.ndarray:
-    """OIHW to HWIO; what is no kernel stays."""
+    """Transpose a kernel from OIHW to HWIO; other arrays are returned unchanged."""
     return np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if value.ndim == 4 else value
 
 
 def hwio_to_oihw(value: np.ndarray) -> np.ndarray:
-    """HWIO to OIHW; what is no kernel stays."""
+    """Transpose a kernel from HWIO to OIHW; other arrays are returned unchanged."""
     return np.ascontiguousarray(value.transpose(3, 2, 0, 1)) if value.ndim == 4 else value

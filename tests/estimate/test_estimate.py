@@ -23,7 +23,8 @@ from ssd_jax.estimate.accelerators import (
     roofline,
 )
 from ssd_jax.estimate.hlo import AllReduce, Program, array_bytes, convolution_flops, memory_bytes
-from ssd_jax.kernels.conv2d import ConvGeometry, conv2d
+from ssd_jax.kernels.conv2d import conv2d, use_cpu_conv
+from ssd_jax.kernels.geometry import ConvGeometry
 from ssd_jax.training.step import shard_batch
 from tests.training.test_step import TINY, TINY_PRIORS, tiny_batch
 
@@ -164,10 +165,11 @@ def test_flops_of_a_convolution_and_its_gradients(stride):
 def test_accelerators_get_the_plain_convolution(platform):
     def loss(x, kernel):
         bias = jnp.zeros(64)
-        return jnp.sum(conv2d(x, kernel, bias, ConvGeometry(1, 1), cpu_conv="winograd"))
+        return jnp.sum(conv2d(x, kernel, bias, ConvGeometry(1, 1)))
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 16, 16, 64), (3, 3, 64, 64))]
-    traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*shapes)
+    with use_cpu_conv("winograd"):
+        traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*shapes)
     there = traced.lower(lowering_platforms=(platform,)).as_text()
     here = traced.lower(lowering_platforms=("cpu",)).as_text()
     # The layer itself, and its gradients for the input and for the weights.

@@ -12,6 +12,7 @@ import pytest
 
 from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.cli import run_main
+from ssd_jax.config import ExtraBlock
 from ssd_jax.export import __main__ as export
 from ssd_jax.export import layers
 from ssd_jax.export.network import Network
@@ -142,7 +143,7 @@ def test_exported_file_works_without_this_project(form, batch, checkpoint, run, 
 def test_export_of_network_variants(form, change_, run, tmp_path):
     changes = {"eval": {}, "model": {}, "priors": {}} | change_
     if "feature_layers" in changes["model"]:
-        changes["model"] |= {"extras": ((64, 64, 3, 2, 1), (64, 64, 3, 2, 1))}
+        changes["model"] |= {"extras": (ExtraBlock(64, 64, stride=2, padding=1),) * 2}
         changes["priors"] = {"sizes": (16, 24, 32, 64), "aspect_ratios": ((2,), (2, 3), (2,))}
     config = change(CONFIG, **changes)
     path = checkpoint_of(tmp_path / "run", config, 1, 1.0 if config.model.batch_norm else 8.0)

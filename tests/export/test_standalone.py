@@ -10,7 +10,7 @@ from ssd_jax.data.augment import preprocess_eval
 from ssd_jax.export import standalone
 from ssd_jax.export.check import difference
 from ssd_jax.inference.detector import Detections
-from ssd_jax.ops.nms import multiclass_nms
+from ssd_jax.kernels.nms import multiclass_nms
 
 
 @pytest.mark.parametrize("seed", range(20))

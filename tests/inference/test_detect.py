@@ -1,4 +1,4 @@
-"""Detection over a source: pixels of the original images, any batch size, any devices."""
+"""Detection over a source: boxes in original pixels, for any batch size."""
 
 import functools
 import gc
@@ -11,6 +11,7 @@ import pytest
 from ssd_jax.data.types import Annotation
 from ssd_jax.evaluation.ground_truth import data_set
 from ssd_jax.inference.detect import StoppedError, detect_source, make_detect
+from ssd_jax.kernels.conv2d import use_cpu_conv
 from ssd_jax.kernels.winograd import transform_kernel
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import decode_boxes
@@ -75,7 +76,7 @@ def test_the_batch_size_does_not_matter():
     np.testing.assert_allclose(one.boxes, three.boxes, atol=1e-4)
 
 
-def test_boxes_are_vocs_pixels_of_the_original():
+def test_boxes_are_in_pixels_of_the_original_image():
     """The best detection of the first image, worked out by hand."""
     found = table(2)
     model, weights = variables()
@@ -100,79 +101,92 @@ def test_ground_truth_counts_pixels_from_one():
     np.testing.assert_array_equal(truth.boxes[1], [6, 6, 40, 20])
 
 
-def test_it_stops_between_two_batches_when_asked():
+def test_detection_stops_between_batches_on_request():
     asked = []
 
-    def detect(variables, images):
-        return jax.tree.map(lambda x: np.zeros((len(images), *x.shape), x.dtype), EMPTY)
+    class Detect:
+        def prepare(self, variables):
+            return variables
+
+        def __call__(self, variables, images):
+            return jax.tree.map(lambda x: np.zeros((len(images), *x.shape), x.dtype), EMPTY)
 
     def stop():
         asked.append(True)
         return len(asked) == 2
 
     with pytest.raises(StoppedError):
-        detect_source(detect, {}, Wide(), image_size=64, batch_size=1, stop=stop)
+        detect_source(Detect(), {}, Wide(), image_size=64, batch_size=1, stop=stop)
     assert len(asked) == 2  # of three batches
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 
 
-def make_winograd(monkeypatch):
-    """Detection with Winograd's form wherever it can be, and the kernels that it transforms."""
-    transformed = []
+@pytest.fixture
+def transformed(monkeypatch):
+    """Shapes of the kernels that are transformed; Winograd is used wherever it can be."""
+    shapes = []
 
     def transform(kernel):
-        transformed.append(kernel.shape)
+        shapes.append(kernel.shape)
         return transform_kernel(kernel)
 
     monkeypatch.setattr("ssd_jax.kernels.conv2d.transform_kernel", transform)
-    config = change(CONFIG, model={"cpu_conv": "winograd"})
-    return make_detect(make_model(config.model, config.priors), config), transformed
+    with use_cpu_conv("winograd"):
+        yield shapes
 
 
-def assert_same(found, known):
-    for a, b in zip(found, known, strict=True):
+def detect_directly(weights, images):
+    model, _ = variables()
+    with use_cpu_conv("direct"):
+        return make_detect(model, CONFIG)(weights, images)
+
+
+def assert_close(detections, expected):
+    for a, b in zip(detections, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_kernels_are_transformed_once_for_many_batches(monkeypatch):
-    detect, transformed = make_winograd(monkeypatch)
+def test_kernels_of_prepared_variables_are_transformed_once(transformed):
     model, weights = variables()
-    known = make_detect(model, CONFIG)(weights, IMAGES)
-    assert known.count.min() > 0
-    assert_same(detect(weights, IMAGES), known)
-    # VGG16's thirteen and two heads, in the program that prepares: that which detects has none.
+    expected = detect_directly(weights, IMAGES)
+    assert expected.count.min() > 0
+    detect = make_detect(model, CONFIG)
+    prepared = detect.prepare(weights)
+    # VGG16's thirteen and two heads.
     assert len(transformed) == 15
-    twice = detect(dict(weights), np.concatenate([IMAGES, IMAGES]))  # a program of its own
-    assert_same(twice, [np.concatenate([f, f]) for f in known])
+    assert_close(detect(prepared, IMAGES), expected)
+    twice = detect(prepared, np.concatenate([IMAGES, IMAGES]))  # another program
+    assert_close(twice, [np.concatenate([f, f]) for f in expected])
     assert len(transformed) == 15
 
 
 @pytest.mark.parametrize("kind", [jnp.array, np.array])
-def test_other_weights_are_prepared_anew(monkeypatch, kind):
-    detect, _ = make_winograd(monkeypatch)
+def test_variables_are_prepared_for_their_current_values(transformed, kind):
     model, weights = variables()
-    given = jax.tree.map(kind, weights)
-    first = detect(given, IMAGES)
+    detect = make_detect(model, CONFIG)
+    inputs = jax.tree.map(kind, weights)
+    first = detect(detect.prepare(inputs), IMAGES)
     if kind is np.array:
-        for array in jax.tree.leaves(given):
+        for array in jax.tree.leaves(inputs):
             array *= 0.5  # the same arrays, with other values
     else:
-        given = jax.tree.map(lambda a: 0.5 * a, given)
-    known = make_detect(model, CONFIG)(jax.tree.map(lambda a: 0.5 * a, weights), IMAGES)
-    assert np.abs(first.scores - known.scores).max() > 1e-2
-    assert_same(detect(given, IMAGES), known)
+        inputs = jax.tree.map(lambda a: 0.5 * a, inputs)
+    expected = detect_directly(jax.tree.map(lambda a: 0.5 * a, weights), IMAGES)
+    assert np.abs(first.scores - expected.scores).max() > 1e-2
+    assert_close(detect(detect.prepare(inputs), IMAGES), expected)
+    assert_close(detect(inputs, IMAGES), expected)  # without preparation
 
 
-def test_what_was_prepared_goes_with_the_weights(monkeypatch):
-    detect, _ = make_winograd(monkeypatch)
-    _, weights = variables()
-    own = jax.tree.map(jnp.array, weights)
-    detect(own, IMAGES)
+def test_transformed_kernels_are_freed_with_the_prepared_variables(transformed):
+    model, weights = variables()
+    detect = make_detect(model, CONFIG)
+    prepared = detect.prepare(jax.tree.map(jnp.array, weights))
+    detect(prepared, IMAGES)
     before = sum(a.nbytes for a in jax.live_arrays())
-    held = sum(a.nbytes for a in jax.tree.leaves(own))
-    del own
+    size = sum(a.nbytes for a in jax.tree.leaves(weights))
+    del prepared
     gc.collect()
     # Winograd's matrices are 24 / 9 as large as the kernels, which are most of the weights.
-    assert before - sum(a.nbytes for a in jax.live_arrays()) > 2 * held
+    assert before - sum(a.nbytes for a in jax.live_arrays()) > 2 * size

@@ -1,4 +1,4 @@
-"""Winograd's transforms along one side, against the correlation written out."""
+"""Winograd's transforms along one axis, against a direct correlation."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def correlation(kernel, inputs):
 
 
 @TILES
-def test_outputs_by_two_products_more_than_there_are(tile):
+def test_outputs_from_two_products_more(tile):
     kernel, inputs = RNG.normal(size=(3, 5)), RNG.normal(size=(tile.outputs + 2, 5))
     products = np.multiply(tile.kernel(kernel), tile.inputs(inputs))
     assert len(products) == tile.outputs + 2
@@ -24,17 +24,17 @@ def test_outputs_by_two_products_more_than_there_are(tile):
 
 
 @TILES
-def test_the_gradient_is_the_transpose(tile):
+def test_result_gradient_is_the_transpose_of_result(tile):
     products, grads = RNG.normal(size=(tile.outputs + 2, 5)), RNG.normal(size=(tile.outputs, 5))
     assert len(tile.result_gradient(grads)) == len(products)
-    there = np.sum(np.multiply(tile.result(products), grads))
-    back = np.sum(np.multiply(products, tile.result_gradient(grads)))
-    np.testing.assert_allclose(there, back)
+    forward = np.sum(np.multiply(tile.result(products), grads))
+    backward = np.sum(np.multiply(products, tile.result_gradient(grads)))
+    np.testing.assert_allclose(forward, backward)
 
 
 @TILES
-def test_a_turned_kernel_has_the_same_transforms(tile):
+def test_a_reversed_kernel_has_the_same_factors(tile):
     kernel = RNG.normal(size=(3, 5))
     transforms = tile.kernel(kernel)
-    flip_permutation = [transforms[k] for k in tile.flip_permutation]
-    np.testing.assert_allclose(flip_permutation, tile.kernel(kernel[::-1]), atol=1e-12)
+    flipped = [transforms[k] for k in tile.flip_permutation]
+    np.testing.assert_allclose(flipped, tile.kernel(kernel[::-1]), atol=1e-12)

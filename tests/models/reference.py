@@ -3,7 +3,7 @@
 import numpy as np
 from flax import traverse_util
 
-from ssd_jax.config import BASE_LAYERS, ModelConfig, PriorConfig
+from ssd_jax.config import BASE_LAYERS, ExtraBlock, ModelConfig, PriorConfig
 
 SEED = 20161208
 VOC = ModelConfig(classes=tuple("abcdefghijklmnopqrst"))
@@ -11,7 +11,11 @@ SSD512 = ModelConfig(
     classes=VOC.classes,
     image_size=512,
     feature_layers=(*VOC.feature_layers, "conv12_2"),
-    extras=((256, 512, 3, 2, 1), *[(128, 256, 3, 2, 1)] * 3, (128, 256, 4, 1, 1)),
+    extras=(
+        ExtraBlock(256, 512, stride=2, padding=1),
+        *[ExtraBlock(128, 256, stride=2, padding=1)] * 3,
+        ExtraBlock(128, 256, kernel_size=4, padding=1),
+    ),
 )
 SSD512_PRIORS = PriorConfig(
     sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),

@@ -1,4 +1,4 @@
-"""The network against the reference's figures, its published size and its shapes."""
+"""The network against recorded outputs of ssd.pytorch, published sizes and shapes."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from ssd_jax.config import ConfigError, ModelConfig, PriorConfig
+from ssd_jax.config import BASE_LAYERS, ConfigError, ModelConfig, PriorConfig
 from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
+from ssd_jax.models.vgg import VGG16_LAYERS, ConvLayer
 from tests.models.reference import SSD512, SSD512_PRIORS, VOC, reference_image, reference_params
 
 
@@ -26,7 +27,7 @@ def test_ssd300_has_the_published_size():
     assert len(model_priors(VOC, PriorConfig())) == 8732
 
 
-def test_ssd512_is_ssd300_with_one_extra_pair_and_source_more():
+def test_ssd512_has_one_more_extra_block_and_feature_layer_than_ssd300():
     assert feature_sizes(SSD512) == (64, 32, 16, 8, 4, 2, 1)
     assert len(model_priors(SSD512, SSD512_PRIORS)) == 24_564
 
@@ -43,29 +44,28 @@ def test_ssd512_is_ssd300_with_one_extra_pair_and_source_more():
     assert count(SSD512, SSD512_PRIORS) == 26_285_486 + more == 27_188_676
 
 
-def test_forward_equals_the_reference(golden):
-    known = np.load(golden / "forward.npz")
+def test_outputs_equal_ssd_pytorch(golden):
+    expected = np.load(golden / "forward.npz")
     model = make_model(VOC, PriorConfig())
     image = jnp.asarray(reference_image())
     loc, conf = jax.jit(model.apply)({"params": reference_params(golden)}, image)
     assert loc.shape == (2, 8732, 4)
     assert conf.shape == (2, 8732, 21)
-    index = known["prior_index"]
-    for ours, theirs in ((loc, known["loc"]), (conf, known["conf"])):
+    index = expected["prior_index"]
+    for ours, theirs in ((loc, expected["loc"]), (conf, expected["conf"])):
         ours = np.asarray(ours)[:, index]
         # Measured: 2e-6 of the scale with either convolution path.
         assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 def test_outputs_follow_the_order_of_the_priors():
-    """A head whose bias is one number a box gives each prior its box's number."""
+    """A head with one bias per box gives each prior the bias of its box."""
     config = ModelConfig(
         classes=("a",),
         image_size=64,
         width_multiplier=0.125,
         feature_layers=("conv4_3", "conv7"),
         extras=(),
-        cpu_conv="direct",
     )
     priors = PriorConfig(sizes=(16, 32, 64), steps=(8, 16), aspect_ratios=((2,), (2, 3)))
     model = make_model(config, priors)
@@ -82,7 +82,7 @@ def test_outputs_follow_the_order_of_the_priors():
     np.testing.assert_allclose(loc[0, :, 2:], sizes, atol=1e-5)
 
 
-def test_bfloat16_computes_low_and_returns_float32():
+def test_bfloat16_network_returns_float32():
     config = dataclasses.replace(
         VOC,
         image_size=96,
@@ -103,7 +103,7 @@ def test_bfloat16_computes_low_and_returns_float32():
         assert 0 < float(jnp.abs(a - b).max()) < 0.05 * float(jnp.abs(b).max())
 
 
-def test_an_image_too_small_for_the_layers_is_named():
+def test_an_image_too_small_for_the_layers_is_reported():
     config = dataclasses.replace(VOC, image_size=128)
     with pytest.raises(ConfigError, match=r"model.image_size 128 leaves no cell for conv10_2"):
         feature_sizes(config)
@@ -122,3 +122,8 @@ def test_feature_sizes_are_the_sizes_of_the_maps(size):
     image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
     (loc, _), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     assert loc.shape[1] == len(model_priors(config, priors))
+
+
+def test_convolutions_of_the_table_are_the_base_layers_of_the_config():
+    names = [layer.name for layer in VGG16_LAYERS if isinstance(layer, ConvLayer)]
+    assert tuple(names) == BASE_LAYERS

@@ -80,12 +80,12 @@ def in_pixels(found, b, width, height):
     }
 
 
-def test_names_are_all_that_torchvision_has(recorded):
+def test_names_cover_torchvisions_state_dict(recorded):
     known, config, *_ = recorded
     assert set(torchvision_ssd_names(config.model)) == set(map(str, known["names"]))
 
 
-def test_classes_of_coco_keep_torchvisions_indices():
+def test_coco_classes_keep_torchvisions_indices():
     assert len(COCO91_CLASSES) == len(set(COCO91_CLASSES)) == 90
     for index, name in ((1, "person"), (13, "stop sign"), (67, "dining table"), (90, "toothbrush")):
         assert COCO91_CLASSES[index - 1] == name

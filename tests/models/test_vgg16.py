@@ -13,7 +13,7 @@ from ssd_jax.weights.command import main
 from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.importers import import_arrays
-from ssd_jax.weights.name_maps import _POSITIONS, hwio_to_oihw
+from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw
 from ssd_jax.weights.vgg16 import reduce_fc
 from tests.conftest import SHARED
 
@@ -36,7 +36,7 @@ def convs():
 
 def torch_names(convs, room):
     names = {}
-    for (kernel, bias), position in zip(convs.values(), _POSITIONS, strict=False):
+    for (kernel, bias), position in zip(convs.values(), VGG16_POSITIONS.values(), strict=False):
         names[f"{room}{position}.weight"] = hwio_to_oihw(kernel)
         names[f"{room}{position}.bias"] = bias
     return names
@@ -67,7 +67,7 @@ def assert_base_is(imported, convs, *, bgr):
         ("{0}.kernel", "{0}.bias"),
     ],
 )
-def test_keras_in_all_its_names(convs, kernel, bias):
+def test_keras_names_of_all_versions(convs, kernel, bias):
     imported = import_arrays("a.h5", WeightFile(keras_names(convs, kernel, bias), {}))
     assert_base_is(imported, convs, bgr=True)
     assert imported.config.model.image_mean == (123.68, 116.779, 103.939)
@@ -84,7 +84,7 @@ def test_h5(convs, tmp_path):
     assert_base_is(imported, convs, bgr=True)
 
 
-def test_reducedfc_is_caffes(convs):
+def test_reducedfc_equals_caffe(convs):
     values = torch_names(convs, "")
     rng = np.random.default_rng(1)
     values["31.weight"] = rng.standard_normal((1024, 512, 3, 3), np.float32)
@@ -96,7 +96,7 @@ def test_reducedfc_is_caffes(convs):
     np.testing.assert_array_equal(kernel, values["31.weight"].transpose(2, 3, 1, 0))
 
 
-def test_torchvisions_division_goes_into_the_first_kernel(convs):
+def test_torchvisions_division_is_folded_into_the_first_kernel(convs):
     imported = import_arrays("vgg16.pth", WeightFile(torch_names(convs, "features."), {}))
     pixels = np.random.default_rng(2).uniform(0, 255, (3, 3, 3))
     seen = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -163,7 +163,7 @@ def test_a_full_classifier_gives_a_complete_base(convs, program):
         np.testing.assert_array_equal(base[layer]["conv"]["bias"], bias[::4])
 
 
-def test_what_does_not_fit_is_named(convs):
+def test_invalid_arrays_are_reported(convs):
     plain = {
         f"{layer}/{k}": v for layer, kv in convs.items() for k, v in zip("wb", kv, strict=True)
     }
@@ -196,7 +196,7 @@ def imagenet(tmp_path_factory):
     return init_from(fresh, config), np.load(file)
 
 
-def test_imagenets_convolutions_become_the_base(imagenet):
+def test_imagenet_convolutions_become_the_base(imagenet):
     (variables, report), file = imagenet
     assert report.num_loaded == 26
     assert report.reinitialized[:2] == ("base/conv6/conv", "base/conv7/conv")
@@ -209,13 +209,14 @@ def test_imagenets_convolutions_become_the_base(imagenet):
 
 
 @pytest.mark.slow
-def test_imagenets_features_tell_classes_apart(imagenet, shared_data):
+def test_imagenet_features_separate_classes(imagenet, shared_data):
     """Nearest centroid of conv5_3's means: far above chance, less with BGR."""
     import xml.etree.ElementTree as ET
 
     import cv2
 
-    from ssd_jax.models.vgg import VGG16Base
+    from ssd_jax.models.layers import ConvStack
+    from ssd_jax.models.vgg import VGG16_LAYERS
 
     (variables, _), _ = imagenet
     names = ("aeroplane", "bird", "car", "cat", "dog", "horse", "person", "train")
@@ -229,7 +230,7 @@ def test_imagenets_features_tell_classes_apart(imagenet, shared_data):
                 image = cv2.imread(str(folder / "JPEGImages" / f"{file.stem}.jpg"))[..., ::-1]
                 crop = cv2.resize(np.ascontiguousarray(image[y1:y2, x1:x2]), (128, 128))
                 crops[name].append(crop.astype(np.float32))
-    base = VGG16Base(1.0, (), False, np.dtype("float32"), "auto", None)
+    base = ConvStack(VGG16_LAYERS)
     apply = jax.jit(
         lambda x: base.apply({"params": variables["params"]["base"]}, x, False)["conv5_3"].mean(
             (1, 2)

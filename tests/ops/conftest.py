@@ -1,4 +1,4 @@
-"""What the tests of ops share: the reference's priors, and Caffe's published numbers."""
+"""Shared fixtures: ssd.pytorch's priors and the numbers of Caffe's unit tests."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from ssd_jax.ops.priors import make_priors
 
 @pytest.fixture(scope="session")
 def caffe(fixtures: Path) -> dict[str, Any]:
-    """Numbers of Caffe's unit tests, by the first word of their heading."""
+    """Return the numbers of Caffe's unit tests by the first words of their headings."""
     values = json.loads((fixtures / "ssd-caffe-numbers" / "values.json").read_text())
     return {heading.split(" (")[0]: value for heading, value in values.items()}
 
 
 @pytest.fixture(scope="session")
 def voc_priors() -> np.ndarray:
-    """SSD300's priors for VOC, clipped as ssd.pytorch does: [8732, 4] cxcywh."""
+    """Return SSD300's priors for VOC, clipped as in ssd.pytorch: [8732, 4] cxcywh."""
     return make_priors(
         (38, 19, 10, 5, 3, 1),
         300,

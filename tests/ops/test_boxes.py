@@ -44,7 +44,7 @@ def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
     return corners.reshape(n, 4).astype(np.float32)
 
 
-def test_forms_of_a_known_box():
+def test_conversion_of_a_box():
     xyxy = jnp.array([[[0.1, 0.2, 0.5, 0.4]]])
     np.testing.assert_allclose(xyxy_to_cxcywh(xyxy), [[[0.3, 0.3, 0.4, 0.2]]], atol=1e-7)
     np.testing.assert_allclose(cxcywh_to_xyxy(xyxy_to_cxcywh(xyxy)), xyxy, atol=1e-7)
@@ -56,13 +56,13 @@ def test_iou_equals_a_double_loop():
     np.testing.assert_allclose(pairwise_iou(a, b), slow_iou(a, b), atol=1e-6)
 
 
-def test_iou_of_caffe(caffe):
+def test_iou_equals_caffe(caffe):
     case = caffe["jaccard"]
     iou = pairwise_iou(jnp.array([case["box"]]), jnp.array(case["others"], jnp.float32))
     np.testing.assert_allclose(iou[0], case["iou"], atol=1e-6)
 
 
-def test_overlaps_of_caffe(caffe):
+def test_pairwise_iou_equals_caffe(caffe):
     case = caffe["match"]
     iou = pairwise_iou(jnp.array(case["gt"]), jnp.array(case["priors"], jnp.float32))
     np.testing.assert_allclose(iou.max(axis=0), case["overlaps_all_labels"], atol=1e-6)
@@ -83,7 +83,7 @@ def test_iou_of_a_box_with_itself_is_1(boxes):
     np.testing.assert_array_equal(np.diag(pairwise_iou(boxes, boxes)), 1)
 
 
-def test_a_box_without_area_overlaps_nothing_and_has_no_gradient():
+def test_a_box_without_area_has_zero_iou_and_gradient():
     point, line, inverted = [0.5, 0.5, 0.5, 0.5], [0.2, 0.5, 0.8, 0.5], [0.8, 0.8, 0.2, 0.2]
     flat = jnp.array([point, line, inverted])
     full = jnp.array([[0.0, 0.0, 1.0, 1.0]])
@@ -93,7 +93,7 @@ def test_a_box_without_area_overlaps_nothing_and_has_no_gradient():
     np.testing.assert_array_equal(gradient, np.zeros((3, 4)))
 
 
-def test_iou_is_the_same_to_the_bit_under_jit(golden, voc_priors):
+def test_iou_is_bit_identical_under_jit(golden, voc_priors):
     """Symmetric priors tie; contracted arithmetic would break the ties by compilation."""
     boxes = np.load(golden / "matching.npz")["boxes_5"]
     priors = np.asarray(cxcywh_to_xyxy(voc_priors))
@@ -105,7 +105,7 @@ def test_iou_is_the_same_to_the_bit_under_jit(golden, voc_priors):
     np.testing.assert_array_equal(best, eager.max(axis=1))
 
 
-def test_offsets_of_caffe(caffe):
+def test_offsets_equal_caffe(caffe):
     for name in ("encode center-size", "decode center-size"):
         case = caffe[name]
         prior = xyxy_to_cxcywh(jnp.array([case["prior"]]))
@@ -153,7 +153,7 @@ def test_jit_and_vmap_equal_eager():
             np.testing.assert_allclose(batched[k], eager, rtol=1e-5, atol=1e-5)
 
 
-def test_growth_of_a_side_is_limited_on_demand():
+def test_max_box_scale_limits_the_sides():
     priors = np.array([[0.5, 0.5, 0.1, 0.2]], np.float32)
     offsets = np.array([[0, 0, 20, 1]], np.float32)
     limited = np.asarray(decode_boxes(offsets, priors, VARIANCES, max_box_scale=5))[0]

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd_jax.ops.losses import MultiboxLoss, hard_negative_mask, multibox_loss, smooth_l1
+from ssd_jax.kernels import losses as kernel
+from ssd_jax.ops import losses as reference
+from ssd_jax.ops.losses import MultiboxLoss, smooth_l1
 from ssd_jax.ops.matching import Targets, make_targets
 
+IMPLEMENTATIONS = pytest.mark.parametrize("ops", [reference, kernel], ids=["reference", "kernel"])
 SEED = 20161208  # of the golden figures
 
 
@@ -50,9 +53,9 @@ def random_case(rng, priors=40, classes=4, positives=5):
     return loc, conf, Targets(target, label)
 
 
-@jax.jit
-def loss_of(loc, conf, targets, num_positives):
-    return multibox_loss(loc, conf, targets, num_positives, neg_pos_ratio=3.0)
+@functools.partial(jax.jit, static_argnames="ops")
+def loss_of(ops, loc, conf, targets, num_positives):
+    return ops.multibox_loss(loc, conf, targets, num_positives, neg_pos_ratio=3.0)
 
 
 def test_smooth_l1_of_known_values():
@@ -62,11 +65,12 @@ def test_smooth_l1_of_known_values():
     np.testing.assert_allclose(slope, np.clip(x, -1, 1))
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many ties", "few ties"])
-def test_hard_negatives_equal_a_slow_sort(ratio, levels):
+def test_hard_negatives_equal_a_slow_sort(ops, ratio, levels):
     rng = np.random.default_rng(levels)
-    function = jax.jit(functools.partial(hard_negative_mask, ratio=ratio))
+    function = jax.jit(functools.partial(ops.hard_negative_mask, ratio=ratio))
     for positives in (0, 1, 2, 7, 15, 29, 30):
         loss = (rng.integers(0, levels, 30) / levels).astype(np.float32)
         positive = rng.permutation(30) < positives
@@ -74,18 +78,20 @@ def test_hard_negatives_equal_a_slow_sort(ratio, levels):
         np.testing.assert_array_equal(mask, slow_hard_negatives(loss, positive, ratio))
 
 
-def test_loss_equals_a_slow_loop():
+@IMPLEMENTATIONS
+def test_loss_equals_a_slow_loop(ops):
     rng = np.random.default_rng(0)
     for positives in (0, 1, 5, 20, 40):
         case = random_case(rng, positives=positives)
-        loss = loss_of(*case, 7)
+        loss = loss_of(ops, *case, 7)
         np.testing.assert_allclose(loss, slow_loss(*case, 7, 3.0), rtol=1e-5)
 
 
-def test_gradient_equals_finite_differences_of_the_slow_loop():
+@IMPLEMENTATIONS
+def test_gradient_equals_finite_differences_of_the_slow_loop(ops):
     rng = np.random.default_rng(1)
     loc, conf, targets = random_case(rng, priors=20, positives=3)
-    gradient = jax.grad(lambda x: loss_of(loc, x, targets, 3).conf)(conf)
+    gradient = jax.grad(lambda x: loss_of(ops, loc, x, targets, 3).conf)(conf)
     step = 1e-4
     for j in range(0, 20, 3):
         for c in range(4):
@@ -96,7 +102,8 @@ def test_gradient_equals_finite_differences_of_the_slow_loop():
             np.testing.assert_allclose(gradient[j, c], rise / (2 * step), atol=1e-4)
 
 
-def test_loss_and_gradient_of_the_reference(golden, voc_priors):
+@IMPLEMENTATIONS
+def test_loss_and_gradient_of_the_reference(ops, golden, voc_priors):
     case = np.load(golden / "multibox_loss.npz")
     rng = np.random.default_rng([SEED, 2])
     loc = rng.normal(0, 1, (3, 8732, 4)).astype(np.float32)
@@ -115,7 +122,9 @@ def test_loss_and_gradient_of_the_reference(golden, voc_priors):
     def loss_and_gradient(loc, conf):
         def total(loc, conf):
             positives = jnp.sum(targets.label > 0)
-            image_losses = jax.vmap(loss_of, (0, 0, 0, None))(loc, conf, targets, positives)
+            image_losses = jax.vmap(functools.partial(loss_of, ops), (0, 0, 0, None))(
+                loc, conf, targets, positives
+            )
             losses = jax.tree.map(jnp.sum, image_losses)
             return losses.loc + losses.conf, losses
 
@@ -132,59 +141,65 @@ def test_loss_and_gradient_of_the_reference(golden, voc_priors):
         np.testing.assert_allclose(gradient[tuple(index)], expected, rtol=1e-4, atol=atol)
 
 
-def test_zero_positives_give_no_loss_and_no_gradient():
+@IMPLEMENTATIONS
+def test_zero_positives_give_no_loss_and_no_gradient(ops):
     rng = np.random.default_rng(2)
     loc, conf, targets = random_case(rng, positives=0)
-    total = lambda loc, conf: sum(loss_of(loc, conf, targets, 0))  # noqa: E731
+    total = lambda loc, conf: sum(loss_of(ops, loc, conf, targets, 0))  # noqa: E731
     value, gradients = jax.value_and_grad(total, argnums=(0, 1))(loc, conf)
     assert value == 0
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
-def test_rows_of_very_different_size_do_not_underflow():
+@IMPLEMENTATIONS
+def test_rows_of_very_different_size_do_not_underflow(ops):
     conf = jnp.array([[1e4, 0.0], [-1e4, -1e4], [0.0, 1e4]])
     targets = Targets(jnp.zeros((3, 4)), jnp.array([0, 1, 1]))
-    loss, gradient = jax.value_and_grad(lambda c: loss_of(jnp.zeros((3, 4)), c, targets, 1).conf)(
-        conf
-    )
+    loss, gradient = jax.value_and_grad(
+        lambda c: loss_of(ops, jnp.zeros((3, 4)), c, targets, 1).conf
+    )(conf)
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
     assert np.all(np.isfinite(gradient))
 
 
-def test_a_prediction_that_overflows_at_a_negative_does_not_reach_the_loss():
+@IMPLEMENTATIONS
+def test_a_prediction_that_overflows_at_a_negative_does_not_reach_the_loss(ops):
     rng = np.random.default_rng(3)
     loc, conf, targets = random_case(rng)
     wild = np.where(targets.label[:, None] > 0, loc, np.inf)
-    expected = jax.value_and_grad(lambda x: loss_of(x, conf, targets, 5).loc)(loc)
-    result = jax.value_and_grad(lambda x: loss_of(x, conf, targets, 5).loc)(wild)
+    expected = jax.value_and_grad(lambda x: loss_of(ops, x, conf, targets, 5).loc)(loc)
+    result = jax.value_and_grad(lambda x: loss_of(ops, x, conf, targets, 5).loc)(wild)
     np.testing.assert_array_equal(result[0], expected[0])
     np.testing.assert_array_equal(result[1], expected[1])
 
 
-def test_images_share_the_divisor_of_the_batch():
+@IMPLEMENTATIONS
+def test_images_share_the_divisor_of_the_batch(ops):
     rng = np.random.default_rng(4)
     case = random_case(rng)
-    one, eight = loss_of(*case, 1), loss_of(*case, jnp.array(8))
+    one, eight = loss_of(ops, *case, 1), loss_of(ops, *case, jnp.array(8))
     np.testing.assert_allclose(np.array(one) / 8, np.array(eight), rtol=1e-6)
 
 
-def test_bfloat16_is_computed_in_float32():
+@IMPLEMENTATIONS
+def test_bfloat16_is_computed_in_float32(ops):
     rng = np.random.default_rng(5)
     loc, conf, targets = random_case(rng, priors=400, positives=100)
     loc, conf = jnp.asarray(loc, jnp.bfloat16), jnp.asarray(conf, jnp.bfloat16)
-    loss = loss_of(loc, conf, targets, 100)
-    exact = loss_of(loc.astype(jnp.float32), conf.astype(jnp.float32), targets, 100)
+    loss = loss_of(ops, loc, conf, targets, 100)
+    exact = loss_of(ops, loc.astype(jnp.float32), conf.astype(jnp.float32), targets, 100)
     assert loss.loc.dtype == loss.conf.dtype == jnp.float32
     np.testing.assert_array_equal(loss, exact)
 
 
-def test_jit_and_vmap_equal_eager():
+@IMPLEMENTATIONS
+def test_jit_and_vmap_equal_eager(ops):
     rng = np.random.default_rng(6)
     cases = [random_case(rng, positives=k) for k in (0, 3, 20)]
     batch = jax.tree.map(lambda *x: np.stack(x), *cases)
-    batched = jax.jit(jax.vmap(loss_of, (0, 0, 0, None)))(*batch, 23)
+    batched = jax.jit(jax.vmap(functools.partial(loss_of, ops), (0, 0, 0, None)))(*batch, 23)
     assert isinstance(batched, MultiboxLoss)
     for k, case in enumerate(cases):
-        eager = multibox_loss(*case, 23, neg_pos_ratio=3.0)
+        eager = ops.multibox_loss(*case, 23, neg_pos_ratio=3.0)
         np.testing.assert_allclose([batched.loc[k], batched.conf[k]], eager, rtol=1e-5)

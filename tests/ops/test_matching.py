@@ -5,24 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssd_jax.kernels import matching as kernel
+from ssd_jax.ops import matching as reference
 from ssd_jax.ops.boxes import cxcywh_to_xyxy, encode_boxes, pairwise_iou
-from ssd_jax.ops.matching import make_targets, match_boxes, match_priors
 
 RULES = ("bipartite", "per_object")
+IMPLEMENTATIONS = pytest.mark.parametrize("ops", [reference, kernel], ids=["reference", "kernel"])
 VARIANCES = (0.1, 0.2)
 
 
-@functools.partial(jax.jit, static_argnames=("threshold", "rule"))
-def targets_of(priors, boxes, labels, mask, threshold=0.5, rule="bipartite"):
-    return make_targets(
+@functools.partial(jax.jit, static_argnames=("ops", "threshold", "rule"))
+def targets_of(ops, priors, boxes, labels, mask, threshold=0.5, rule="bipartite"):
+    return ops.make_targets(
         priors, boxes, labels, mask, threshold=threshold, rule=rule, variances=VARIANCES
     )
 
 
-@functools.partial(jax.jit, static_argnames=("threshold", "rule"))
-def matches_of(iou, valid, threshold, rule):
-    """The object of each prior, -1 for a negative one."""
-    index, positive = match_priors(iou, valid, threshold=threshold, rule=rule)
+@functools.partial(jax.jit, static_argnames=("ops", "threshold", "rule"))
+def matches_of(ops, iou, valid, threshold, rule):
+    """Return the index of each prior's box, or -1."""
+    index, positive = ops.match_priors(iou, valid, threshold=threshold, rule=rule)
     return jnp.where(positive, index, -1)
 
 
@@ -59,55 +61,35 @@ def slow_matches(iou: np.ndarray, valid: np.ndarray, threshold: float, rule: str
     return result
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("levels", [4, 1000], ids=["many ties", "few ties"])
-def test_matches_equal_a_slow_loop(rule, levels):
+def test_matches_equal_a_slow_loop(ops, rule, levels):
     rng = np.random.default_rng(levels)
     for _ in range(40):
         iou = (rng.integers(0, levels, (7, 23)) / levels).astype(np.float32)
         iou *= rng.random((7, 23)) < 0.4
         valid = rng.random(7) < 0.7
         expected = slow_matches(iou, valid, 0.6, rule)
-        np.testing.assert_array_equal(matches_of(iou, valid, 0.6, rule), expected)
+        np.testing.assert_array_equal(matches_of(ops, iou, valid, 0.6, rule), expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("priors", [5, 40], ids=["more objects than priors", "more priors"])
-def test_matching_in_turn_equals_matching_at_once(rule, priors):
-    def of_both(boxes, corners, valid):
-        iou = pairwise_iou(boxes, corners)
-        at_once = match_priors(iou, valid, threshold=0.5, rule=rule)
-        return iou, at_once, match_boxes(boxes, corners, valid, threshold=0.5, rule=rule)
-
-    # Few places for the corners: many boxes are equal, or tie, or have no area.
-    rng = np.random.default_rng(priors)
-    corners = np.sort(rng.integers(0, 5, (60, 2, priors, 2)), axis=1) / np.float32(4)
-    corners = np.concatenate([corners[:, 0], corners[:, 1]], axis=-1)
-    boxes = np.sort(rng.integers(0, 5, (60, 2, 12, 2)), axis=1) / np.float32(4)
-    boxes = np.concatenate([boxes[:, 0], boxes[:, 1]], axis=-1)
-    valid = rng.random((60, 12)) < rng.random((60, 1))
-    iou, *results = jax.jit(jax.vmap(of_both))(boxes, corners, valid)
-    secured_second_best = 0
-    for k in range(60):
-        expected = slow_matches(np.asarray(iou[k]), valid[k], 0.5, rule)
-        for index, positive in results:
-            got = np.where(positive[k], index[k], -1)
-            np.testing.assert_array_equal(got, expected)
-        best = np.argmax(iou[k], axis=1)
-        secured_second_best += sum(expected[best[i]] != i for i in np.flatnonzero(valid[k]))
-    assert secured_second_best > 60
-
-
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("k", range(6))
-def test_targets_of_the_reference(golden, voc_priors, k):
+def test_targets_equal_ssd_pytorch(ops, golden, voc_priors, k):
     case = np.load(golden / "matching.npz")
     boxes, labels = case[f"boxes_{k}"], case[f"labels_{k}"].astype(np.int32) + 1
-    # Padded to one size, with numbers that must not matter.
+    # Padded to one size, with values that must not matter.
     padding = 41 - len(boxes)
     boxes = np.pad(boxes, ((0, padding), (0, 0)), constant_values=np.nan)
     mask = np.arange(41) < len(labels)
     targets = targets_of(
-        voc_priors, boxes, np.pad(labels, (0, padding), constant_values=7), mask, rule="per_object"
+        ops,
+        voc_priors,
+        boxes,
+        np.pad(labels, (0, padding), constant_values=7),
+        mask,
+        rule="per_object",
     )
     np.testing.assert_array_equal(targets.label, case[f"conf_{k}"])
     positive = np.flatnonzero(targets.label)
@@ -115,7 +97,8 @@ def test_targets_of_the_reference(golden, voc_priors, k):
     np.testing.assert_allclose(targets.loc[positive], case[f"loc_{k}"], rtol=0, atol=1e-4)
 
 
-def test_matches_of_caffe(caffe):
+@IMPLEMENTATIONS
+def test_matches_equal_caffe(ops, caffe):
     case = caffe["match"]
     iou = pairwise_iou(jnp.array(case["gt"]), jnp.array(case["priors"], jnp.float32))
     nothing = 1.1  # no IoU reaches it: Caffe's BIPARTITE, which has no second phase
@@ -129,27 +112,30 @@ def test_matches_of_caffe(caffe):
     labels = np.array(case["gt_labels"])
     for (which, threshold), matches in expected.items():
         valid = labels == 1 if which == "label 1" else labels > 0
-        result = matches_of(iou, valid, threshold, "bipartite")
+        result = matches_of(ops, iou, valid, threshold, "bipartite")
         np.testing.assert_array_equal(result, matches, err_msg=f"{which}, {threshold}")
 
 
-def test_two_objects_that_claim_one_prior():
+@IMPLEMENTATIONS
+def test_two_boxes_with_the_same_best_prior(ops):
     iou = jnp.array([[0.4, 0.1, 0.0], [0.3, 0.2, 0.0]])
     both = np.array([True, True])
-    # Caffe: the better object keeps the prior, the other one gets its second best.
-    np.testing.assert_array_equal(matches_of(iou, both, 0.5, "bipartite"), [0, 1, -1])
-    # ssd.pytorch: the later object takes it, the other one has none.
-    np.testing.assert_array_equal(matches_of(iou, both, 0.5, "per_object"), [1, -1, -1])
+    # Caffe: the box with the larger IoU gets the prior, the other one its second best.
+    np.testing.assert_array_equal(matches_of(ops, iou, both, 0.5, "bipartite"), [0, 1, -1])
+    # ssd.pytorch: the later box gets it, the other one none.
+    np.testing.assert_array_equal(matches_of(ops, iou, both, 0.5, "per_object"), [1, -1, -1])
 
 
-def test_a_secured_prior_stays_although_another_object_overlaps_it_more():
+@IMPLEMENTATIONS
+def test_a_forced_match_stays_if_another_box_overlaps_the_prior_more(ops):
     iou = jnp.array([[0.9, 0.8], [0.7, 0.0]])
     both = np.array([True, True])
-    np.testing.assert_array_equal(matches_of(iou, both, 0.5, "bipartite"), [0, 0])
-    np.testing.assert_array_equal(matches_of(iou, both, 0.5, "per_object"), [1, 0])
+    np.testing.assert_array_equal(matches_of(ops, iou, both, 0.5, "bipartite"), [0, 0])
+    np.testing.assert_array_equal(matches_of(ops, iou, both, 0.5, "per_object"), [1, 0])
 
 
-def test_bipartite_follows_a_chain_in_which_each_pair_waits_for_the_one_before():
+@IMPLEMENTATIONS
+def test_bipartite_matching_of_a_chain_of_dependent_pairs(ops):
     n = 9
     iou = np.zeros((n, n), np.float32)
     for i in range(n):
@@ -157,81 +143,95 @@ def test_bipartite_follows_a_chain_in_which_each_pair_waits_for_the_one_before()
         if i + 1 < n:
             iou[i + 1, i] = 0.47 - 0.04 * i
     every = np.ones(n, bool)
-    result = matches_of(iou, every, 0.5, "bipartite")
+    result = matches_of(ops, iou, every, 0.5, "bipartite")
     np.testing.assert_array_equal(result, np.arange(n))
     np.testing.assert_array_equal(result, slow_matches(iou, every, 0.5, "bipartite"))
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
-def test_an_object_without_area_is_not_forced_and_all_targets_are_finite(voc_priors, rule):
+def test_a_box_without_area_is_not_matched_and_targets_are_finite(ops, voc_priors, rule):
     boxes = jnp.array([[0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.6, 0.7]])
-    targets = targets_of(voc_priors, boxes, jnp.array([3, 5]), jnp.array([True, True]), rule=rule)
+    targets = targets_of(
+        ops, voc_priors, boxes, jnp.array([3, 5]), jnp.array([True, True]), rule=rule
+    )
     assert set(np.unique(targets.label)) == {0, 5}
     assert np.all(np.isfinite(targets.loc))
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
-def test_small_objects_below_the_threshold_still_get_a_prior(voc_priors, rule):
+def test_boxes_below_the_threshold_still_get_a_prior(ops, voc_priors, rule):
     boxes = jnp.array([[0.5, 0.5, 0.51, 0.51], [0.1, 0.1, 0.12, 0.11]])
-    targets = targets_of(voc_priors, boxes, jnp.array([3, 5]), jnp.array([True, True]), rule=rule)
+    targets = targets_of(
+        ops, voc_priors, boxes, jnp.array([3, 5]), jnp.array([True, True]), rule=rule
+    )
     assert sorted(np.asarray(targets.label)[np.flatnonzero(targets.label)]) == [3, 5]
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
-def test_an_image_without_objects_is_background(voc_priors, rule):
+def test_an_image_without_objects_is_background(ops, voc_priors, rule):
     padding = (np.full((3, 4), np.nan, np.float32), np.full(3, 9, np.int32), np.zeros(3, bool))
     nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
     for boxes, labels, mask in (padding, nothing):
-        loc, label = targets_of(voc_priors, boxes, labels, mask, rule=rule)
+        loc, label = targets_of(ops, voc_priors, boxes, labels, mask, rule=rule)
         assert loc.dtype == jnp.float32
         assert label.dtype == jnp.int32
         np.testing.assert_array_equal(loc, np.zeros((8732, 4)))
         np.testing.assert_array_equal(label, np.zeros(8732))
-    index, positive = match_priors(jnp.zeros((0, 5)), jnp.zeros(0, bool), threshold=0.5, rule=rule)
+    index, positive = ops.match_priors(
+        jnp.zeros((0, 5)), jnp.zeros(0, bool), threshold=0.5, rule=rule
+    )
     assert index.shape == positive.shape == (5,)
     assert not positive.any()
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("number", [np.nan, np.inf, 0.5, -1e30])
-def test_numbers_of_padding_do_not_matter(rule, number):
+def test_values_in_padding_do_not_matter(ops, rule, number):
     rng = np.random.default_rng(4)
     priors = np.concatenate(
         [rng.uniform(0.2, 0.8, (50, 2)), rng.uniform(0.1, 0.4, (50, 2))], axis=1
     ).astype(np.float32)
     boxes = np.asarray(cxcywh_to_xyxy(priors[[3, 20, 44]])) + np.float32(0.01)
     labels = np.array([1, 2, 3], np.int32)
-    alone = targets_of(priors, boxes, labels, np.ones(3, bool), rule=rule)
-    # Padding in front, too: an object's place must not matter.
+    alone = targets_of(ops, priors, boxes, labels, np.ones(3, bool), rule=rule)
+    # Padding in front, too: a box's position must not matter.
     padded = np.full((6, 4), number, np.float32)
     padded[[1, 2, 4]] = boxes
     mask = np.isin(np.arange(6), [1, 2, 4])
-    result = targets_of(priors, padded, np.array([9, 1, 2, 9, 3, 9], np.int32), mask, rule=rule)
+    result = targets_of(
+        ops, priors, padded, np.array([9, 1, 2, 9, 3, 9], np.int32), mask, rule=rule
+    )
     np.testing.assert_array_equal(result.label, alone.label)
     np.testing.assert_array_equal(result.loc, alone.loc)
     assert alone.label.max() == 3
 
 
-def test_padding_makes_no_nan_on_the_way():
+@IMPLEMENTATIONS
+def test_padding_produces_no_intermediate_nan(ops):
     boxes = jnp.array([[0.1, 0.1, 0.6, 0.6], [np.nan] * 4])
     arguments = {"threshold": 0.5, "rule": "per_object", "variances": VARIANCES}
     priors = jnp.array([[0.4, 0.4, 0.5, 0.5], [0.8, 0.8, 0.2, 0.2]])
     with jax.debug_nans(True):
-        result = make_targets(
+        result = ops.make_targets(
             priors, boxes, jnp.array([2, 9]), jnp.array([True, False]), **arguments
         )
     np.testing.assert_array_equal(result.label, [2, 0])
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
-def test_jit_and_vmap_equal_eager(golden, voc_priors, rule):
+def test_jit_and_vmap_equal_eager(ops, golden, voc_priors, rule):
     case = np.load(golden / "matching.npz")
     priors = voc_priors[::3]
     boxes = np.stack([case["boxes_3"], case["boxes_4"][:8]])
     labels = np.stack([case["labels_3"], case["labels_4"][:8]]).astype(np.int32) + 1
     mask = np.array([[True] * 8, [True] * 5 + [False] * 3])
     arguments = {"threshold": 0.5, "rule": rule, "variances": VARIANCES}
-    function = functools.partial(make_targets, **arguments)
+    function = functools.partial(ops.make_targets, **arguments)
     batched = jax.jit(jax.vmap(function, (None, 0, 0, 0)))(priors, boxes, labels, mask)
     for k in range(2):
         eager = function(priors, boxes[k], labels[k], mask[k])
@@ -245,6 +245,7 @@ def test_jit_and_vmap_equal_eager(golden, voc_priors, rule):
         np.testing.assert_allclose(eager.loc[positive], offsets, rtol=1e-5, atol=1e-5)
 
 
-def test_an_unknown_rule_is_named():
+@IMPLEMENTATIONS
+def test_an_unknown_rule_is_reported(ops):
     with pytest.raises(ValueError, match="'bipartite' or 'per_object'"):
-        match_priors(jnp.zeros((1, 2)), jnp.ones(1, bool), threshold=0.5, rule="best")
+        ops.match_priors(jnp.zeros((1, 2)), jnp.ones(1, bool), threshold=0.5, rule="best")

@@ -28,7 +28,7 @@ def priors_300(name: str, clip: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["voc300", "coco300"])
-def test_priors_of_the_reference(golden, name):
+def test_priors_equal_ssd_pytorch(golden, name):
     expected = np.load(golden / "priors.npz")[name]
     priors = priors_300(name, clip=True)
     assert priors.dtype == np.float32
@@ -46,14 +46,14 @@ def test_counts():
     assert num_priors(FEATURES_512, RATIOS_512) == 24564
 
 
-def test_ssd512_has_its_count_and_no_steps_means_image_over_cells():
+def test_empty_steps_are_the_image_divided_by_the_cells():
     arguments = {"sizes": SIZES_512, "aspect_ratios": RATIOS_512}
-    given = make_priors(FEATURES_512, 512, steps=(8, 16, 32, 64, 128, 256, 512), **arguments)
-    assert given.shape == (24564, 4)
-    np.testing.assert_array_equal(make_priors(FEATURES_512, 512, steps=(), **arguments), given)
+    explicit = make_priors(FEATURES_512, 512, steps=(8, 16, 32, 64, 128, 256, 512), **arguments)
+    assert explicit.shape == (24564, 4)
+    np.testing.assert_array_equal(make_priors(FEATURES_512, 512, steps=(), **arguments), explicit)
 
 
-def test_priors_of_caffe(caffe):
+def test_priors_equal_caffe(caffe):
     case = caffe["prior box"]
     side = case["feature_map"]
     priors = make_priors(
@@ -69,7 +69,7 @@ def test_priors_of_caffe(caffe):
         np.testing.assert_allclose(cells[4, 4, int(box)], expected, atol=1e-6)
 
 
-def test_order_is_source_row_column_box():
+def test_order_is_layer_row_column_box():
     sources = {"sizes": (20, 30, 40), "steps": (50, 100), "aspect_ratios": ((2,), ())}
     priors = make_priors((2, 1), 100, **sources)
     expected = []
@@ -83,7 +83,7 @@ def test_order_is_source_row_column_box():
     np.testing.assert_allclose(priors, expected, atol=1e-6)
 
 
-def test_offset_moves_the_centres():
+def test_offset_moves_the_centers():
     priors = make_priors((2,), 100, sizes=(20, 30), steps=(), aspect_ratios=((),), offset=0.25)
     np.testing.assert_allclose(np.unique(priors[:, :2]), [0.125, 0.625])
 
@@ -91,23 +91,23 @@ def test_offset_moves_the_centres():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sizes": (20, 30)}, "sizes has 2 entries and the sources need 3"),
+        ({"sizes": (20, 30)}, "sizes has 2 entries; the feature layers need 3"),
         ({"steps": (50,)}, "steps has 1 entries"),
         ({"aspect_ratios": ((2,),)}, "aspect_ratios has 1 entries"),
     ],
 )
-def test_lengths_that_do_not_fit_are_named(change, message):
+def test_mismatched_lengths_are_reported(change, message):
     arguments = {"sizes": (20, 30, 40), "steps": (50, 100), "aspect_ratios": ((2,), ())}
     with pytest.raises(ValueError, match=message):
         make_priors((2, 1), 100, **(arguments | change))
 
 
-def test_num_priors_names_lengths_that_do_not_fit():
+def test_num_priors_reports_mismatched_lengths():
     with pytest.raises(ValueError, match="aspect_ratios"):
         num_priors((2, 1), ((2,),))
 
 
-def test_clipping_sizes_alone_leaves_centres():
+def test_clip_wh_leaves_centers_unchanged():
     """torchvision's rule: cells may reach past the image, boxes may not be wider than it."""
     common = {"sizes": (90, 120), "steps": (60,), "aspect_ratios": ((2,),)}
     plain = make_priors((2,), 100, **common)

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from ssd_jax.config import ModelConfig, OptimConfig, PriorConfig, TrainConfig
 from ssd_jax.estimate.hlo import Program
+from ssd_jax.kernels.conv2d import use_cpu_conv
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import (
     create_train_state,
@@ -31,7 +32,6 @@ TINY = ModelConfig(
     feature_layers=("conv4_3", "conv7"),
     extras=(),
     batch_norm=True,
-    cpu_conv="direct",
 )
 TINY_PRIORS = PriorConfig(sizes=(16, 32, 64), steps=(), aspect_ratios=((2,), (2,)))
 # A small rate: rounding must not grow until another hard negative is chosen.
@@ -200,7 +200,7 @@ def test_five_steps_follow_the_reference(golden, path):
     batch = {"image": image, "boxes": boxes, "labels": labels, "mask": mask}
     devices = jax.local_devices()[:1]
     step, state = make_step(
-        dataclasses.replace(VOC, cpu_conv=path),
+        VOC,
         PriorConfig(clip=True),
         TrainConfig(batch_size=2, matching="per_object"),
         OptimConfig(learning_rate=1e-4, milestones=()),
@@ -209,7 +209,8 @@ def test_five_steps_follow_the_reference(golden, path):
     state = replicate(state.replace(params=reference_params(golden)), devices)
     losses = []
     for _ in range(5):
-        state, metrics = step(state, shard_batch(batch, 1))
+        with use_cpu_conv(path):
+            state, metrics = step(state, shard_batch(batch, 1))
         losses.append([float(metrics[n]) for n in ("loss_loc", "loss_conf", "grad_norm")])
     losses = np.array(losses)
     np.testing.assert_allclose(losses[:3, :2], known["losses"][:3, :2], rtol=5e-4)

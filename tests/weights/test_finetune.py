@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 
 from ssd_jax.checkpoints.reader import write_checkpoint
-from ssd_jax.config import ConfigError
+from ssd_jax.config import ConfigError, ExtraBlock
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights.finetune import init_from
 from tests.tiny import TINY, change
@@ -84,7 +84,10 @@ def test_reordered_classes_are_matched_by_name(saved):
 def test_additional_feature_layer_is_reinitialized(saved):
     more = change(
         OLD,
-        model={"feature_layers": ("conv4_3", "conv7", "conv8_2"), "extras": ((8, 8, 3, 2, 1),)},
+        model={
+            "feature_layers": ("conv4_3", "conv7", "conv8_2"),
+            "extras": (ExtraBlock(8, 8, stride=2, padding=1),),
+        },
         priors={"sizes": (16, 32, 64, 90), "aspect_ratios": ((2,), (2,), (2,))},
     )
     (old, new, result), report = start(saved, more)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.ops.ranks import _bisect_bits, float_sort_key, kth_largest
+from ssd_jax.kernels.radix_select import _bisect_bits, float_sort_key, kth_largest
 
 NUMBERS = st.floats(width=32, allow_nan=False, allow_subnormal=False)
 
@@ -20,7 +20,7 @@ FINDERS = {
 
 @settings(deadline=None, max_examples=60)
 @given(hnp.arrays(np.float32, 20, elements=NUMBERS))
-def test_bits_are_in_the_order_of_the_numbers(x):
+def test_sort_keys_have_the_order_of_the_floats(x):
     bits = np.asarray(float_sort_key(x)).astype(np.int64)
     np.testing.assert_array_equal(bits[:, None] < bits[None], x[:, None] < x[None])
     np.testing.assert_array_equal(bits[:, None] == bits[None], x[:, None] == x[None])
@@ -30,7 +30,7 @@ def test_bits_are_in_the_order_of_the_numbers(x):
 @pytest.mark.parametrize("most", [3, 100, 2**32 - 1])
 @pytest.mark.parametrize("rows", [1, 31, 32, 100])
 @pytest.mark.parametrize("finder", FINDERS.values(), ids=FINDERS)
-def test_the_best_reach_it_and_the_others_do_not(finder, most, rows):
+def test_exactly_k_values_reach_the_threshold_without_ties(finder, most, rows):
     rng = np.random.default_rng(rows)
     values = rng.integers(0, most, (rows, 5), dtype=np.uint32)
     for k in {1, rows // 3 + 1, rows}:
@@ -44,17 +44,17 @@ def test_the_best_reach_it_and_the_others_do_not(finder, most, rows):
                 assert reach == k
 
 
-def test_each_column_has_its_own_k():
+def test_one_k_per_column():
     values = np.arange(40, dtype=np.uint32)[:, None] * np.ones(3, np.uint32)
     least = np.asarray(find(values, np.array([1, 7, 40])))
     np.testing.assert_array_equal(np.sum(values >= least, axis=0), [1, 7, 40])
 
 
-def test_more_than_there_are_is_zero():
+def test_threshold_is_zero_if_k_is_above_n():
     assert find(np.full((3, 1), 9, np.uint32), 4) == 0
 
 
-def test_both_zeros_are_equal():
+def test_both_zeros_have_the_same_key():
     for function in (float_sort_key, jax.jit(float_sort_key)):
         bits = function(np.array([-0.0, 0.0], np.float32))
         assert bits[0] == bits[1]

@@ -2,14 +2,14 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax.ops.candidates import mask_to_indices, pack_bits, popcount, top_k_mask, unpack_bits
+from ssd_jax.kernels.bitmask import mask_to_indices, pack_bits, popcount, top_k_mask, unpack_bits
 
 ROWS = [1, 31, 32, 33, 100]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("rows", ROWS)
-def test_words_hold_the_choice(rows, share):
+def test_packing_counting_and_indexing_a_mask(rows, share):
     chosen = np.random.default_rng(rows).random((rows, 4)) < share
     words = pack_bits(chosen)
     np.testing.assert_array_equal(popcount(words), chosen.sum(axis=0))
@@ -26,7 +26,7 @@ def test_words_hold_the_choice(rows, share):
 
 @pytest.mark.parametrize("levels", [1, 3, 1000], ids=["all equal", "many ties", "few ties"])
 @pytest.mark.parametrize("rows", ROWS)
-def test_the_best_are_those_of_a_sort(rows, levels):
+def test_top_k_mask_equals_a_sort(rows, levels):
     rng = np.random.default_rng(levels)
     choose = jax.jit(top_k_mask, static_argnums=2)
     for share in (0.2, 1.0):
@@ -41,7 +41,7 @@ def test_the_best_are_those_of_a_sort(rows, levels):
                 np.testing.assert_array_equal(kept, sorted(order))
 
 
-def test_nan_is_chosen_by_nobody():
+def test_nan_is_never_selected():
     scores = np.array([[np.nan], [0.5], [np.nan], [-np.inf]], np.float32)
     words = top_k_mask(scores, np.asarray(scores > -1), 3)
     np.testing.assert_array_equal(unpack_bits(words[:, 0], 4), [False, True, False, False])
