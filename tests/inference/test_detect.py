@@ -132,6 +132,7 @@ def transformed(monkeypatch):
         shapes.append(kernel.shape)
         return transform_kernel(kernel)
 
+    variables()  # cached: its initialization must not transform kernels here
     monkeypatch.setattr("ssd_jax.kernels.conv2d.transform_kernel", transform)
     with use_cpu_conv("winograd"):
         yield shapes
