@@ -73,7 +73,7 @@ def detect(detector: "Detector", file: Path) -> DemoResult:
 
     Raises UserError, naming the file but not where it lies, if it cannot be read.
     """
-    from ssd_jax.data.images import decode_picture
+    from ssd_jax.data.images import decode_image
     from ssd_jax.inference.detector import turn_upright
     from ssd_jax.inference.drawing import resize
 
@@ -81,7 +81,7 @@ def detect(detector: "Detector", file: Path) -> DemoResult:
         data = file.read_bytes()
     except OSError:
         raise _gone(file) from None
-    header, stored = decode_picture(data, Path(file.name))
+    header, stored = decode_image(data, Path(file.name))
     image = turn_upright(stored, header.orientation)
     height, width = image.shape[:2]
     factor = _factor(max(width, height))

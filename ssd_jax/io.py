@@ -19,6 +19,9 @@ MAX_JSON = 1 << 32
 """Largest annotation file or results file that is read (bytes)."""
 
 _PAGE = 4096
+_MAX_REASON = 200
+# Causes that libraries wrap in messages of many lines.
+_SYSTEM_ERRORS = ("No space left on device", "Permission denied", "Read-only file system")
 
 
 def is_file(path: Path) -> bool:
@@ -110,3 +113,17 @@ def atomic_write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(error.errno, f"cannot write the file: {error.strerror}", str(path)) from None
+
+
+def reason(error: BaseException) -> str:
+    """Return the cause of an error as one line, without the name of the file.
+
+    Args:
+        error: an OSError, or an error of a library whose message may have many lines.
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    for cause in _SYSTEM_ERRORS:
+        if cause in text:
+            return cause
+    line = text.splitlines()[0][:_MAX_REASON] if text else type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in line)

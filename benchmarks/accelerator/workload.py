@@ -53,7 +53,7 @@ def host_batch(config: Config, batch: int, seed: int = 0) -> dict[str, np.ndarra
         batch, config.data.max_objects, classes=len(config.model.classes), seed=seed
     )
     size = config.model.image_size
-    return {"image": images(batch, size, seed), "boxes": boxes, "labels": labels, "mask": mask}
+    return {"image": images(batch, size, seed), "boxes": boxes, "labels": labels - 1, "mask": mask}
 
 
 def initial_state(config: Config) -> Any:

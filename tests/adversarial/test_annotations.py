@@ -32,7 +32,7 @@ def usable(source):
         size = np.array([one.width, one.height] * 2)
         assert np.all(np.isfinite(one.boxes_px))
         assert np.all((one.boxes_px >= 0) & (one.boxes_px <= size))
-        assert np.all((one.labels >= 1) & (one.labels <= len(CLASSES)))
+        assert np.all((one.labels >= 0) & (one.labels < len(CLASSES)))
     return source
 
 

@@ -186,11 +186,11 @@ def test_what_is_drawn_and_counted_is_what_make_targets_says(
     for call, sample in zip(calls, samples, strict=True):
         image, boxes, texts, broken, priors_px, owners = call
         side = len(image)
-        targets = targets_of(priors, sample.boxes, sample.labels, sample.mask)
+        targets = targets_of(priors, sample.boxes, sample.labels + 1, sample.mask)
         label = np.asarray(targets.label)
         expected = np.array([corners(p) for p in priors[label > 0]]) * side
         np.testing.assert_allclose(priors_px, expected, atol=1e-3)
-        np.testing.assert_array_equal(sample.labels[owners], label[label > 0])
+        np.testing.assert_array_equal(sample.labels[owners] + 1, label[label > 0])
         np.testing.assert_allclose(boxes, sample.boxes[sample.mask] * side)
         for k, (box, text, gaps) in enumerate(zip(boxes, texts, broken, strict=True)):
             iou = [slow_iou(box, p) for p in priors_px[owners == k]]
@@ -235,12 +235,12 @@ def test_the_record_is_drawn_beside_the_sample(monkeypatch):
         image_id="name",
         image=np.full((100, 200, 3), 7, np.uint8),
         boxes=np.array([[0.5, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 1]], np.float32),
-        labels=np.array([1, 1, 1]),
+        labels=np.array([0, 0, 0]),
         difficult=np.array([False, True, True]),
         crowd=np.array([False, False, True]),
     )
     boxes, mask = padded([[0, 0, 0.5, 0.5]])
-    sample = show.Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.ones(8, int), mask, record)
+    sample = show.Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.zeros(8, int), mask, record)
     show._sample_panel(sample, ("cat",), 400)
     (before, before_boxes), (after, after_boxes) = drawn
     assert before.shape == after.shape == (400, 400, 3)

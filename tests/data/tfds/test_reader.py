@@ -25,8 +25,7 @@ def open_source(root: Path, **fields) -> TfdsSource:
 
 def labels(source: TfdsSource) -> list[list[str]]:
     return [
-        [VOC_CLASSES[k - 1] for k in source.annotation(i).labels.tolist()]
-        for i in range(len(source))
+        [VOC_CLASSES[k] for k in source.annotation(i).labels.tolist()] for i in range(len(source))
     ]
 
 
