@@ -78,7 +78,7 @@ def read_header(data: bytes) -> Header:
         if data.startswith(_PNG):
             return _read_png(data)
         for signature, (name, reader) in _READERS.items():
-            if data.startswith(signature):
+            if data.startswith(signature) and (signature != b"RIFF" or data[8:12] == b"WEBP"):
                 return _read_with_pillow(data, name, reader)
     raise ValueError("it is none of JPEG, PNG, BMP, TIFF and WebP")
 

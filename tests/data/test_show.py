@@ -89,7 +89,7 @@ def test_priors_of_an_object_are_those_of_a_double_loop(rule, boxes):
 
     iou = np.array([[slow_iou(b, corners(p)) for p in priors] for b in boxes[:n].astype(float)])
     owner = np.array(slow_owners(iou.reshape(n, len(priors)), 0.45, rule))
-    np.testing.assert_array_equal(matches.owner, owner)
+    np.testing.assert_array_equal(matches.object_index, owner)
     assert matches.num_priors.tolist() == [(owner == k).sum() for k in range(n)]
     expected = [iou[k, p] if k >= 0 else 0 for p, k in enumerate(owner)]
     np.testing.assert_allclose(matches.iou, expected, atol=1e-6)
@@ -117,9 +117,9 @@ def test_the_samples_are_the_first_images_of_the_training():
 def test_the_table_adds_up():
     owners = [[-1, 0, 0, 1, -1], [-1, -1, -1, 0, 0], [-1] * 5]
     matches = [
-        show.Matches(np.array(owners[0]), None, np.array([2, 1, 0]), np.array([0.8, 0.4, 0])),
-        show.Matches(np.array(owners[1]), None, np.array([2]), np.array([0.5])),
-        show.Matches(np.array(owners[2]), None, np.array([], int), np.array([])),
+        show.PriorMatches(np.array(owners[0]), None, np.array([2, 1, 0]), np.array([0.8, 0.4, 0])),
+        show.PriorMatches(np.array(owners[1]), None, np.array([2]), np.array([0.5])),
+        show.PriorMatches(np.array(owners[2]), None, np.array([], int), np.array([])),
     ]
     console = Console(file=io.StringIO(), record=True, width=100)
     show.print_table(matches, TINY, [2, 3], console)
@@ -250,7 +250,7 @@ def test_the_record_is_drawn_beside_the_sample(monkeypatch):
     np.testing.assert_array_equal(after_boxes, [[0, 0, 200, 200]])
     assert captions == [
         "name: 200 x 100, 3 objects, 1 crowd, 1 difficult",
-        "as trained on: 1 object",
+        "augmented: 1 object",
     ]
 
 

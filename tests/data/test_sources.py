@@ -35,7 +35,7 @@ class TestFindClasses:
         [
             (None, r"data\.class_file .*names\.txt cannot be read \(No such file"),
             ("\n \n", r"data\.class_file .*names\.txt is empty"),
-            ("cat\ndog\ncat\n", r"data\.class_file .*names\.txt names cat twice"),
+            ("cat\ndog\ncat\n", r"data\.class_file .*names\.txt has cat twice"),
         ],
     )
     def test_class_file_that_cannot_be_used(self, tmp_path, text, match):

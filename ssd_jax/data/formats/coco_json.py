@@ -88,6 +88,7 @@ def read_categories(
 ) -> dict[int, str | None]:
     """Return id -> name, None for a category that is skipped."""
     categories: dict[int, str | None] = {}
+    names: set[str] = set()
     for k, record in enumerate(content["categories"]):
         with errors_to(on_finding):
             location = Location(path, item=f"categories[{k}]")
@@ -99,10 +100,11 @@ def read_categories(
             name = get_field(location, record, "name")
             if not isinstance(name, str) or not name.strip():
                 raise location.error(f"has the name {brief(name)}", "write its class")
-            if name in categories.values():
+            if name in names:
                 problem = f"has the name of another category, {brief(name)}"
                 raise location.error(problem, "rename it", "duplicate")
             categories[key] = name
+            names.add(name)
     if not categories:
         raise DataError(Finding(f"{path} has no category", "list the classes there", file=path))
     return categories

@@ -230,7 +230,7 @@ def _check_layout(base: Path, folder: Path) -> None:
     """Raise DataError if `folder`, which is `base` or one year in it, is not in VOC's layout."""
     years = sorted(p.name.removeprefix("VOC") for p in base.glob("VOC*") if p.is_dir())
     if not is_dir(folder):
-        advice = "data.root must be a VOCdevkit that holds it, or the split must not name a year"
+        advice = "data.root must be the VOCdevkit that holds it, or the split must not name a year"
         if years:
             advice = f"the years of this devkit are {shorten(years, 20)}"
         raise DataError(f"{folder} is missing; {advice}")
@@ -240,7 +240,7 @@ def _check_layout(base: Path, folder: Path) -> None:
         subject = "data.root" if folder == base else folder.name
         advice = f"; splits of a VOCdevkit name a year: {years[0]}:trainval" if years else ""
         raise DataError(
-            f"{folder / part} is missing; {subject} must be a folder that holds "
+            f"{folder / part} is missing; {subject} must be the folder that holds "
             f"Annotations, JPEGImages and ImageSets/Main{advice if folder == base else ''}"
         )
 

@@ -165,7 +165,7 @@ class TestVocErrors:
     def test_no_splits_at_all(self, tmp_path):
         root = make_folder(tmp_path, {})
         (root / "ImageSets/Main/train.txt").unlink()
-        self.check(r"train\.txt is missing.*write one image id a line", root)
+        self.check(r"train\.txt is missing.*write one image id per line", root)
 
     def test_empty_split(self, tmp_path):
         self.check("split 'train' names no image", make_folder(tmp_path, {}))
@@ -173,7 +173,7 @@ class TestVocErrors:
     def test_no_annotation(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml()})
         (root / "Annotations/a.xml").unlink()
-        self.check(r"a\.xml is missing; add it or take a off the list", root)
+        self.check(r"a\.xml is missing; add it or remove a from the list", root)
 
     def test_no_image(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(), "b": write_xml()})
@@ -186,7 +186,7 @@ class TestVocErrors:
 
     def test_class_of_other_case(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(write_object("Cat"))})
-        self.check(r"class 'Cat'.*write it as 'cat': case counts", root)
+        self.check(r"class 'Cat'.*write it as 'cat': names are case-sensitive", root)
 
     def test_many_classes_are_not_all_listed(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(write_object("bird"))})
@@ -230,7 +230,7 @@ class TestVocErrors:
     def test_too_many_tags(self, tmp_path, tags):
         root = make_folder(tmp_path, {"a": f"<annotation>{tags}"})
         started = time.perf_counter()
-        self.check(r"a\.xml is not a usable annotation: has 600,001 tags, and 500,000", root)
+        self.check(r"a\.xml is not a usable annotation: has 600,001 tags; at most 500,000", root)
         assert time.perf_counter() - started < 1
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
