@@ -327,7 +327,7 @@ def make_page(choices: dict[str, LazyDetector], *, threshold: float, most_mb: in
             detector = choices[name].detector()
             return detect(detector, upload) if upload else ""
         except UserError as error:
-            return getattr(error, "what", str(error))
+            return getattr(getattr(error, "finding", None), "message", str(error))
 
     def on_upload(file: str, name: str) -> tuple[Any, ...]:
         # The place to drop the next one is free again.

@@ -92,8 +92,7 @@ class TestBefore:
         out, err = capfd.readouterr()
         assert out == ""
         assert err == (
-            "data: preparing a data set needs tensorflow; "
-            "run pip install 'ssd_jax[prepare]'\n"
+            "data: preparing a data set needs tensorflow; run pip install 'ssd_jax[prepare]'\n"
         )
         assert not (tmp_path / "tfds").exists()
 

@@ -137,7 +137,7 @@ class TestShapes:
             assert (example.boxes <= 1).all()
             assert (example.boxes[:, 2:] > example.boxes[:, :2]).all()
             seen.update(example.labels.tolist())
-        assert seen == set(range(1, len(SHAPES) + 1))
+        assert seen == set(range(len(SHAPES)))
 
     def test_boxes_are_tight(self):
         """Against each object drawn alone, at 16 times the resolution."""

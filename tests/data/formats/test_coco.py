@@ -156,7 +156,7 @@ class TestErrors:
             ({"annotations": [OBJECT | {"id": None}]}, r"annotations\[0\] has id None; write"),
             ({"categories": [less(CATEGORY, "name")]}, r"category 7 has no name; add it"),
             ({"categories": [CATEGORY | {"name": " "}]}, r"category 7 has the name ' '; write"),
-            ({"categories": [CATEGORY | {"id": "d"}]}, r"category 'd' has an id that is not a whole"),
+            ({"categories": [CATEGORY | {"id": "d"}]}, r"category 'd' has an id that is not a wh"),
             ({"categories": [CATEGORY, CATEGORY]}, r"has the id of another category, 7"),
             ({"categories": [CATEGORY, CATEGORY | {"id": 8}]}, r"category 8 has the name of an"),
             ({"categories": []}, r"has no category; list"),
@@ -179,7 +179,7 @@ class TestErrors:
                 {"images": [IMAGE | {"file_name": "9.jpg"}]},
                 r"9\.jpg is missing, image 1 of .*\(1 of 1",
             ),
-            ({"annotations": [OBJECT, OBJECT]}, r"has the id of another annotation, 11; remove one"),
+            ({"annotations": [OBJECT, OBJECT]}, r"has the id of another annotation, 11; remove"),
             (
                 {"annotations": [OBJECT | {"image_id": 9}]},
                 r"annotation 11 has image_id 9, which no",
