@@ -57,9 +57,9 @@ class Finding:
     """A problem or peculiarity of a data set; `str` gives it as one printable line."""
 
     message: str
-    """What is wrong; names the file."""
+    """Description of the problem; names the file."""
     advice: str = ""
-    """What to change."""
+    """Advice on the fix."""
     kind: str = "data_set"
     """A key of KINDS."""
     file: Path | None = None

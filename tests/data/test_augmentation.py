@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.data import augment, ssd_pytorch
+from ssd_jax.data import augmentation, ssd_pytorch
 from ssd_jax.data.augmentation import (
     CROP_IOUS,
     augment_caffe,
@@ -138,9 +138,9 @@ class TestAugment:
 
     def test_boxes_follow_the_pixels(self, name, monkeypatch):
         """A white square on black stays where its box says, through everything but colours."""
-        module = augment if name == "caffe" else ssd_pytorch
+        module = augmentation if name == "caffe" else ssd_pytorch
         monkeypatch.setattr(module, "photometric_distort", lambda _, image: image)
-        monkeypatch.setattr(augment, "INTERPOLATIONS", (cv2.INTER_LINEAR,))
+        monkeypatch.setattr(augmentation, "INTERPOLATIONS", (cv2.INTER_LINEAR,))
         monkeypatch.setitem(globals(), "FILL", (0, 0, 0))
         image = np.zeros((120, 160, 3), np.uint8)
         image[30:90, 40:100] = 255
@@ -354,7 +354,7 @@ class TestRandomCrop:
             k = CROP_IOUS.index(min_iou)
             return np.array([0, 0, k + 1, 9]) if k in finds else None
 
-        monkeypatch.setattr(augment, "sample_crop", crop)
+        monkeypatch.setattr(augmentation, "sample_crop", crop)
         rng, boxes, view = np.random.default_rng(0), np.ones((1, 4)), np.array([0, 0, 7, 9])
         widths = [random_crop(rng, boxes, view)[2] for _ in range(4200)]
         return np.bincount(widths, minlength=8)[1:]
@@ -459,8 +459,8 @@ class TestFlips:
 class TestResize:
     def test_all_interpolations_are_used_alike(self, monkeypatch):
         used = []
-        original = augment.resample
-        monkeypatch.setattr(augment, "resample", lambda *a: used.append(a[4]) or original(*a))
+        original = augmentation.resample
+        monkeypatch.setattr(augmentation, "resample", lambda *a: used.append(a[4]) or original(*a))
         for seed in range(2000):
             augment_caffe(
                 np.random.default_rng(seed),
