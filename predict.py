@@ -304,7 +304,7 @@ def detect_images(
                     raise DataError(f"{given.name} {defect}")
                 yield given, read_image(given.name)
             except DataError as error:
-                results.fail(given.name, error.what)
+                results.fail(given.name, error.finding.message)
                 progress.advance(task)
 
     for batch in _batches(readable(), detector.batch_size):

@@ -15,7 +15,7 @@ from benchmarks import reference_augmentation
 from benchmarks.report import print_comparison, print_table
 from benchmarks.runner import Program, compare_in_process
 from ssd_jax.config import DataConfig
-from ssd_jax.data.augment import augment_caffe, preprocess_eval
+from ssd_jax.data.augmentation import augment_caffe, preprocess_eval
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import SyntheticSource, find_classes, open_source
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
@@ -144,7 +144,7 @@ def write_scenes(root: Path) -> Path:
     for i in range(len(source)):
         scene = source.annotation(i)
         objects = "".join(
-            f"<object><name>{source.classes[label - 1]}</name><bndbox><xmin>{x0 + 1}</xmin>"
+            f"<object><name>{source.classes[label]}</name><bndbox><xmin>{x0 + 1}</xmin>"
             f"<ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
             for label, (x0, y0, x1, y1) in zip(scene.labels, scene.boxes_px, strict=True)
         )

@@ -41,7 +41,7 @@ def train(batch: int, path: Any, cache: str = "") -> Program:
         )
     )
     boxes, labels, mask = objects(batch, config.data.max_objects)
-    arrays = {"image": images(batch), "boxes": boxes, "labels": labels, "mask": mask}
+    arrays = {"image": images(batch), "boxes": boxes, "labels": labels - 1, "mask": mask}
     place = [step.replicate(now, jax.local_devices())]
 
     def program() -> None:
@@ -115,7 +115,7 @@ def match_and_loss(
     run = jax.jit(jax.value_and_grad(loss))
     # On the device, as the network's outputs are in training.
     outputs = jax.device_put((loc, conf))
-    batch = {"boxes": boxes, "labels": labels, "mask": mask}
+    batch = {"boxes": boxes, "labels": labels - 1, "mask": mask}
     return lambda: jax.block_until_ready(run(outputs, batch))
 
 
@@ -143,7 +143,7 @@ def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
     priors = model_priors(config.model, config.priors)
     boxes, labels, mask = objects(case["batch"], places, each=case["objects"])
     match = jax.jit(lambda b: image_targets(b, priors, config.priors.variances, config.train))
-    program = match.lower({"boxes": boxes, "labels": labels, "mask": mask}).compile()
+    program = match.lower({"boxes": boxes, "labels": labels - 1, "mask": mask}).compile()
     return int(program.memory_analysis().temp_size_in_bytes)
 
 

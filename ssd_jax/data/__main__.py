@@ -8,28 +8,29 @@ from ssd_jax.cli import run_main, version_line
 from ssd_jax.config import ConfigError
 
 COMMANDS = {
-    "check": "look a data set over before a week of training",
-    "show": "draw augmented samples and the priors that their objects match",
-    "prepare": "build a TFDS data set once, from a download or from a folder",
+    "check": "validate the annotations and images of a data set",
+    "show": "draw augmented training images and their matched priors",
+    "prepare": "build a TFDS data set, from a download or from a folder",
 }
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command that `arguments` start with.
+    """Run the command named by the first argument.
 
-    Raises ConfigError if there is no such command.
+    Raises:
+        ConfigError: the command is unknown.
     """
     name = arguments[0] if arguments else ""
     if name in ("", "-h", "--help"):
-        print("python -m ssd_jax.data COMMAND [...]; COMMAND --help says more\n")
-        print("\n".join(f"{name:9}{what}" for name, what in COMMANDS.items()))
+        print("python -m ssd_jax.data COMMAND [...]; see COMMAND --help\n")
+        print("\n".join(f"{name:9}{purpose}" for name, purpose in COMMANDS.items()))
         return
     if name == "--version":
         print(version_line())
         return
     if name not in COMMANDS:
-        raise ConfigError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
-    # Only the command's own libraries are imported: TensorFlow is needed by one of them alone.
+        raise ConfigError(f"unknown command {name!r}; use one of {', '.join(COMMANDS)}")
+    # Import the one command only: `prepare` needs TensorFlow.
     importlib.import_module(f"ssd_jax.data.{name}").main(arguments[1:])
 
 

@@ -1,15 +1,26 @@
-"""What an image file says of itself before it is decoded: its size above all.
+"""Headers of image files, read by Pillow without decoding the image.
 
-OpenCV reads no header alone, and a few bytes can claim an image of many gigabytes. The formats
-are JPEG (ITU-T T.81, annex B), PNG, BMP, TIFF 6.0 and WebP (RFC 9649).
+OpenCV decodes but reads no header alone, and a few bytes can claim an image of many gigabytes.
+PNG is read here: Pillow rejects files whose metadata are damaged, which OpenCV decodes.
 """
 
+import io
 import re
 import struct
-from dataclasses import dataclass, replace
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Colour: TypeAlias = Literal["grey", "rgb", "cmyk"]
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.Image import Exif
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+Color: TypeAlias = Literal["grey", "rgb", "cmyk"]
 
 SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
@@ -18,160 +29,136 @@ SUFFIXES = {
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     ".webp": "WebP",
 }
-"""Suffixes of image files, in lower case, and the formats that they name."""
+"""Lower-case suffixes of image files and their formats."""
 
-# A marker in the midst of compressed data: not a stuffed 0, a restart or another fill byte.
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Pillow's classes are used directly: `Image.open` warns or fails at large images.
+_READERS: dict[bytes, tuple[str, type[ImageFile]]] = {
+    _JPEG: ("JPEG", JpegImageFile),
+    b"BM": ("BMP", BmpImageFile),
+    b"II*\0": ("TIFF", TiffImageFile),
+    b"MM\0*": ("TIFF", TiffImageFile),
+    b"RIFF": ("WebP", WebPImageFile),
+}
+_GREY_MODES = {"1", "L", "La", "LA", "I", "F", "I;16", "I;16L", "I;16B"}
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of TIFF and EXIF
+# A marker amid compressed data: not a stuffed 0, a restart marker or a fill byte.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
-_WITHOUT_LENGTH = (0x01, 0xD8)
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MARKERS_WITHOUT_LENGTH = (0x01, 0xD8)
+_WARNINGS = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image."""
+    """Properties of an encoded image."""
 
     width: int
     """Pixels as stored."""
     height: int
     """Pixels as stored."""
-    colour: Colour = "rgb"
+    color: Color = "rgb"
     bits: int = 8
-    """Of a channel."""
+    """Bits per channel."""
     alpha: bool = False
     orientation: int = 1
-    """How EXIF wants it shown: 1 as stored, 2 to 8 turned or mirrored."""
-    whole: bool = True
-    """False for a JPEG or PNG that ends before its image does."""
+    """EXIF orientation: 1 as stored, 2 to 8 rotated or mirrored."""
     format: str = ""
     """JPEG, PNG, BMP, TIFF or WebP."""
 
 
 def read_header(data: bytes) -> Header:
-    """The header of a whole image file.
+    """Read the header of an encoded image.
 
     Raises:
-        ValueError: it is none of JPEG, PNG, BMP, TIFF and WebP, or breaks off.
+        ValueError: the format is none of JPEG, PNG, BMP, TIFF and WebP, or the header is damaged.
     """
-    formats = {
-        b"\xff\xd8\xff": ("JPEG", _jpeg),
-        b"\x89PNG\r\n\x1a\n": ("PNG", _png),
-        b"BM": ("BMP", _bmp),
-        b"II*\0": ("TIFF", _tiff),
-        b"MM\0*": ("TIFF", _tiff),
-        b"RIFF": ("WebP", _webp),
-    }
-    for start, (name, read) in formats.items():
-        if data.startswith(start):
-            try:
-                return replace(read(data), format=name)
-            except (struct.error, IndexError, KeyError):
-                raise ValueError("its header breaks off") from None
+    # Pillow warns about damaged metadata; the warning filters belong to all threads.
+    with _WARNINGS, warnings.catch_warnings(action="ignore"):
+        if data.startswith(_PNG):
+            return _read_png(data)
+        for signature, (name, reader) in _READERS.items():
+            if data.startswith(signature) and (signature != b"RIFF" or data[8:12] == b"WEBP"):
+                return _read_with_pillow(data, name, reader)
     raise ValueError("it is none of JPEG, PNG, BMP, TIFF and WebP")
 
 
-def _jpeg(data: bytes) -> Header:
-    frame: tuple[int, int, int, int] | None = None
-    orientation, at, whole = 1, 2, False
-    while found := _MARKER.search(data, at):
-        marker, at = data[found.end() - 1], found.end()
-        if marker == _END:
-            whole = True
-            break
-        if marker in _WITHOUT_LENGTH:
-            continue
-        length = int.from_bytes(data[at : at + 2], "big")
-        if marker in _FRAMES and frame is None:
-            frame = struct.unpack_from(">BHHB", data, at + 2)
-        elif marker == _APP1 and data[at + 2 : at + 8] == b"Exif\0\0":
-            orientation = _orientation(data[at + 8 : at + length])
-        elif marker == _SCAN and data.endswith(b"\xff\xd9"):
-            whole = True  # most files end like this, and need no walk through the scans
-            break
-        at += length
-    if frame is None:
-        raise ValueError("its header breaks off")
-    bits, height, width, channels = frame
-    colour: Colour = "grey" if channels == 1 else "cmyk" if channels == 4 else "rgb"
-    return Header(width, height, colour, bits, orientation=orientation, whole=whole)
+def is_truncated(data: bytes) -> bool:
+    """Return whether a JPEG or PNG ends before its image does; False for other formats."""
+    if data.startswith(_JPEG):
+        return not _has_end_of_image(data)
+    if data.startswith(_PNG):
+        return not any(kind == b"IEND" for kind, _ in _png_chunks(data))
+    return False
 
 
-def _png(data: bytes) -> Header:
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    alpha, orientation = bool(colour & 4), 1
-    at, kind = 8, b""
-    # To the end: OpenCV allocates what a chunk says of its length before it reads the chunk.
+def _has_end_of_image(jpeg: bytes) -> bool:
+    at = 2
+    while marker := _MARKER.search(jpeg, at):
+        code, at = jpeg[marker.end() - 1], marker.end()
+        # Most files end with the marker and need no walk through the scans.
+        if code == _END_OF_IMAGE or (code == _START_OF_SCAN and jpeg.endswith(b"\xff\xd9")):
+            return True
+        if code not in _MARKERS_WITHOUT_LENGTH:
+            at += int.from_bytes(jpeg[at : at + 2], "big")
+    return False
+
+
+def _read_with_pillow(data: bytes, name: str, reader: type[ImageFile]) -> Header:
+    bits = 8
+    color: Color = "rgb"
+    try:
+        image = reader(io.BytesIO(data))
+        orientation = _exif_orientation(image.info.get("exif", b""))
+        if isinstance(image, TiffImageFile):
+            bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0]
+            orientation = image.tag_v2.get(_ORIENTATION, 1)
+    except Exception:  # Pillow does not document which errors it raises
+        raise ValueError(f"its {name} header is damaged") from None
+    if image.mode in _GREY_MODES:
+        color = "grey"
+    elif image.mode == "CMYK":
+        color = "cmyk"
+    return Header(*image.size, color, bits, image.has_transparency_data, orientation, name)
+
+
+def _read_png(data: bytes) -> Header:
+    chunks = {bytes(kind): body for kind, body in _png_chunks(data)}
+    try:
+        width, height, bits, color_type = struct.unpack_from(">IIBB", chunks[b"IHDR"])
+    except (KeyError, struct.error):
+        raise ValueError("its PNG header is damaged") from None
+    return Header(
+        width,
+        height,
+        "rgb" if color_type & 2 else "grey",
+        bits,
+        alpha=bool(color_type & 4) or b"tRNS" in chunks,
+        orientation=_exif_orientation(bytes(chunks.get(b"eXIf", b""))),
+        format="PNG",
+    )
+
+
+def _exif_orientation(data: bytes) -> int:
+    """Return the orientation in EXIF data; 1 if it is absent or cannot be read."""
+    if not data:
+        return 1
+    exif = Exif()
+    try:
+        exif.load(data)
+        orientation = exif.get(_ORIENTATION, 1)
+    except Exception:  # Pillow does not document which errors it raises
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the type and the content of each complete chunk up to IEND."""
+    view, at, kind = memoryview(data), 8, b""
     while kind != b"IEND" and at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
+        if at + 12 + length > len(data):
+            break
         kind = data[at + 4 : at + 8]
-        alpha |= kind == b"tRNS"
-        if kind == b"eXIf":
-            orientation = _orientation(data[at + 8 : at + 8 + length])
+        yield kind, view[at + 8 : at + 8 + length]
         at += 12 + length
-    whole = kind == b"IEND" and at <= len(data)
-    return Header(width, height, "rgb" if colour & 2 else "grey", bits, alpha, orientation, whole)
-
-
-def _bmp(data: bytes) -> Header:
-    (kind,) = struct.unpack_from("<I", data, 14)
-    # 12: OS/2's header of 16-bit numbers. A height below 0 is one of rows from the top down.
-    width, height = struct.unpack_from("<HH" if kind == 12 else "<ii", data, 18)
-    return Header(abs(width), abs(height))
-
-
-def _tiff(data: bytes) -> Header:
-    tags = _tags(data)
-    photometric = tags.get(_PHOTOMETRIC, 2)
-    colour: Colour = "grey" if photometric in (0, 1) else "cmyk" if photometric == 5 else "rgb"
-    orientation = tags.get(_ORIENTATION, 1)
-    return Header(tags[_WIDTH], tags[_HEIGHT], colour, tags.get(_BITS, 1), orientation=orientation)
-
-
-def _webp(data: bytes) -> Header:
-    kind, start = data[12:16], 20
-    if kind == b"VP8 ":  # lossy: 3 bytes of the frame, 3 of a signature
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, start + 6))
-        return Header(width, height)
-    if kind == b"VP8L":
-        (packed,) = struct.unpack_from("<I", data, start + 1)
-        return Header(
-            1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF), alpha=bool(packed >> 28 & 1)
-        )
-    if data[8:12] != b"WEBP" or kind != b"VP8X":
-        raise ValueError("it is none of JPEG, PNG, BMP, TIFF and WebP")
-    width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-    orientation, at = 1, 12
-    while name := data[at : at + 4]:
-        (length,) = struct.unpack_from("<I", data, at + 4)
-        if name == b"EXIF":
-            orientation = _orientation(data[at + 8 : at + 8 + length])
-        at += 8 + length + length % 2
-    return Header(width, height, alpha=bool(data[20] & 0x10), orientation=orientation)
-
-
-def _orientation(exif: bytes) -> int:
-    """1 where it is not told."""
-    try:
-        return _tags(exif.removeprefix(b"Exif\0\0")).get(_ORIENTATION, 1)
-    except (struct.error, IndexError):
-        return 1
-
-
-def _tags(data: bytes) -> dict[int, int]:
-    """The whole numbers of a TIFF file's first directory; the first of several."""
-    order = "<" if data.startswith(b"II") else ">"
-    (start,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, start)
-    tags = {}
-    for k in range(count):
-        entry = start + 2 + 12 * k
-        tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
-        if kind not in (3, 4):  # short, long
-            continue
-        form = order + ("H" if kind == 3 else "I")
-        at = entry + 8
-        if values * struct.calcsize(form) > 4:
-            (at,) = struct.unpack_from(order + "I", data, at)
-        tags[tag] = struct.unpack_from(form, data, at)[0]
-    return tags

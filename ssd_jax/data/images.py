@@ -1,4 +1,4 @@
-"""Records whose images are files: annotations are known, an image is read when asked for."""
+"""Image files: reading, checking and decoding them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +6,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ssd_jax.data.errors import DataError, reason
-from ssd_jax.data.headers import Header, read_header
-from ssd_jax.data.types import Annotation, Example, to_example
-from ssd_jax.io import read_bytes
+from ssd_jax.data.errors import DataError, Finding
+from ssd_jax.data.headers import Header, is_truncated, read_header
+from ssd_jax.data.types import Annotation, DataSource
+from ssd_jax.io import read_bytes, reason
 
 MAX_PIXELS = 64_000_000
-"""Largest image that is decoded: 192 MB as RGB and 400 to 600 MB on the way, so that six readers
-stay below 4 GB."""
+"""Largest image that is decoded: 192 MB as RGB and 400 to 600 MB while decoding, so that six
+readers stay below 4 GB."""
 MAX_BYTES = 8 * MAX_PIXELS
 """Largest image file that is read: 16-bit RGBA without compression."""
 
 
-class ImageFileSource:
+class ImageFileSource(DataSource):
     """A source of image files.
 
     Args:
         classes: names of the classes, without background.
-        files: of the images.
-        annotations: of the same images.
-        set_aside: one line for each object that is in none of the annotations.
+        files: image files.
+        annotations: annotations of the same images.
     """
 
     def __init__(
@@ -33,10 +32,8 @@ class ImageFileSource:
         classes: Sequence[str],
         files: Sequence[Path],
         annotations: Sequence[Annotation],
-        set_aside: Sequence[str],
     ) -> None:
         self.classes = tuple(classes)
-        self.set_aside = tuple(set_aside)
         self._files = files
         self._annotations = annotations
 
@@ -44,65 +41,64 @@ class ImageFileSource:
         return len(self._annotations)
 
     def annotation(self, i: int) -> Annotation:
-        """Objects of record i, without reading its image."""
+        """Return the objects of record i without reading its image."""
         return self._annotations[i]
 
     def file(self, i: int) -> Path:
-        """The image file of record i."""
+        """Return the image file of record i."""
         return self._files[i]
 
     def image(self, i: int) -> np.ndarray:
-        """Image of record i: uint8 [H, W, 3], RGB, as it is stored.
+        """Return the image of record i as stored: uint8 [H, W, 3], RGB.
 
-        An EXIF orientation is not applied: VOC's and COCO's boxes are for the pixels as stored.
+        An EXIF orientation is not applied: VOC's and COCO's boxes refer to the pixels as stored.
 
         Raises:
-            DataError: the file cannot be read, or its size is not the annotation's.
+            DataError: the file cannot be read, or its size differs from the annotation.
         """
-        return self.picture(i)[1]
+        return self.image_with_header(i)[1]
 
-    def picture(self, i: int) -> tuple[Header, np.ndarray]:
-        """What the file of record i says of itself, and its image as of `image`."""
-        file, known = self._files[i], self._annotations[i]
-        header, image = read_picture(file)
+    def image_with_header(self, i: int) -> tuple[Header, np.ndarray]:
+        """Return the header of record i's image file, and the image as of `image`."""
+        file, annotation = self._files[i], self._annotations[i]
+        header, image = read_image_file(file)
         height, width = image.shape[:2]
-        if (width, height) != (known.width, known.height):
+        if (width, height) != (annotation.width, annotation.height):
             raise DataError(
-                f"{file} has {width}x{height} pixels as stored and its annotation says "
-                f"{known.width}x{known.height}",
-                "fix the size there, or, where the boxes were drawn on a turned photograph, "
-                "save the image turned",
-                kind="image_size",
-                file=file,
-                record=known.image_id,
+                Finding(
+                    f"{file} has {width}x{height} pixels as stored and its annotation says "
+                    f"{annotation.width}x{annotation.height}",
+                    "fix the size there, or, if the boxes were drawn on a rotated photograph, "
+                    "save the image rotated",
+                    kind="image_size",
+                    file=file,
+                    record=annotation.image_id,
+                )
             )
         return header, image
 
-    def __getitem__(self, i: int) -> Example:
-        return to_example(self._annotations[i], self.image(i))
 
-
-def read_picture(file: Path) -> tuple[Header, np.ndarray]:
-    """What a file says of itself, and its image as of `decode_picture`.
+def read_image_file(file: Path) -> tuple[Header, np.ndarray]:
+    """Read and decode an image file; see `decode_image`.
 
     Raises:
-        DataError: the file cannot be read; as for `decode_picture`.
+        DataError: the file cannot be read or decoded.
     """
-    return decode_picture(_read(file), file)
+    return decode_image(_read(file), file)
 
 
-def picture_size(file: Path) -> tuple[int, int]:
-    """Width and height of a file's image (pixels as stored), which is not decoded.
+def read_image_size(file: Path) -> tuple[int, int]:
+    """Return width and height (pixels as stored) of an image file without decoding it.
 
     Raises:
-        DataError: the file cannot be read; as for `decode_picture`, as far as a header tells.
+        DataError: the file cannot be read, or its header shows that it cannot be decoded.
     """
-    header = _usable_header(_read(file), file)
+    header = _check_header(_read(file), file)
     return header.width, header.height
 
 
 def is_opaque(file: Path) -> bool:
-    """Whether the alpha channel of an image file hides nothing.
+    """Return whether the alpha channel of an image file is opaque everywhere.
 
     Raises:
         DataError: the file cannot be read.
@@ -113,23 +109,25 @@ def is_opaque(file: Path) -> bool:
         return False
     if image is None or image.ndim < 3 or image.shape[2] != 4 or image.dtype.kind != "u":
         return False
-    alpha = image[..., 3]
-    return int(alpha.min()) == (1 << 8 * alpha.itemsize) - 1
+    return int(image[..., 3].min()) == (1 << 8 * image.itemsize) - 1
 
 
-def decode_picture(data: bytes, file: Path) -> tuple[Header, np.ndarray]:
-    """What an image file says of itself, and its image: uint8 [H, W, 3], RGB, as stored.
+def decode_image(data: bytes, file: Path) -> tuple[Header, np.ndarray]:
+    """Decode an image as stored, without applying its EXIF orientation.
 
     Grey and CMYK become RGB, 16 bits become 8, and transparency is dropped.
 
     Args:
-        data: what is in the file.
-        file: its name, for the errors.
+        data: the encoded image.
+        file: name of the file, for error messages.
+
+    Returns:
+        The header, and the image: uint8 [H, W, 3], RGB.
 
     Raises:
-        DataError: it cannot be decoded, was cut off, or has more than MAX_PIXELS.
+        DataError: the image cannot be decoded, is truncated, or has more than MAX_PIXELS.
     """
-    header = _usable_header(data, file)
+    header = _check_header(data, file)
     try:
         image = cv2.imdecode(
             np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -137,7 +135,7 @@ def decode_picture(data: bytes, file: Path) -> tuple[Header, np.ndarray]:
     except cv2.error:
         image = None
     if image is None:
-        raise _not_decoded(file)
+        raise _unusable(file, "is not an image that can be decoded")
     return header, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -145,41 +143,30 @@ def _read(file: Path) -> bytes:
     try:
         return read_bytes(file, MAX_BYTES)
     except OSError as error:
-        raise DataError(
-            f"{file} cannot be read ({reason(error)})",
-            "replace or remove it",
-            kind="unreadable_image",
-            file=file,
-        ) from None
+        raise _unusable(file, f"cannot be read ({reason(error)})") from None
 
 
-def _usable_header(data: bytes, file: Path) -> Header:
-    """Raises DataError where the header tells already that the image cannot be used."""
+def _check_header(data: bytes, file: Path) -> Header:
+    """Return the header. Raise DataError if it shows that the image cannot be used."""
+    # OpenCV allocates the length that a PNG chunk claims before it reads the chunk.
+    if is_truncated(data):
+        raise _unusable(file, "ends before its image does: it is truncated", "truncated_image")
     try:
         header = read_header(data)
     except ValueError as error:
-        raise _not_decoded(file, f" ({error})") from None
+        raise _unusable(file, f"is not an image that can be decoded ({error})") from None
     if header.width * header.height > MAX_PIXELS:
         raise DataError(
-            f"{file} has {header.width}x{header.height} pixels and {MAX_PIXELS:,} is the most",
-            "make it smaller, or cut it into tiles",
-            kind="huge_image",
-            file=file,
-        )
-    if not header.whole:
-        raise DataError(
-            f"{file} ends before its image does: it was cut off",
-            "replace or remove it",
-            kind="truncated_image",
-            file=file,
+            Finding(
+                f"{file} has {header.width}x{header.height} pixels; at most {MAX_PIXELS:,} are "
+                "supported",
+                "reduce it, or cut it into tiles",
+                kind="huge_image",
+                file=file,
+            )
         )
     return header
 
 
-def _not_decoded(file: Path, why: str = "") -> DataError:
-    return DataError(
-        f"{file} is not an image that can be decoded{why}",
-        "replace or remove it",
-        kind="unreadable_image",
-        file=file,
-    )
+def _unusable(file: Path, problem: str, kind: str = "unreadable_image") -> DataError:
+    return DataError(Finding(f"{file} {problem}", "replace or remove it", kind=kind, file=file))

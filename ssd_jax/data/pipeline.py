@@ -1,10 +1,10 @@
-"""From a source to batches of NumPy arrays: shuffle, shard, load, augment, pad, batch.
+"""The input pipeline: shuffle, shard, load, augment, pad and batch the records of a source.
 
-What a training step sees depends on the seed and the step only, never on the number of
-processes, workers or threads, and an iterator can go on where another one stopped.
+The batch of a training step depends on the seed and the step only, never on the number of
+processes, workers or threads, and an iterator can resume where another one stopped.
 
-Importing this module imports JAX: Grain does, where it is installed. Neither this module nor a
-worker process uses it, and no worker touches an accelerator.
+Importing this module imports JAX, because Grain does. Neither this module nor a worker process
+uses it, and no worker touches an accelerator.
 """
 
 import os
@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from ssd_jax.config import ConfigError, DataConfig
-from ssd_jax.data.augment import augment_caffe, preprocess_eval
+from ssd_jax.data.augmentation import augment_caffe, preprocess_eval
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
 from ssd_jax.data.types import Annotation, DataSource, Example
@@ -28,13 +28,13 @@ from ssd_jax.data.types import Annotation, DataSource, Example
 Batch = dict[str, np.ndarray]
 
 _AHEAD = 2
-"""Finished batches that each worker process keeps ready."""
+"""Batches that each worker process prefetches."""
 _ATTEMPTS = 3
-"""Starts of worker processes for one batch."""
+"""Attempts to start worker processes for one batch."""
 
 
 class TrainBatches(Iterator[Batch]):
-    """An endless iterator of training batches whose place can be saved; see `train_batches`."""
+    """An endless iterator of training batches whose position can be saved; see `train_batches`."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TrainBatches(Iterator[Batch]):
         self._order = order
         self._make_batch = make_batch
         self._global_batch = batch_size * process_count
-        self._mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
+        self._local = slice(process_index * batch_size, (process_index + 1) * batch_size)
         self._workers = workers
         self._identity = identity
         self._position = 0
@@ -65,51 +65,49 @@ class TrainBatches(Iterator[Batch]):
                 batch = next(self._batches)
                 break
             except BaseException as error:
-                # Grain would skip the rest of the worker that failed; a new start tries it again.
+                # Grain would skip the remaining batches of the failed worker; restart it.
                 self.close()
                 if not _worker_died(error):
                     raise
                 if attempt + 1 == _ATTEMPTS:
                     raise DataError(
-                        f"worker processes died {_ATTEMPTS} times before they had made a batch "
-                        f"({error})",
-                        "if memory ran out, set data.num_workers lower",
+                        f"worker processes died {_ATTEMPTS} times without making a batch "
+                        f"({error}); if memory ran out, lower data.num_workers"
                     ) from None
                 self._restarts += 1
         self._position += self._global_batch
-        # A worker's arrays lie in memory that it shares with this process; a copy is the
-        # caller's own.
+        # A worker's arrays are in shared memory, which it reuses.
         return {name: np.array(values) for name, values in batch.items()}
 
     def get_state(self) -> dict[str, int]:
-        """The place of the next batch, for JSON: equal in all processes.
+        """Return the position of the next batch for JSON; it is equal in all processes.
 
-        `position` counts the images that all processes together have used.
+        `position` is the number of images that all processes together have used.
         """
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on at a place that `get_state` gave, with any number of workers and processes.
+        """Resume at a position from `get_state`, with any number of workers and processes.
 
         Raises:
-            ConfigError: the place is one of another data set or of another seed.
+            ConfigError: the position is of another data set or another seed.
         """
-        for name, mine in self._identity.items():
-            if state.get(name) != mine:
+        for name, value in self._identity.items():
+            if state.get(name) != value:
                 raise ConfigError(
-                    f"the saved place in the data has {name} {state.get(name)} and this run has "
-                    f"{mine}; use the {name} of the saved run, or start a new one"
+                    f"the saved data position has {name} {state.get(name)} and this run has "
+                    f"{value}; use the {name} of the saved run, or start a new run"
                 )
         self.close()
         self._position = int(state["position"])
 
     def take_restarts(self) -> int:
-        """How often worker processes that had died were started again since it was asked last."""
+        """Return the number of restarts of dead worker processes since the last call."""
         restarts, self._restarts = self._restarts, 0
         return restarts
 
     def close(self) -> None:
-        """Ends worker processes and threads; the next batch would start them again."""
+        """Stop worker processes and threads; the next batch starts them again."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -121,20 +119,19 @@ class TrainBatches(Iterator[Batch]):
         self.close()
 
     def _start(self) -> grain.DatasetIterator:
-        # Each process takes one block of the global batch, so that all blocks together, in
-        # order, are the batch of a single process. Whole batches are made before they are given
-        # to workers, so that workers cannot change what is in one.
+        # Each process takes one slice of the global batch: all slices, in order, are the batch of
+        # a single process. Records are grouped into batches before they are distributed to
+        # workers, so that the number of workers does not change a batch.
         batches = (
             self._order[self._position :]
             .batch(self._global_batch, drop_remainder=True, batch_fn=list)
-            .map(_Part(self._mine))
+            .map(_TakeSlice(self._local))
             .map(self._make_batch)
         )
         if self._workers == 0:
             threads = min(4, os.cpu_count() or 1)
             return iter(batches.to_iter_dataset(_read_ahead(threads)))
-        # Grain's worker processes read command line flags of absl, which only absl's own mains
-        # have parsed.
+        # Grain's worker processes read absl's flags, which only absl's own mains parse.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         return iter(
@@ -156,35 +153,35 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
-    """Endless batches of augmented images with their objects.
+    """Return endless batches of augmented images with their objects.
 
-    Every epoch has each record once, in an order of its own; a batch may hold the end of one
-    epoch and the start of the next. The union of the batches of all processes in a step, in the
-    order of the processes, is the batch of a single process of the whole size. An image's
-    augmentation depends on (seed, epoch, record index).
+    Every epoch has each record once, in a new order; a batch may contain the end of one epoch and
+    the start of the next. The batches of all processes in a step, concatenated in the order of the
+    processes, equal the batch of a single process. An image's augmentation depends on (seed,
+    epoch, record index).
 
     Args:
-        source: the records; picklable if data.num_workers is above 0.
+        source: the records; must be picklable if data.num_workers is above 0.
         data: augmentation, padding and workers.
         image_size: side S of the images (pixels).
-        mean: RGB that the canvas of the expansion is filled with.
-        batch_size: images B a step of this process.
-        seed: of order and augmentation.
-        process_index: of this process.
-        process_count: processes that share the data.
+        mean: RGB fill of the canvas of the expansion.
+        batch_size: images B per step in this process.
+        seed: seed of order and augmentation.
+        process_index: index of this process.
+        process_count: number of processes that share the data.
 
     Returns:
         An iterator of dicts: image uint8 [B, S, S, 3]; boxes float32 [B, M, 4], xyxy in [0, 1];
-        labels int32 [B, M]; mask bool [B, M], True for objects; index int64 [B], the record,
-        so that an image can be named. M is data.max_objects; padding is 0. Close it after use:
-        worker processes end then.
+        labels int32 [B, M]; mask bool [B, M], True for objects; index int64 [B], the record, for
+        messages. M is data.max_objects; padding is 0. Close it after use to stop the worker
+        processes.
 
     Raises:
-        DataError: there is no record to train on, or one has more objects than M.
+        DataError: no record can be trained on, or one has more objects than M.
     """
-    used = _records_to_use(source, data)
-    # Grain takes seed + epoch for the order of an epoch; a hash keeps the epochs of seed 1 from
-    # being those of seed 0, one later.
+    used = _training_records(source, data)
+    # Grain shuffles an epoch by seed + epoch. Hash the seed, or seed 1 would repeat the epochs of
+    # seed 0 shifted by one.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     records = grain.MapDataset.source(used).shuffle(order_seed).repeat()
     return TrainBatches(
@@ -206,31 +203,31 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """All records once, in order, without augmentation, read ahead by a few threads.
+    """Yield all records once, in order, without augmentation, prefetched by a few threads.
 
     Process i has records i, i + process_count, and so on. All processes have the same number of
-    batches, so that steps with collectives stay in step.
+    batches, as collectives require.
 
     Args:
         source: the records.
         image_size: side S of the images (pixels).
-        batch_size: images B at once.
-        process_index: of this process.
-        process_count: processes that share the data.
+        batch_size: images B per batch.
+        process_index: index of this process.
+        process_count: number of processes that share the data.
 
     Yields:
-        A dict: image uint8 [B, S, S, 3]; index int32 [B], the record. Where a batch has no more
-        records index is -1 and the image 0.
+        A dict: image uint8 [B, S, S, 3]; index int32 [B], the record. Padding at the end has index
+        -1 and image 0.
     """
     steps = -(-len(source) // (batch_size * process_count))
     records = np.full(steps * batch_size * process_count, -1, np.int32)
     records[: len(source)] = np.arange(len(source))
-    mine = records[process_index::process_count].reshape(steps, batch_size)
+    local = records[process_index::process_count].reshape(steps, batch_size)
     if steps == 0:
         return
     threads = min(4, os.cpu_count() or 1)
     batches = iter(
-        grain.MapDataset.source(mine)
+        grain.MapDataset.source(local)
         .map(_MakeEvalBatch(source, image_size))
         .to_iter_dataset(_read_ahead(threads))
     )
@@ -241,27 +238,27 @@ def eval_batches(
 
 
 class _WithEpoch:
-    """(place in the stream, record) -> (epoch, record)."""
+    """Map (position in the stream, record) to (epoch, record)."""
 
     def __init__(self, records: int) -> None:
         self._records = records
 
-    def __call__(self, place: int, record: int) -> tuple[int, int]:
-        return place // self._records, record
+    def __call__(self, position: int, record: int) -> tuple[int, int]:
+        return position // self._records, record
 
 
-class _Part:
-    """The block of this process in the global batch."""
+class _TakeSlice:
+    """Take this process's slice of the global batch."""
 
-    def __init__(self, part: slice) -> None:
-        self._part = part
+    def __init__(self, local: slice) -> None:
+        self._local = local
 
     def __call__(self, block: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        return block[self._part]
+        return block[self._local]
 
 
 class _MakeTrainBatch:
-    """(epoch, record) of each image -> the batch."""
+    """Map the (epoch, record) of each image to the batch."""
 
     def __init__(
         self,
@@ -317,7 +314,7 @@ class _MakeTrainBatch:
 
 
 class _MakeEvalBatch:
-    """Records, -1 for none -> the batch."""
+    """Map records, -1 for padding, to the batch."""
 
     def __init__(self, source: DataSource, image_size: int) -> None:
         self._source = source
@@ -331,10 +328,11 @@ class _MakeEvalBatch:
         return {"image": image, "index": records}
 
 
-def _records_to_use(source: DataSource, data: DataConfig) -> list[int]:
-    """The records to train on.
+def _training_records(source: DataSource, data: DataConfig) -> list[int]:
+    """Return the records to train on.
 
-    Raises DataError if there is none, or if one has more objects than the padding has room for.
+    Raises:
+        DataError: there is none, or one has more objects than data.max_objects.
     """
     counts = [int(_used(source.annotation(i), data).sum()) for i in range(len(source))]
     most = max(counts, default=0)
@@ -342,17 +340,17 @@ def _records_to_use(source: DataSource, data: DataConfig) -> list[int]:
         worst = source.annotation(counts.index(most)).image_id
         raise DataError(
             f"{worst} has {most} objects and data.max_objects is {data.max_objects}; "
-            f"set data.max_objects to {most} or more"
+            f"set it to {most} or more"
         )
     used = [i for i, count in enumerate(counts) if count or data.keep_empty]
     if not used:
-        what = "image" if data.keep_empty else "image with an object to train on"
-        raise DataError(f"the training split has no {what}; name another in data.train_split")
+        missing = "image" if data.keep_empty else "image with an object to train on"
+        raise DataError(f"the training split has no {missing}; name another in data.train_split")
     return used
 
 
 def _used(record: Annotation | Example, data: DataConfig) -> np.ndarray:
-    """Which objects to train on, bool [n]. A crowd is none: its box is around many."""
+    """Return the mask of the objects to train on, bool [n]; never crowds."""
     return ~record.crowd if data.use_difficult else ~(record.crowd | record.difficult)
 
 
@@ -361,21 +359,21 @@ def _read_ahead(threads: int) -> Any:
 
 
 def _worker_died(error: BaseException) -> bool:
-    """Whether Grain says that a worker process ended, as by the system's lack of memory."""
+    """Return whether the error says that a worker process ended, e.g. killed for its memory."""
     return isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error)
 
 
 def _start_worker(index: int, count: int) -> None:
-    # Worker processes are the parallelism; OpenCV's threads would fight over the same cores.
+    # There is one worker process per core; OpenCV's threads would compete with them.
     cv2.setNumThreads(1)
-    # Ctrl-C and schedulers signal the whole group; the training process decides, and ends workers.
+    # Ctrl-C and schedulers signal the whole process group; the training process stops its workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent has gone without a word, as by SIGKILL."""
+def _exit_with_parent(parent: int) -> None:
+    """End this process when its parent is gone, e.g. by SIGKILL."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

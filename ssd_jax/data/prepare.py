@@ -1,4 +1,4 @@
-"""Build a TFDS data set once, in ArrayRecord form: from a download or from a folder.
+"""Build a TFDS data set as ArrayRecord files, from a download or from a folder.
 
 python -m ssd_jax.data prepare NAME [--root DATA_DIR] [--from FOLDER]
 """
@@ -29,44 +29,45 @@ from ssd_jax.data.tfds.reader import (
     open_prepared,
 )
 
-_DESCRIPTION = """Build a TFDS data set once, in ArrayRecord form. This needs TensorFlow, reading it
+_DESCRIPTION = """Build a TFDS data set as ArrayRecord files. Building needs TensorFlow, reading
 does not: pip install 'ssd_jax[prepare]'.
 
-NAME            the data set as TFDS calls it: voc/2007, voc/2012, coco/2017 ...
---root DATA_DIR the folder of all data sets, data.root of a config; default: $TFDS_DATA_DIR or
+NAME            TFDS's name of the data set: voc/2007, voc/2012, coco/2017 ...
+--root DATA_DIR folder of all data sets, data.root of a config; default: $TFDS_DATA_DIR or
                 ~/tensorflow_datasets
---from FOLDER   build from what was downloaded before, without network: a VOCdevkit, or a folder
-                with COCO's annotations/ and images; voc and coco only"""
+--from FOLDER   build without network from a download: a VOCdevkit, or a folder with COCO's
+                annotations/ and images; voc and coco only"""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse the command line and build."""
+    """Parse the command line and build the data set."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?", default="")
     parser.add_argument("--root", default="")
     parser.add_argument("--from", dest="folder", type=Path)
-    own, unknown = parser.parse_known_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(unknown):
         print(_DESCRIPTION)
         return
     if unknown:
         raise ConfigError(f"prepare has no {' '.join(unknown)}; see --help")
-    if not own.name:
+    if not args.name:
         raise ConfigError("the data set's name is missing, e.g. voc/2007; see --help")
-    prepare(own.name, own.root, own.folder)
+    prepare(args.name, args.root, args.folder)
 
 
 def prepare(name: str, root: str = "", folder: Path | None = None) -> None:
-    """Builds a data set where it is not built yet, and says what it does.
+    """Build a data set unless it exists, and print progress.
 
     Args:
-        name: as TFDS calls it, e.g. voc/2007.
+        name: TFDS's name, e.g. voc/2007.
         root: folder of all data sets; empty: TFDS's own, see `data_dir`.
-        folder: what to build from; None: what TFDS downloads.
+        folder: folder to build from; None: download.
 
     Raises:
-        ConfigError: TensorFlow is missing, or there is no such data set.
-        DataError: the folder, the download or the disk does not do. Nothing is left half-built.
+        ConfigError: TensorFlow is missing, or the data set is unknown.
+        DataError: the folder is unusable, the download failed or the disk is full. No partial data
+            set is left.
     """
     prepared = find_prepared(root, name)
     if prepared is not None:
@@ -74,22 +75,22 @@ def prepare(name: str, root: str = "", folder: Path | None = None) -> None:
         print(f"{name} is prepared already, in {prepared}")
         return
     splits = find_splits(name.partition(":")[0], folder) if folder else []
-    # TFDS 4.9 needs importlib_resources as well, and does not ask for it.
+    # TFDS 4.9 needs importlib_resources, too, but does not declare it.
     missing = [m for m in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(m)]
     if missing:
         raise ConfigError(
-            f"preparing a data set needs {' and '.join(missing)}, though reading one does not; "
+            f"preparing a data set needs {' and '.join(missing)}; "
             "run pip install 'ssd_jax[prepare]'"
         )
     builder = _make_builder(name, root)
     if splits:
         examples = voc_examples if builder.name == "voc" else coco_examples
-        # TFDS's own builder, with its features and its version, and other hands to feed it.
+        # Keep TFDS's builder, its features and its version, but replace its input.
         builder._split_generators = lambda _: {s.name: examples(builder, s) for s in splits}
-        found = ", ".join(f"{s.name} from {s.listed} and {s.images}" for s in splits)
-        print(f"{name}: building {builder.data_dir} without a download, {found}")
+        inputs = ", ".join(f"{s.name} from {s.index} and {s.images}" for s in splits)
+        print(f"{name}: building {builder.data_dir} without a download, {inputs}")
         for absent in sorted({"train", "validation", "test"} - {s.name for s in splits}):
-            print(f"{name}: there will be no split {absent}; {folder} has none, or not its images")
+            print(f"{name}: no split {absent}; {folder} has no list of it, or no images")
     else:
         _announce_download(name, builder)
     with tempfile.TemporaryDirectory() as no_downloads:
@@ -97,50 +98,50 @@ def prepare(name: str, root: str = "", folder: Path | None = None) -> None:
     fields = TfdsFields()
     builder = open_prepared(root, name)
     for split, info in builder.info.splits.items():
-        # So that no start has to read all images. Other fields than these are a config's affair.
+        # Fill the cache of annotations. Data sets with other features are cached on first use.
         with contextlib.suppress(ConfigError):
-            PreparedSplit(builder, split, fields).objects()
+            PreparedSplit(builder, split, fields).annotations()
         print(f"{name}:{split} has {info.num_examples} images")
 
 
 def _make_builder(name: str, root: str) -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes on the CPU's instructions
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hide notes about CPU instructions
     try:
         builder = tfds.builder(name, data_dir=data_dir(root), file_format=ARRAY_RECORD)
-    except Exception as error:  # TFDS has several for a name, a config and a version
+    except Exception as error:  # TFDS raises several types for an unknown name, config or version
         raise ConfigError(f"TFDS has no {name!r} ({first_line(error)})") from None
     title = str(builder.info.full_name).rpartition("/")[0]
     if title != name.partition(":")[0]:
-        raise ConfigError(f"{name} comes in several configs; name one, e.g. {title}")
+        raise ConfigError(f"{name} has several configs; name one, e.g. {title}")
     return builder
 
 
 def _build(name: str, builder: Any, downloads: str | None) -> None:
     try:
-        # TFDS would say that it downloads something of unknown size.
+        # TFDS would print that it downloads an unknown size.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=downloads)
     except DataError:
         raise
-    except Exception as error:  # of the network, of TFDS's encoders, of the disk
+    except Exception as error:  # network, TFDS's encoders or disk
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DataError(
-                f"the disk of {builder.data_dir} is full", "make room or name another --root"
+                f"the disk of {builder.data_dir} is full; free some space or name another --root"
             ) from None
         raise DataError(
-            f"{name} could not be built ({type(error).__name__}: {first_line(error)})",
-            "nothing is left half-built; run the command again when that is fixed",
+            f"{name} could not be built ({type(error).__name__}: {first_line(error)}); "
+            "no partial data set is left: fix the cause and run the command again"
         ) from error
 
 
-class _Listing:
-    """Stands in for TFDS's download manager: notes what it is asked for and downloads nothing."""
+class _UrlRecorder:
+    """A download manager that records URLs and downloads nothing."""
 
     def __init__(self) -> None:
         self.urls: list[str] = []
 
     def download_and_extract(self, urls: Any) -> Any:
-        """Something in the place of each path."""
+        """Record the URLs and return a placeholder for each path."""
         if isinstance(urls, Mapping):
             return {key: self.download_and_extract(url) for key, url in urls.items()}
         if isinstance(urls, list | tuple):
@@ -152,33 +153,33 @@ class _Listing:
 
 
 def _announce_download(name: str, builder: Any) -> None:
-    """Says what is downloaded, how much, from where and to where.
+    """Print URLs, sizes and destination of the download.
 
     Raises:
-        DataError: there is no room for it.
+        DataError: the disk has too little free space.
     """
-    listing = _Listing()
-    with contextlib.suppress(Exception):  # a builder that looks into what it has downloaded
-        builder._split_generators(listing)
-    known = builder.url_infos or {}
-    sizes = {url: known[url].size if url in known else 0 for url in listing.urls}
+    recorder = _UrlRecorder()
+    with contextlib.suppress(Exception):  # builders may open their downloads
+        builder._split_generators(recorder)
+    infos = builder.url_infos or {}
+    sizes = {url: infos[url].size if url in infos else 0 for url in recorder.urls}
     total = sum(sizes.values())
     for url, size in sizes.items():
         print(f"{_gigabytes(size)}  {url}")
-    room = 3 * total  # the archives, what is in them, and what is built of it
+    needed = 3 * total  # archives, their content and the built data set
     print(
         f"{name}: downloading {_gigabytes(total)} to {builder.data_dir_root / 'downloads'} and "
-        f"building {builder.data_dir}; this takes about {_gigabytes(room)} of disk, and downloads/ "
-        "may be removed afterwards",
+        f"building {builder.data_dir}; this takes about {_gigabytes(needed)} of disk; "
+        "downloads/ may be removed afterwards",
         flush=True,
     )
     root = builder.data_dir_root
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    if free < room:
+    if free < needed:
         raise DataError(
-            f"{existing} has {_gigabytes(free)} of room, and {name} takes about {_gigabytes(room)}",
-            "make room or name another --root",
+            f"{existing} has {_gigabytes(free)} free, and {name} takes about {_gigabytes(needed)}; "
+            "free some space or name another --root"
         )
 
 

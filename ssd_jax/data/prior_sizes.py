@@ -7,16 +7,16 @@ import numpy as np
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-_STEP = 1.05  # from one size that is tried to the next
-_MOST = 20_000  # objects that are tried, spread over all
+_STEP = 1.05  # ratio of consecutive candidate sizes
+_MAX_OBJECTS = 20_000  # objects in the search, spread over all
 
 
 @dataclass(frozen=True)
 class SizeProposal:
-    """The sides of objects, and the prior that would match most of them.
+    """Sides of objects, and the prior size that would match most of them.
 
-    A prior has an area of size * size and one of the given aspect ratios. It is centred on the
-    object, which the cells of a feature map allow only nearly.
+    Priors have an area of size * size and one of the aspect ratios. They are assumed to be
+    centered on the object, which the cells of a feature map allow only approximately.
     """
 
     widths: tuple[float, ...]
@@ -24,11 +24,11 @@ class SizeProposal:
     heights: tuple[float, ...]
     """Pixels of the network's input, at each of `QUANTILES`."""
     smallest: float
-    """Smallest size that matches any of the objects (pixels); nan where none does."""
+    """Smallest size that matches an object (pixels); nan if none does."""
     best: float
-    """Size that matches most of the objects (pixels); nan where none matches any."""
+    """Size that matches most objects (pixels); nan if none matches any."""
     share: float
-    """Share of the objects that a prior of size `best` matches."""
+    """Fraction of the objects that priors of size `best` match."""
 
 
 def propose_size(
@@ -39,12 +39,12 @@ def propose_size(
     Args:
         sides: float [n, 2], width and height of each object (pixels of the network's input); n is
             1 or more.
-        aspect_ratios: width over height of the priors; each is used upright as well.
+        aspect_ratios: width over height of the priors; inverse ratios are added.
         match_iou_threshold: IoU from which a prior matches.
-        image_size: largest size that is tried (pixels).
+        image_size: largest candidate size (pixels).
     """
     widths, heights = (tuple(map(float, np.quantile(side, QUANTILES))) for side in sides.T)
-    sides = sides[:: -(-len(sides) // _MOST)].astype(np.float64)
+    sides = sides[:: -(-len(sides) // _MAX_OBJECTS)].astype(np.float64)
     ratios = np.array(sorted({1.0, *aspect_ratios, *(1 / ratio for ratio in aspect_ratios)}))
     shapes = np.stack([np.sqrt(ratios), 1 / np.sqrt(ratios)], axis=1)
     sizes = _STEP ** np.arange(np.ceil(np.log(image_size) / np.log(_STEP)) + 1)
@@ -57,7 +57,7 @@ def propose_size(
 
 
 def _match(sides: np.ndarray, priors: np.ndarray, match_iou_threshold: float) -> np.ndarray:
-    """Whether one of the priors [p, 2], centred on an object [n, 2], matches it; bool [n]."""
-    common = np.minimum(sides[:, None], priors).prod(axis=2)
-    union = sides.prod(axis=1)[:, None] + priors.prod(axis=1) - common
-    return (common >= match_iou_threshold * union).any(axis=1)
+    """Return whether any prior [p, 2], centered on an object [n, 2], matches it: bool [n]."""
+    intersection = np.minimum(sides[:, None], priors).prod(axis=2)
+    union = sides.prod(axis=1)[:, None] + priors.prod(axis=1) - intersection
+    return (intersection >= match_iou_threshold * union).any(axis=1)

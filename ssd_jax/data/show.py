@@ -1,4 +1,4 @@
-"""Draw augmented samples and the priors that their objects match: what the network sees.
+"""Draw augmented training images and their matched priors.
 
 python -m ssd_jax.data show --config FILE [--out DIR] [--count N] [--section.field VALUE ...]
 """
@@ -26,49 +26,49 @@ from ssd_jax.inference.drawing import (
     save_image,
     side_by_side,
 )
+from ssd_jax.io import reason
 
-_DESCRIPTION = """Draw what the network sees: the first images of the training, as the config's seed
-and augmentation make them. samples.jpg has each image of the data set beside what becomes of it,
-matches.jpg each object with the priors that learn it. A table counts the positive priors of each
-source.
+_DESCRIPTION = """Draw the first images of a training, with the config's seed and augmentation.
+samples.jpg shows each image of the data set beside its augmented form, matches.jpg each object with
+its positive priors. A table counts the positive priors of each feature map.
 
---config FILE   the experiment, e.g. configs/quickstart.py
---out DIR       where the sheets go; default: runs/show/ and the config's name
---count N       images to draw; default: 16
+--config FILE   config of the experiment, e.g. configs/quickstart.py
+--out DIR       output folder; default: runs/show/ and the config's name
+--count N       number of images; default: 16
 
 Below, every field of the config with its value."""
 
-_MAX_COUNT = 128  # more would not fit into the 65,535 rows of a JPEG
+_MAX_COUNT = 128  # more would exceed the 65,535 rows of a JPEG
 _SHEET_WIDTH = 2000
 _MAX_SIDE = 960
 _GAP = 12
 
 
 class Sample(NamedTuple):
-    """An image as it is trained on, and the record that it was made from."""
+    """An augmented training image, and the record that it was made from."""
 
     image: np.ndarray
     """uint8 [S, S, 3], RGB."""
     boxes: np.ndarray
     """float32 [M, 4], xyxy in [0, 1]."""
     labels: np.ndarray
-    """int32 [M], from 1."""
+    """int32 [M]."""
     mask: np.ndarray
     """bool [M], False for the padding at the end."""
     record: Example
 
 
-class Matches(NamedTuple):
-    """Which priors of an image learn which object."""
+class PriorMatches(NamedTuple):
+    """The object matched to each prior of an image."""
 
-    owner: np.ndarray
-    """int [P], the prior's object, from 0; -1 for the background."""
+    object_index: np.ndarray
+    """int [P], index of the object, -1 for background."""
     iou: np.ndarray
-    """float [P], of the prior and its object; 0 for the background."""
+    """float [P], IoU of prior and object; 0 for background."""
     num_priors: np.ndarray
-    """int [n], priors of each object."""
+    """int [n], number of priors of each object."""
     best_iou: np.ndarray
-    """float [n], the largest IoU of an object and its priors; 0 where it has none."""
+    """float [n], the largest IoU of an object with its priors; 0 without any."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,24 +77,25 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--count", type=int, default=16)
-    own, overrides = parser.parse_known_args(arguments)
-    if not 1 <= own.count <= _MAX_COUNT:
-        raise ConfigError(f"--count is {own.count}; use a number from 1 to {_MAX_COUNT}")
-    config = resolve_config(own.config, overrides, description=_DESCRIPTION, flags=parser.flags)
+    args, overrides = parser.parse_known_args(arguments)
+    if not 1 <= args.count <= _MAX_COUNT:
+        raise ConfigError(f"--count is {args.count}; use a number from 1 to {_MAX_COUNT}")
+    config = resolve_config(args.config, overrides, description=_DESCRIPTION, flags=parser.flags)
 
-    # JAX starts here, after everything that can be wrong with the command line. It leaves an
-    # accelerator to the training that may be running there.
+    # Import JAX late, so that mistakes in the command line are reported at once, and leave the
+    # accelerator to a training that may be running.
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    show(config, own.out or Path("runs/show") / own.config.stem, own.count)
+    show(config, args.out or Path("runs/show") / args.config.stem, args.count)
 
 
 def show(config: Config, out: Path, count: int) -> None:
     """Write out/samples.jpg and out/matches.jpg of `count` images, and print the table.
 
-    Raises ConfigError or DataError before anything is written if the images cannot be had, and
-    ConfigError where `out` cannot be written.
+    Raises:
+        ConfigError, DataError: the images cannot be read; nothing is written.
+        ConfigError: `out` cannot be written.
     """
     from ssd_jax.models.ssd import feature_sizes, model_priors
     from ssd_jax.ops.priors import priors_per_cell
@@ -112,9 +113,8 @@ def show(config: Config, out: Path, count: int) -> None:
         for s, m in zip(samples, matches, strict=True)
     ]
     legend = (
-        "Thick: an object. Thin, in its colour: the priors that learn it. On it: how many they are "
-        "and their best IoU. Broken: none has "
-        f"{config.train.match_iou_threshold:g}, one was forced."
+        "Thick: object. Thin, same color: its positive priors. Caption: their number and best IoU. "
+        f"Dashed: no prior has IoU {config.train.match_iou_threshold:g}, one was forced."
     )
     sheets = {
         "samples.jpg": contact_sheet(sample_panels, columns=pairs, gap=_GAP),
@@ -127,19 +127,19 @@ def show(config: Config, out: Path, count: int) -> None:
         for name, sheet in sheets.items():
             save_image(out / name, sheet)
     except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
+        raise ConfigError(f"--out: {out} cannot be written ({reason(error)})") from None
 
-    per_source = np.square(feature_sizes(config.model)) * priors_per_cell(
+    per_layer = np.square(feature_sizes(config.model)) * priors_per_cell(
         config.priors.aspect_ratios
     )
     console = Console()
-    print_table(matches, config, per_source.tolist(), console)
+    print_table(matches, config, per_layer.tolist(), console)
     for name in sheets:
         console.print(f"wrote {out / name}", highlight=False, soft_wrap=True)
 
 
 def take_samples(config: Config, classes: tuple[str, ...], count: int) -> list[Sample]:
-    """The first `count` images of a training, in its order, with their records."""
+    """Return the first `count` images of a training, in its order, with their records."""
     from ssd_jax.data.pipeline import train_batches
 
     source = open_source(config.data, config.data.train_split, classes)
@@ -162,17 +162,21 @@ def take_samples(config: Config, classes: tuple[str, ...], count: int) -> list[S
 
 def match_objects(
     priors: np.ndarray, boxes: np.ndarray, mask: np.ndarray, config: Config
-) -> Matches:
-    """The priors (cxcywh) [P, 4] that learn each of an image's n objects, as a training has it.
+) -> PriorMatches:
+    """Match priors to an image's n objects as in training.
 
-    boxes: xyxy [M, 4]; mask: bool [M], True for the first n. All in fractions of the image.
+    Args:
+        priors: [P, 4], cxcywh in [0, 1].
+        boxes: [M, 4], xyxy in [0, 1].
+        mask: bool [M], True for the first n boxes, which are objects.
+        config: matching rule and threshold.
     """
     import jax
 
     from ssd_jax.kernels.matching import make_targets
     from ssd_jax.ops.boxes import cxcywh_to_xyxy, pairwise_iou
 
-    # Objects that are classes of their own tell whose each prior is.
+    # With a separate class for each object, a prior's class is its object.
     targets = jax.jit(make_targets, static_argnames=("threshold", "rule", "variances"))(
         priors,
         boxes,
@@ -182,37 +186,44 @@ def match_objects(
         rule=config.train.matching,
         variances=config.priors.variances,
     )
-    owner = np.asarray(targets.label) - 1
+    object_index = np.asarray(targets.label) - 1  # background is -1
     overlap = np.asarray(pairwise_iou(boxes, cxcywh_to_xyxy(priors)))
-    iou = np.where(owner >= 0, overlap[owner, np.arange(len(priors))], 0)
-    mine = owner == np.arange(mask.sum())[:, None]  # [n, P]
-    return Matches(owner, iou, mine.sum(1), np.where(mine, iou, 0).max(1))
+    iou = np.where(object_index >= 0, overlap[object_index, np.arange(len(priors))], 0)
+    matched = object_index == np.arange(mask.sum())[:, None]  # [n, P]
+    return PriorMatches(object_index, iou, matched.sum(1), np.where(matched, iou, 0).max(1))
 
 
 def print_table(
-    matches: Sequence[Matches], config: Config, per_source: Sequence[int], console: Console
+    matches: Sequence[PriorMatches], config: Config, per_layer: Sequence[int], console: Console
 ) -> None:
-    """Print how many priors of each source, which has `per_source` of them, are positive."""
-    starts = np.cumsum([0, *per_source[:-1]])
-    positive = np.add.reduceat([m.owner >= 0 for m in matches], starts, 1, np.int64).sum(0)
+    """Print the number of positive priors of each feature map.
+
+    Args:
+        matches: the matches of each image.
+        config: the experiment.
+        per_layer: number of priors of each feature map.
+        console: output.
+    """
+    starts = np.cumsum([0, *per_layer[:-1]])
+    positive = np.add.reduceat([m.object_index >= 0 for m in matches], starts, 1, np.int64).sum(0)
     total = int(positive.sum())
     objects = sum(len(m.num_priors) for m in matches)
     weak = sum(int((m.best_iou < config.train.match_iou_threshold).sum()) for m in matches)
     unmatched = sum(int((m.num_priors == 0).sum()) for m in matches)
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    table.add_column("source", footer="all")
+    table.add_column("layer", footer="all")
     for title, footer in (
         ("size", ""),
-        ("priors an image", f"{sum(per_source):,}"),
+        ("priors per image", f"{sum(per_layer):,}"),
         ("positive", f"{total:,}"),
         ("share", _percent(total, total)),
     ):
         table.add_column(title, footer=footer, justify="right", no_wrap=True)
-    # The last of the sizes is no source's own.
-    sources = zip(config.model.feature_layers, config.priors.sizes[:-1], strict=True)
-    for (name, size), count, found in zip(sources, per_source, positive, strict=True):
-        table.add_row(name, f"{size:g}", f"{count:,}", f"{found:,}", _percent(found, total))
+    # The last size is used only by the larger square priors of the last layer.
+    layers = zip(config.model.feature_layers, config.priors.sizes[:-1], strict=True)
+    for (name, size), count, hits in zip(layers, per_layer, positive, strict=True):
+        table.add_row(name, f"{size:g}", f"{count:,}", f"{hits:,}", _percent(hits, total))
     console.print(
         f"Positive priors of {_plural(len(matches), 'image')}, {config.train.matching}, "
         f"IoU {config.train.match_iou_threshold:g}",
@@ -231,7 +242,7 @@ def print_table(
 
 
 def _sample_panel(sample: Sample, classes: Sequence[str], side: int) -> np.ndarray:
-    """The record, and beside it what the augmentation made of it."""
+    """Draw the record beside its augmented form."""
     record = sample.record
     height, width = record.image.shape[:2]
     kinds = {"crowd": record.crowd, "difficult": record.difficult & ~record.crowd}
@@ -243,7 +254,7 @@ def _sample_panel(sample: Sample, classes: Sequence[str], side: int) -> np.ndarr
         _draw_objects(sample.image, boxes, labels, classes, side),
         (
             f"{record.image_id}: {width} x {height}, {objects}",
-            f"as trained on: {_plural(len(boxes), 'object')}",
+            f"augmented: {_plural(len(boxes), 'object')}",
         ),
     )
 
@@ -251,36 +262,36 @@ def _sample_panel(sample: Sample, classes: Sequence[str], side: int) -> np.ndarr
 def _draw_objects(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, classes: Sequence[str], side: int
 ) -> np.ndarray:
-    """The image in the middle of a square, with its objects."""
+    """Draw an image with its objects in the middle of a square."""
     scaled = resize(image, side / max(image.shape[:2]))
     square = contact_sheet([scaled], columns=1, cell=(side, side), gap=0)
     height, width = scaled.shape[:2]
     corner = (side - width) // 2, (side - height) // 2
     boxes_px = boxes * np.tile((width, height), 2) + np.tile(corner, 2)
-    return draw_boxes(square, boxes_px, labels, classes)
+    return draw_boxes(square, boxes_px, labels + 1, classes)
 
 
 def _match_panel(
-    sample: Sample, matches: Matches, priors: np.ndarray, config: Config, side: int
+    sample: Sample, matches: PriorMatches, priors: np.ndarray, config: Config, side: int
 ) -> np.ndarray:
-    """The image as trained on, with its objects and their priors."""
+    """Draw the augmented image with its objects and their positive priors."""
     image = resize(sample.image, side / 1.2 / len(sample.image))
-    # Rounded down: 0.499 is not enough, and 0.50 would look as if it were.
+    # Rounded down: 0.499 is below a threshold of 0.5, but 0.50 would not look like it.
     best = [f"{math.floor(100 * iou) / 100:.2f}" for iou in matches.best_iou]
     weak = matches.best_iou < config.train.match_iou_threshold
     texts = [
         "none" if not count else f"forced: {iou}" if forced else f"{count}: {iou}"
         for count, iou, forced in zip(matches.num_priors, best, weak, strict=True)
     ]
-    positive = matches.owner >= 0
-    centres, sizes = priors[positive, :2], priors[positive, 2:]
+    positive = matches.object_index >= 0
+    centers, sizes = priors[positive, :2], priors[positive, 2:]
     drawn = draw_matches(
         image,
         sample.boxes[sample.mask] * len(image),
         texts,
         weak,
-        np.concatenate([centres - sizes / 2, centres + sizes / 2], 1) * len(image),
-        matches.owner[positive],
+        np.concatenate([centers - sizes / 2, centers + sizes / 2], 1) * len(image),
+        matches.object_index[positive],
     )
     counts = [_plural(len(weak), "object"), _plural(int(positive.sum()), "prior")]
     counts += [f"{weak.sum()} below {config.train.match_iou_threshold:g}"] if weak.any() else []
@@ -288,7 +299,7 @@ def _match_panel(
 
 
 def _cell_side(columns: int) -> int:
-    """Side of the images of a sheet (pixels): large, but the sheet keeps to its width."""
+    """Return the side of the images of a sheet of limited width (pixels)."""
     return min(_MAX_SIDE, (_SHEET_WIDTH - _GAP) // columns - _GAP)
 
 

@@ -1,9 +1,9 @@
-"""The augmentation of ssd.pytorch, for those who want its training as it was.
+"""The augmentation of ssd.pytorch, to reproduce its training.
 
-What differs from Caffe's, `ssd_jax.data.augment`: channels change places; hues turn half as far;
-colours are not clipped between the changes; a crop has its sides drawn one by one, there are five
-samplers that crop, and the smallest IoU that they name is never held, so that they are alike;
-pixels are sampled bilinearly.
+Differences from Caffe's (`ssd_jax.data.augmentation`): channels are permuted; hue changes half as
+much; colors are not clipped between the changes; the sides of a crop are drawn independently; there
+are five samplers that crop, all alike, since their minimum IoU is never enforced; interpolation is
+always bilinear.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import itertools
 import cv2
 import numpy as np
 
-from ssd_jax.data.augment import (
+from ssd_jax.data.augmentation import (
     CROP_TRIES,
     boxes_in_view,
     cut,
@@ -20,9 +20,9 @@ from ssd_jax.data.augment import (
     resample,
 )
 
-CROP_SHARE = 5 / 6
-"""How often there is a crop: five samplers of six."""
-CHANNEL_ORDERS = tuple(itertools.permutations(range(3)))
+CROP_PROBABILITY = 5 / 6
+"""Probability of a crop: five samplers of six."""
+CHANNEL_PERMUTATIONS = tuple(itertools.permutations(range(3)))
 
 
 def augment_ssd_pytorch(
@@ -38,10 +38,9 @@ def augment_ssd_pytorch(
     max_crop_aspect_ratio: float,
     flip_vertically: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `ssd_jax.data.augment.augment_caffe`, in ssd.pytorch's way.
+    """Augment an image like ssd.pytorch; arguments and result as of `augment_caffe`.
 
-    Colours beyond [0, 255] are clipped at the end, where ssd.pytorch hands them on: pixels travel
-    to the device as uint8.
+    Colors are clipped to [0, 255] at the end, unlike in ssd.pytorch, since batches are uint8.
     """
     height, width = image.shape[:2]
     boxes_px = boxes.astype(np.float64) * [width, height, width, height]
@@ -62,14 +61,14 @@ def random_crop(
     scale: float,
     aspect: float,
 ) -> np.ndarray:
-    """The view, or five times in six a part of it with the centre of an object inside.
+    """Crop a view with probability 5/6, keeping the center of an object inside.
 
     Args:
-        rng: decides everything.
-        boxes_px: float64 [n, 4], inside the view; without objects the view stays whole.
+        rng: random generator.
+        boxes_px: float64 [n, 4], inside the view; a view without objects is kept.
         view: int64 [4].
         scale: smallest width and height (times the view's).
-        aspect: largest height over width, and width over height, in pixels.
+        aspect: largest ratio of the sides in pixels, either way.
 
     Returns:
         A view, int64 [4].
@@ -77,7 +76,7 @@ def random_crop(
     if len(boxes_px) == 0:
         return view
     whole = view[2:] - view[:2]
-    while rng.random() < CROP_SHARE:
+    while rng.random() < CROP_PROBABILITY:
         for _ in range(CROP_TRIES):
             sides = (rng.uniform(scale, 1, 2) * whole).astype(np.int64).clip(1)
             if not 1 / aspect <= sides[1] / sides[0] <= aspect:
@@ -90,10 +89,13 @@ def random_crop(
 
 
 def photometric_distort(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The image in other light, float32 [H, W, 3]; each change has probability 0.5.
+    """Distort brightness, contrast, saturation, hue and channels, each with probability 0.5.
 
     Brightness +-32; contrast 0.5 to 1.5, before or after the next two; saturation 0.5 to 1.5;
-    hue +-18 degrees, round the circle; the three channels in any order. Nothing is clipped.
+    hue +-18 degrees; a random permutation of the channels. Nothing is clipped.
+
+    Returns:
+        float32 [H, W, 3].
     """
     image = image.astype(np.float32)
     if rng.random() < 0.5:
@@ -105,12 +107,13 @@ def photometric_distort(rng: np.random.Generator, image: np.ndarray) -> np.ndarr
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     hue = rng.uniform(-18, 18) if rng.random() < 0.5 else 0.0
     if saturation != 1 or hue != 0:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # 0 to 360, 0 to 1, and the image's range
+        # Hue is in [0, 360], saturation in [0, 1], value in the range of the image.
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0] + np.float32(hue)) % 360
         hsv[..., 1] = hsv[..., 1] * np.float32(saturation)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if contrast is not None and contrast_last:
         image = image * contrast
     if rng.random() < 0.5:
-        image = image[..., CHANNEL_ORDERS[rng.integers(len(CHANNEL_ORDERS))]]
+        image = image[..., CHANNEL_PERMUTATIONS[rng.integers(len(CHANNEL_PERMUTATIONS))]]
     return image

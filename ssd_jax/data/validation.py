@@ -1,4 +1,4 @@
-"""What is in a split and what is wrong with it: all of it, where training stops at the first."""
+"""Validation of a data set: all findings about its annotations and images, not only the first."""
 
 import contextlib
 import hashlib
@@ -15,247 +15,256 @@ from typing import cast
 import numpy as np
 
 from ssd_jax.config import DataConfig
-from ssd_jax.data.errors import KINDS, DataError, OnError, Severity
+from ssd_jax.data.errors import KINDS, DataError, Finding, OnFinding, Severity
 from ssd_jax.data.headers import SUFFIXES, Header
-from ssd_jax.data.images import ImageFileSource, is_opaque
+from ssd_jax.data.images import is_opaque
 from ssd_jax.data.types import DataSource, normalize_boxes
 
 SMALL, LARGE = 32**2, 96**2
 """COCO's borders between small, medium and large areas (square pixels)."""
 TINY = 100
-"""Area below which an object is looked at twice (square pixels as stored)."""
+"""Area below which an object is reported (square pixels as stored)."""
 
-_THREADS = 6  # each holds 600 MB at most, at pictures.MAX_PIXELS
+_THREADS = 6  # each holds at most 600 MB, see images.MAX_PIXELS
 
 
 class Findings:
-    """All that is wrong, each line once, in the order in which it was found."""
+    """Distinct findings in the order in which they were added."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], DataError] = {}
+        self._findings: dict[tuple[str, str], Finding] = {}
 
-    def add(self, split: str, error: DataError) -> None:
-        """Add a finding of a split unless it has been added already.
+    def add(self, split: str, finding: Finding) -> None:
+        """Add a finding of a split, unless it has been added already.
 
-        A folder that both splits lie in is one finding, of the split that it was found in first.
+        A folder of both splits is one finding, of the split that reported it first.
         """
-        if error.kind == "data_set" and any(what == error.what for _, what in self._found):
+        if finding.kind == "data_set" and any(
+            message == finding.message for _, message in self._findings
+        ):
             return
-        self._found.setdefault((split, error.what), error)
+        self._findings.setdefault((split, finding.message), finding)
 
-    def to(self, split: str) -> OnError:
-        """What adds findings of a split."""
+    def to(self, split: str) -> OnFinding:
+        """Return a function that adds findings of a split."""
         return partial(self.add, split)
 
-    def __iter__(self) -> Iterator[tuple[str, DataError]]:
-        return ((split, error) for (split, _), error in self._found.items())
+    def __iter__(self) -> Iterator[tuple[str, Finding]]:
+        return ((split, finding) for (split, _), finding in self._findings.items())
 
-    def by_kind(self) -> dict[str, list[DataError]]:
-        """The kinds that were found, errors first, with their findings."""
-        kinds: dict[str, list[DataError]] = {kind: [] for kind in KINDS}
-        for _, error in self:
-            kinds[error.kind].append(error)
-        return {kind: found for kind, found in kinds.items() if found}
+    def by_kind(self) -> dict[str, list[Finding]]:
+        """Return the kinds that have findings, errors first, with their findings."""
+        kinds: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
+        for _, finding in self:
+            kinds[finding.kind].append(finding)
+        return {kind: findings for kind, findings in kinds.items() if findings}
 
     def count(self, severity: Severity) -> int:
-        """Findings of that severity."""
-        return sum(error.severity == severity for _, error in self)
+        """Return the number of findings of a severity."""
+        return sum(finding.severity == severity for _, finding in self)
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The objects of n images, counted for each of C classes."""
+class SplitStatistics:
+    """Numbers of objects in a split, for each of C classes."""
 
     images: int
-    """n."""
+    """Number of images."""
     columns: dict[str, np.ndarray]
     """int [C] each: objects, images, small, medium, large (areas in the network's input),
-    difficult, crowd, no prior (of those to train on)."""
+    difficult, crowd, no prior (of the objects to train on)."""
     most: int
     """Largest number of objects to train on in an image."""
     fullest: str
-    """An image that has so many; empty without images."""
+    """Id of an image with that number; empty without images."""
     unmatched: np.ndarray
     """float32 [n, 2], width and height of the objects to train on without a prior, as fractions of
     the image."""
 
 
-def survey_objects(
+def validate_annotations(
     source: DataSource,
-    on_error: OnError,
+    on_finding: OnFinding,
     *,
     data: DataConfig,
     training: bool,
     image_size: int,
     match_iou_threshold: float,
     best_iou: Callable[[np.ndarray], np.ndarray],
-) -> Objects:
-    """The objects of a split, without reading an image.
+) -> SplitStatistics:
+    """Check and count the objects of a split without reading an image.
 
     Args:
         source: the split.
-        on_error: told of what is wrong.
-        data: what is trained on, and the room that there is.
+        on_finding: receives the findings.
+        data: which objects are trained on, and the largest number in an image.
         training: whether the split is trained on.
         image_size: side of the network's input (pixels).
         match_iou_threshold: IoU from which a prior is positive.
         best_iou: float32 [m, 4], boxes in [0, 1] -> float32 [m], the largest IoU with a prior.
     """
-    known = [source.annotation(i) for i in range(len(source))]
-    record = np.repeat(np.arange(len(known)), [len(a.labels) for a in known])
-    boxes = _join([normalize_boxes(a.boxes_px, a.width, a.height) for a in known], (0, 4))
-    boxes_px = _join([a.boxes_px for a in known], (0, 4))
-    labels = _join([a.labels for a in known], 0).astype(np.int64)
-    difficult = _join([a.difficult for a in known], 0).astype(bool)
-    crowd = _join([a.crowd for a in known], 0).astype(bool)
+    annotations = [source.annotation(i) for i in range(len(source))]
+    record = np.repeat(np.arange(len(annotations)), [len(a.labels) for a in annotations])
+    boxes = _join([normalize_boxes(a.boxes_px, a.width, a.height) for a in annotations], (0, 4))
+    boxes_px = _join([a.boxes_px for a in annotations], (0, 4))
+    labels = _join([a.labels for a in annotations], 0).astype(np.int64)
+    difficult = _join([a.difficult for a in annotations], 0).astype(bool)
+    crowd = _join([a.crowd for a in annotations], 0).astype(bool)
     used = ~crowd & (~difficult | data.use_difficult)
-    lonely = used & (best_iou(boxes) < match_iou_threshold)
-    areas = _areas(boxes) * image_size**2
-    size = np.digitize(areas, [SMALL, LARGE])
+    unmatched = used & (best_iou(boxes) < match_iou_threshold)
+    size = np.digitize(_areas(boxes) * image_size**2, [SMALL, LARGE])
     tiny = _areas(boxes_px) < TINY
 
-    tell = partial(_tell, source, on_error)
+    report = partial(_report, source, on_finding)
 
-    def describe(k: int) -> str:
-        corners = ", ".join(f"{c:.4g}" for c in boxes_px[k])
-        return f"{source.classes[labels[k] - 1]} [{corners}]"
+    def describe(objects: np.ndarray) -> str:
+        corners = ", ".join(f"{c:.4g}" for c in boxes_px[objects[0]])
+        return f"{source.classes[labels[objects[0]]]} [{corners}]"
 
-    counts = np.bincount(record[used], minlength=len(known))
-    fullest = known[int(counts.argmax())].image_id if known else ""
-    empty = counts == 0 if training else np.bincount(record, minlength=len(known)) == 0
+    counts = np.bincount(record[used], minlength=len(annotations))
+    most = int(counts.max(initial=0))
+    fullest = annotations[int(counts.argmax())].image_id if annotations else ""
+    empty = counts == 0 if training else np.bincount(record, minlength=len(annotations)) == 0
     for i in np.flatnonzero(empty).tolist():
-        change = "nothing, if there is nothing to detect: it is background"
+        advice = "nothing to do if it is background"
         if training and not data.keep_empty:
-            change = "data.keep_empty is off, so that it is left out"
-        tell(i, "empty", "has no object" + " to train on" * training, change)
-    for i, mine in _by_record(record, tiny):
-        what = f"has {_count(mine)} below {TINY} square pixels: {describe(mine[0])}"
-        tell(i, "tiny", what, "look whether they are slips of the mouse", len(mine))
+            advice = "it is skipped, since data.keep_empty is off"
+        report(i, "empty", "has no object" + " to train on" * training, advice)
+    for i, objects in _by_record(record, tiny):
+        problem = f"has {_count(objects)} below {TINY} square pixels: {describe(objects)}"
+        report(i, "tiny", problem, "check for stray clicks", len(objects))
     if training:
-        change = (
-            "nothing, if few; else fit priors.sizes and priors.aspect_ratios to them, or raise "
-            "model.image_size; matching secures each one, but it is found less often"
+        advice = (
+            "nothing to do if they are few; else fit priors.sizes and priors.aspect_ratios to "
+            "them, or raise model.image_size; matching assigns each one a prior, but they are "
+            "detected less often"
         )
-        for i, mine in _by_record(record, lonely):
-            what = f"has {_count(mine)} that no prior overlaps by {match_iou_threshold:g}"
-            tell(i, "no_prior", f"{what}: {describe(mine[0])}", change, len(mine))
-        most = int(counts.max(initial=0))
-        _check_training(source.classes, labels[used], fullest, most, data, on_error)
+        for i, objects in _by_record(record, unmatched):
+            problem = (
+                f"has {_count(objects)} without a prior of IoU {match_iou_threshold:g} or more: "
+                f"{describe(objects)}"
+            )
+            report(i, "no_prior", problem, advice, len(objects))
+        _check_training(source.classes, labels[used], fullest, most, data, on_finding)
 
     def per_class(which: np.ndarray) -> np.ndarray:
-        return np.bincount(labels[which] - 1, minlength=len(source.classes))
+        return np.bincount(labels[which], minlength=len(source.classes))
 
-    first = np.unique(record * (len(source.classes) + 1) + labels, return_index=True)[1]
-    return Objects(
-        len(known),
+    first = np.unique(record * len(source.classes) + labels, return_index=True)[1]
+    return SplitStatistics(
+        len(annotations),
         {
-            "objects": per_class(labels > 0),
+            "objects": per_class(labels >= 0),
             "images": per_class(first),
             "small": per_class(size == 0),
             "medium": per_class(size == 1),
             "large": per_class(size == 2),
             "difficult": per_class(difficult & ~crowd),
             "crowd": per_class(crowd),
-            "no prior": per_class(lonely),
+            "no prior": per_class(unmatched),
         },
-        int(counts.max(initial=0)),
+        most,
         fullest,
-        boxes[lonely, 2:] - boxes[lonely, :2],
+        boxes[unmatched, 2:] - boxes[unmatched, :2],
     )
 
 
-def survey_images(
+@dataclass(frozen=True)
+class _ImageCheck:
+    digest: bytes
+    header: Header | None
+    decoder_warned: bool  # or a decoder in another thread did
+
+
+def validate_images(
     source: DataSource,
-    on_error: OnError,
+    on_finding: OnFinding,
     tick: Callable[[], object],
-    trained_on: Mapping[bytes, str],
+    training_digests: Mapping[bytes, str],
 ) -> dict[bytes, str]:
-    """Every image of a split, decoded.
+    """Decode every image of a split and report problems and duplicates.
 
     Args:
         source: the split.
-        on_error: told of what is wrong.
+        on_finding: receives the findings.
         tick: called after each image.
-        trained_on: what this function gave for the split to train on, where this is another.
+        training_digests: the return value for the training split, if this is another split.
 
     Returns:
-        A digest of each image's pixels -> its name; the first of several.
+        Digest of each image's pixels -> the name of the first image with them.
     """
-    tell = partial(_tell, source, on_error)
+    report = partial(_report, source, on_finding)
     seen: dict[bytes, str] = {}
     suspects: list[int] = []
 
-    def look(i: int) -> tuple[bytes, Header | None, bool] | DataError:
-        before = heard()
+    def check(i: int) -> _ImageCheck | Finding:
+        before = output_size()
         try:
-            header, image = _picture(source, i)
-            if header and header.alpha and is_opaque(cast(ImageFileSource, source).file(i)):
+            header, image = source.image_with_header(i)
+            if header and header.alpha and is_opaque(cast(Path, source.file(i))):
                 header = replace(header, alpha=False)
         except DataError as error:
-            return error
+            return replace(error.finding, record=source.annotation(i).image_id)
         digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
         digest.update(str(image.shape).encode())
-        return digest.digest(), header, heard() != before
+        return _ImageCheck(digest.digest(), header, output_size() != before)
 
     with (
-        listening() as (heard, _),
+        capture_stderr() as (output_size, _),
         ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool,
-        # Closed first: an interrupt is not to wait for the images that are left.
-        contextlib.closing(cast(Generator, pool.map(look, range(len(source))))) as looks,
+        # Closed first, so that an interrupt does not wait for the remaining images.
+        contextlib.closing(cast(Generator, pool.map(check, range(len(source))))) as results,
     ):
-        for i, found in enumerate(looks):
+        for i, result in enumerate(results):
             tick()
-            if isinstance(found, DataError):
-                found.record = source.annotation(i).image_id
-                on_error(found)
+            if isinstance(result, Finding):
+                on_finding(result)
                 continue
-            digest, header, noisy = found
-            if noisy:
+            if result.decoder_warned:
                 suspects.append(i)
-            if digest in seen:
-                what = f"has the pixels of {seen[digest]}"
-                tell(i, "repeated_image", what, "take one of the two out")
-            if digest in trained_on:
-                what = f"has the pixels of {trained_on[digest]}, which is trained on"
-                tell(i, "shared_image", what, "take one of the two out: the score says too much")
-            seen.setdefault(digest, _name(source, i))
-            file = source.file(i) if isinstance(source, ImageFileSource) else Path()
-            for kind, what, change in _peculiarities(header, file) if header else ():
-                tell(i, kind, what, change)
-    # Several images were decoded at a time; who complained of which is found out one by one.
-    with listening() as (heard, text):
+            if first := seen.get(result.digest):
+                report(i, "repeated_image", f"has the pixels of {first}", "remove one of the two")
+            if trained := training_digests.get(result.digest):
+                problem = f"has the pixels of {trained}, which is trained on"
+                report(i, "shared_image", problem, "remove one of the two: scores are too high")
+            seen.setdefault(result.digest, _name(source, i))
+            if result.header:
+                for kind, problem, advice in _header_findings(result.header, source.file(i)):
+                    report(i, kind, problem, advice)
+    # Several images were decoded at a time. Decode the suspects again, one by one.
+    with capture_stderr() as (output_size, text):
         for i in suspects:
-            before = heard()
-            _picture(source, i)
+            before = output_size()
+            source.image(i)
             lines = [x for x in text(before).splitlines() if x and "libpng warning" not in x]
             if lines:
-                what = f"makes its decoder say: {lines[0][:200]}"
-                change = "look at it: a part may be grey or shifted; replace or remove it"
-                tell(i, "damaged_image", what, change)
+                problem = f"causes a decoder warning: {lines[0][:200]}"
+                advice = "inspect it: a part may be grey or shifted; replace or remove it"
+                report(i, "damaged_image", problem, advice)
     return seen
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[tuple[Callable[[], int], Callable[[int], str]]]:
-    """Keeps what is written to the process's error stream meanwhile.
+def capture_stderr() -> Iterator[tuple[Callable[[], int], Callable[[int], str]]]:
+    """Capture the error stream of the process.
 
-    Decoders tell of damage there alone, past Python's sys.stderr.
+    Image decoders write their warnings to its file descriptor, past sys.stderr.
 
     Yields:
-        A function that gives the number of bytes so far, and one that gives the text from there
-        on.
+        A function that returns the number of bytes captured so far, and one that returns the text
+        from a position on.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
-        place, saved = file.fileno(), os.dup(2)
+        descriptor, saved = file.fileno(), os.dup(2)
 
         def size() -> int:
-            return os.fstat(place).st_size
+            return os.fstat(descriptor).st_size
 
         def text(start: int) -> str:
-            return os.pread(place, size() - start, start).decode(errors="replace")
+            return os.pread(descriptor, size() - start, start).decode(errors="replace")
 
-        os.dup2(place, 2)
+        os.dup2(descriptor, 2)
         try:
             yield size, text
         finally:
@@ -269,67 +278,67 @@ def _check_training(
     fullest: str,
     most: int,
     data: DataConfig,
-    on_error: OnError,
+    on_finding: OnFinding,
 ) -> None:
-    """What only a split to train on can be wrong in; the labels are those trained on."""
+    """Report problems that only the training split can have; `labels` are those trained on."""
     if most == 0:
-        what = f"split {data.train_split!r} has no object to train on"
-        on_error(DataError(what, "name another in data.train_split", kind="no_objects"))
+        problem = f"split {data.train_split!r} has no object to train on"
+        on_finding(Finding(problem, "name another in data.train_split", kind="no_objects"))
         return
     if most > data.max_objects:
-        on_error(
-            DataError(
-                f"{fullest} has {most} objects and data.max_objects is {data.max_objects}",
-                f"set data.max_objects to {most} or more",
-                kind="max_objects",
-            )
-        )
-    there = np.bincount(labels, minlength=len(classes) + 1)
-    for k, name in enumerate(classes):
-        if there[k + 1] == 0:
-            what = f"class {name!r} has no object to train on in {data.train_split!r}"
-            on_error(DataError(what, "add some, or take the class out", kind="absent_class"))
+        problem = f"{fullest} has {most} objects and data.max_objects is {data.max_objects}"
+        on_finding(Finding(problem, f"set it to {most} or more", kind="max_objects"))
+    absent = np.bincount(labels, minlength=len(classes)) == 0
+    for name in np.array(classes, object)[absent]:
+        problem = f"class {name!r} has no object to train on in {data.train_split!r}"
+        on_finding(Finding(problem, "add some, or remove the class", kind="absent_class"))
 
 
-def _peculiarities(header: Header, file: Path) -> Iterator[tuple[str, str, str]]:
-    """Kind, what, change."""
+def _header_findings(header: Header, file: Path | None) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind, problem, advice)."""
     if 1 < header.orientation <= 8:
-        what = f"has EXIF orientation {header.orientation}, which is not applied"
-        change = "make sure that its boxes are for the pixels as stored, or save it turned"
-        yield "exif_turned", what, change
-    if header.colour == "grey":
-        yield "grey", "is grey", "nothing: its three channels are equal"
-    if header.colour == "cmyk":
-        yield "cmyk", "is CMYK", "look at its colours, or save it as RGB"
+        problem = f"has EXIF orientation {header.orientation}, which is not applied"
+        advice = "make sure that its boxes refer to the pixels as stored, or save it rotated"
+        yield "exif_orientation", problem, advice
+    if header.color == "grey":
+        yield "grey", "is grey", "nothing to do: its three channels become equal"
+    if header.color == "cmyk":
+        yield "cmyk", "is CMYK", "check its colors, or save it as RGB"
     if header.bits > 8:
-        what = f"has {header.bits} bits"
-        yield "deep", what, "nothing, if 8 bits hold its contrast; else save it stretched"
+        advice = "nothing to do if 8 bits hold its contrast; else save it with stretched contrast"
+        yield "deep", f"has {header.bits} bits", advice
     if header.alpha:
-        yield "alpha", "has transparency", "look at what it hides, or save it without"
-    named = SUFFIXES.get(file.suffix.lower(), header.format)
-    if header.format != named:
-        change = "rename it; it is read by its content here, but other programs go by the name"
-        yield "suffix", f"is a {header.format} file", change
+        yield "alpha", "has transparency", "check what it hides, or save it without"
+    expected = SUFFIXES.get(file.suffix.lower(), header.format) if file else header.format
+    if header.format != expected:
+        advice = "rename it: its content is read correctly here, but maybe not by other programs"
+        yield "suffix", f"is a {header.format} file", advice
 
 
-def _picture(source: DataSource, i: int) -> tuple[Header | None, np.ndarray]:
-    return source.picture(i) if isinstance(source, ImageFileSource) else (None, source.image(i))
-
-
-def _tell(
-    source: DataSource, on_error: OnError, i: int, kind: str, what: str, change: str, count: int = 1
+def _report(
+    source: DataSource,
+    on_finding: OnFinding,
+    i: int,
+    kind: str,
+    problem: str,
+    advice: str,
+    count: int = 1,
 ) -> None:
-    """Hands on what is wrong with record i; `what` begins with a verb."""
-    file: Path | None = source.file(i) if isinstance(source, ImageFileSource) else None
-    record = source.annotation(i).image_id
-    what = f"{_name(source, i)} {what}"
-    on_error(DataError(what, change, kind=kind, file=file, record=record, count=count))
+    """Report a problem of record i; `problem` begins with a verb."""
+    on_finding(
+        Finding(
+            f"{_name(source, i)} {problem}",
+            advice,
+            kind=kind,
+            file=source.file(i),
+            record=source.annotation(i).image_id,
+            count=count,
+        )
+    )
 
 
 def _name(source: DataSource, i: int) -> str:
-    if isinstance(source, ImageFileSource):
-        return str(source.file(i))
-    return source.annotation(i).image_id
+    return str(source.file(i) or source.annotation(i).image_id)
 
 
 def _join(parts: list[np.ndarray], shape: int | tuple[int, int]) -> np.ndarray:
@@ -345,8 +354,7 @@ def _count(objects: np.ndarray) -> str:
 
 
 def _by_record(record: np.ndarray, which: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each record that has such objects, with their places."""
-    places = np.flatnonzero(which)
-    records, starts = np.unique(record[places], return_index=True)
-    for k, i in enumerate(records.tolist()):
-        yield i, places[starts[k] : starts[k + 1] if k + 1 < len(starts) else None]
+    """Yield each record that has such objects, with their indices."""
+    indices = np.flatnonzero(which)
+    records, starts = np.unique(record[indices], return_index=True)
+    yield from zip(records.tolist(), np.split(indices, starts[1:]), strict=False)

@@ -29,7 +29,7 @@ def make_app(
                 return detectors[checkpoint].detect(upload)
             detectors[checkpoint].load()
         except UserError as error:
-            return getattr(error, "what", str(error))
+            return getattr(getattr(error, "finding", None), "message", str(error))
         return ""
 
     def on_upload(file: str, checkpoint: str) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssd_jax.checkpoints.reader import find_checkpoint, read_config
 from ssd_jax.config import ConfigError, UserError
-from ssd_jax.data.images import decode_picture
+from ssd_jax.data.images import decode_image
 from ssd_jax.inference.detector import Detections, Detector, turn_upright
 from ssd_jax.inference.drawing import Image, resize
 
@@ -90,7 +90,7 @@ class LazyDetector:
         except OSError:
             raise UserError(f"{file.name} is no longer on the server; upload it again") from None
         detector = self.load()
-        header, stored_image = decode_picture(data, Path(file.name))
+        header, stored_image = decode_image(data, Path(file.name))
         image = turn_upright(stored_image, header.orientation)
         height, width = image.shape[:2]
         longer_side = max(width, height)

@@ -97,7 +97,7 @@ def _pictures(source: DataSource, found: DetectionTable, count: int) -> Sequence
                 labels=found.label[rows],
                 scores=found.score[rows],
                 gt_boxes=known.boxes_px,
-                gt_labels=known.labels,
+                gt_labels=known.labels + 1,
             )
         )
     return pictures

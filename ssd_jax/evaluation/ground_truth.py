@@ -41,7 +41,7 @@ def data_set(source: DataSource) -> EvaluationData:
         classes=tuple(source.classes),
         objects=GroundTruth(
             image=np.repeat(np.arange(len(known)), [len(a.labels) for a in known]),
-            label=np.concatenate([a.labels for a in known]),
+            label=np.concatenate([a.labels for a in known]) + 1,
             boxes=np.concatenate([a.boxes_px for a in known]) + VOC_PIXELS,
             difficult=np.concatenate([a.difficult for a in known]),
         ),

@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.config import UserError
-from ssd_jax.data.errors import DataError, reason, shorten
-from ssd_jax.data.formats.coco import CocoSource, read_instances
-from ssd_jax.data.formats.voc import IMAGE_SUFFIXES, annotated_ids, annotated_objects
-from ssd_jax.data.images import read_picture
-from ssd_jax.data.numbers import parse_number
+from ssd_jax.data.errors import DataError, shorten
+from ssd_jax.data.formats.coco import CocoSource
+from ssd_jax.data.formats.coco_json import read_instances
+from ssd_jax.data.formats.voc import (
+    IMAGE_SUFFIXES,
+    annotated_ids,
+    parse_number,
+    read_annotation,
+)
+from ssd_jax.data.images import read_image_file
 from ssd_jax.data.types import DataSource
 from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.json_array import read_array
 from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, BoxConvention, DetectionTable, GroundTruth
-from ssd_jax.io import MAX_JSON, atomic_write, is_dir, is_file, read_pieces
+from ssd_jax.io import MAX_JSON, atomic_write, is_dir, is_file, read_pieces, reason
 
 _PIECE = 1 << 22  # bytes of a text file that are parsed at once, and of its longest line
 _LIMIT = 1e9  # pixels, and of scores
@@ -96,7 +101,7 @@ def _read_image(folder: Path | None, names: Sequence[str], k: int) -> np.ndarray
         path = folder / f"{names[k]}{suffix}"
         if is_file(path):
             try:
-                return read_picture(path)[1]
+                return read_image_file(path)[1]
             except DataError:
                 return None
     return None
@@ -281,32 +286,32 @@ def _read_known_voc(
     folder: Path, split: str, box_convention: BoxConvention | None
 ) -> AnnotationFile:
     ids = annotated_ids(folder, split)
-    sizes, objects = zip(*(annotated_objects(folder, image_id) for image_id in ids), strict=True)
+    annotations = [read_annotation(folder, image_id) for image_id in ids]
     # A list may have no object of a class that others have.
     everywhere = (
-        objects
-        if not split
-        else [annotated_objects(folder, image_id)[1] for image_id in annotated_ids(folder)]
+        [read_annotation(folder, image_id) for image_id in annotated_ids(folder)]
+        if split
+        else annotations
     )
-    classes = tuple(sorted({name for image in everywhere for name, _, _ in image}))
-    rows = [(k, *found) for k, image in enumerate(objects) for found in image]
-    boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
+    classes = tuple(sorted({o.name for annotation in everywhere for o in annotation.objects}))
+    rows = [(k, o) for k, annotation in enumerate(annotations) for o in annotation.objects]
+    boxes = np.array([o.box for _, o in rows], np.float64).reshape(-1, 4)
     boxes = _from_corners(boxes, box_convention or "inclusive")
     return AnnotationFile(
         path=folder,
         classes=classes,
         objects=GroundTruth(
-            image=np.array([image for image, *_ in rows]),
-            label=np.array([classes.index(name) + 1 for _, name, *_ in rows]),
+            image=np.array([image for image, _ in rows]),
+            label=np.array([classes.index(o.name) + 1 for _, o in rows]),
             boxes=boxes,
-            difficult=np.array([difficult for *_, difficult in rows], bool),
+            difficult=np.array([o.difficult for _, o in rows], bool),
         ),
         area=np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1),
         image_ids=tuple(ids),
         image_files=tuple(ids),
         category_ids=(),
         box_convention=box_convention,
-        image_sizes=_all_sizes(sizes),
+        image_sizes=_all_sizes([annotation.size for annotation in annotations]),
     )
 
 

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     except OSError as error:
         raise ConfigError(f"--out: {own.out} cannot be written: {error}") from None
     except DataError as error:
-        raise ConfigError(f"--check: {error.what}") from None
+        raise ConfigError(f"--check: {error.finding.message}") from None
     finally:
         for path in (part, about_part):
             shutil.rmtree(path, ignore_errors=True)

@@ -18,12 +18,13 @@ import numpy as np
 
 from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
 from ssd_jax.config import Config, EvalConfig
-from ssd_jax.data.augment import preprocess_eval
-from ssd_jax.data.errors import DataError, reason
-from ssd_jax.data.images import decode_picture, read_picture
+from ssd_jax.data.augmentation import preprocess_eval
+from ssd_jax.data.errors import DataError
+from ssd_jax.data.images import decode_image, read_image_file
 from ssd_jax.distributed import use_compilation_cache
 from ssd_jax.inference.detect import Variables, make_detect
 from ssd_jax.inference.drawing import Array, Image, draw_boxes, resize
+from ssd_jax.io import reason
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import SSD
 
@@ -198,7 +199,7 @@ def read_image(path: str | Path) -> Image:
     Raises:
         DataError: it cannot be read or was cut off.
     """
-    header, image = read_picture(Path(path))
+    header, image = read_image_file(Path(path))
     return turn_upright(image, header.orientation)
 
 
@@ -235,7 +236,7 @@ def _as_image(given: ImageLike) -> Image:
     if isinstance(given, str | os.PathLike):
         return read_image(Path(given))
     if isinstance(given, bytes | bytearray | memoryview):
-        header, image = decode_picture(bytes(given), Path(f"{len(given)} bytes given"))
+        header, image = decode_image(bytes(given), Path(f"{len(given)} bytes given"))
         return turn_upright(image, header.orientation)
     if _is_pil(given):
         # Wider numbers than bytes would be cut off, not scaled.

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
-from ssd_jax.data.augment import preprocess_eval
+from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.sources import SyntheticSource
 from ssd_jax.inference.detect import make_detect, post_process
 from ssd_jax.inference.detector import Detector, read_image

@@ -53,7 +53,7 @@ def image_targets(
             variances=variances,
         ),
         in_axes=(None, 0, 0, 0),
-    )(priors, batch["boxes"], batch["labels"], batch["mask"])
+    )(priors, batch["boxes"], batch["labels"] + 1, batch["mask"])  # class 0 is background
 
 
 def image_losses(loc: Array, conf: Array, targets: Targets, config: TrainConfig) -> MultiboxLoss:

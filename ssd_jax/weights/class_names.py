@@ -1,4 +1,10 @@
-"""Class names of published weights, without background."""
+"""Class names without background: of published weights, and read from class files."""
+
+from collections import Counter
+from pathlib import Path
+
+from ssd_jax.config import ConfigError, shorten
+from ssd_jax.io import MAX_TEXT, read_text, reason
 
 _VOC = """aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
 person pottedplant sheep sofa train tvmonitor"""
@@ -18,3 +24,30 @@ COCO91_CLASSES = tuple(
 )
 """Classes of COCO by category id, as in torchvision. Ten ids have no category; their rows are part
 of the softmax, so they are kept, as N/A 12 and so on."""
+
+
+def read_class_names(path: Path, option: str) -> tuple[str, ...]:
+    """Read a text file with one class name per line, ignoring empty lines.
+
+    Args:
+        path: the file; ~ is the home directory.
+        option: the config field or the flag that names the file, for errors.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or has a name twice.
+    """
+    path = path.expanduser()
+    try:
+        lines = read_text(path, MAX_TEXT).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{option} {path} cannot be read ({reason(error)}); "
+            "name a text file with one class per line"
+        ) from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ConfigError(f"{option} {path} is empty; write one class name per line")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ConfigError(f"{option} {path} has {shorten(repeated, 20)} twice; remove one")
+    return names

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ssd_jax.cli import Parser, override
 from ssd_jax.config import ConfigError
-from ssd_jax.io import MAX_TEXT, exists, read_text
+from ssd_jax.io import exists
+from ssd_jax.weights.class_names import read_class_names
 from ssd_jax.weights.name_maps import Layout
 
 _IMPORT = """Import weights as a checkpoint, with their config.
@@ -71,21 +72,13 @@ def _import(own: argparse.Namespace, overrides: Sequence[str]) -> None:
         read_arrays(own.file),
         layout=None if own.layout == "auto" else own.layout,
         channels=own.channels,
-        classes=_read_classes(own.classes) if own.classes else (),
+        classes=read_class_names(own.classes, "--classes") if own.classes else (),
     )
     config = override(imported.config, overrides, description=_IMPORT)
     variables = {"params": imported.params, "batch_stats": imported.batch_stats}
     write_checkpoint(own.out, config, variables)
     print(f"{own.file}: {imported.summary}")
     print(f"the checkpoint is in {own.out}")
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        lines = read_text(path, MAX_TEXT).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes: {path} cannot be read: {error}") from None
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _export(own: argparse.Namespace) -> None:

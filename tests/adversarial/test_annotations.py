@@ -32,7 +32,7 @@ def check_records(source):
         size = np.array([annotation.width, annotation.height] * 2)
         assert np.all(np.isfinite(annotation.boxes_px))
         assert np.all((annotation.boxes_px >= 0) & (annotation.boxes_px <= size))
-        assert np.all((annotation.labels >= 1) & (annotation.labels <= len(CLASSES)))
+        assert np.all((annotation.labels >= 0) & (annotation.labels < len(CLASSES)))
     return source
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.config import UserError
-from ssd_jax.data.images import picture_size, read_picture
+from ssd_jax.data.images import read_image_file, read_image_size
 from tests.adversarial.limits import result_or_error
 from tests.adversarial.strategies import HOSTILE, edited_bytes
 
@@ -24,8 +24,8 @@ def encode(suffix):
 
 
 def read(path):
-    size = picture_size(path)
-    _, image = read_picture(path)
+    size = read_image_size(path)
+    _, image = read_image_file(path)
     assert image.dtype == np.uint8
     assert image.ndim == 3
     return size, image

@@ -1,4 +1,4 @@
-"""Headers of image files, against what OpenCV decodes and, where it is installed, Pillow."""
+"""Headers of image files, compared with what OpenCV decodes and with Pillow's modes."""
 
 import contextlib
 import io
@@ -7,8 +7,9 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from ssd_jax.data.headers import Header, read_header
+from ssd_jax.data.headers import Header, is_truncated, read_header
 from tests.data import mutate
 
 IMAGE = mutate.photograph()[:, :90]  # 90x80
@@ -17,10 +18,11 @@ JPEG = mutate.encode(".jpg", IMAGE)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tiff", ".webp"])
-def test_sizes(suffix):
-    header = read_header(mutate.encode(suffix, IMAGE))
-    assert (header.width, header.height, header.colour, header.bits) == (90, 80, "rgb", 8)
-    assert header.whole
+def test_size_and_color(suffix):
+    data = mutate.encode(suffix, IMAGE)
+    header = read_header(data)
+    assert (header.width, header.height, header.color, header.bits) == (90, 80, "rgb", 8)
+    assert not is_truncated(data)
     assert not header.alpha
     assert header.orientation == 1
 
@@ -29,15 +31,23 @@ def test_sizes(suffix):
     "flags", [[cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 3]]
 )
 @pytest.mark.parametrize("garbage", [b"", b"\0\0\0\0", b"\xff\xd9 and more", JPEG[:300]])
-def test_kinds_of_jpeg(flags, garbage):
-    """Several scans, restart markers, and what is behind the end: the file is whole."""
+def test_jpeg_variants(flags, garbage):
+    """Several scans, restart markers and bytes after the end: the file is complete."""
     ok, data = cv2.imencode(".jpg", IMAGE, flags)
     assert ok
     data = data.tobytes()
     header = read_header(data + garbage)
-    assert (header.width, header.height, header.whole) == (90, 80, True)
-    for end in range(data.index(b"\xff\xda"), len(data) - 1):
-        assert not read_header(data[:end]).whole
+    assert (header.width, header.height) == (90, 80)
+    assert not is_truncated(data + garbage)
+    for end in range(3, len(data) - 1):
+        assert is_truncated(data[:end])
+
+
+def test_truncated_png():
+    data = mutate.encode(".png", IMAGE)
+    assert not is_truncated(data + b"garbage")
+    for end in range(8, len(data)):
+        assert is_truncated(data[:end])
 
 
 def test_webp_of_each_kind():
@@ -57,10 +67,10 @@ def test_webp_of_each_kind():
     assert (header.width, header.height, header.orientation) == (90, 80, 3)
 
 
-def test_colours_bits_and_transparency():
-    assert read_header(mutate.encode(".jpg", GREY)).colour == "grey"
-    assert read_header(mutate.encode(".png", GREY)).colour == "grey"
-    assert read_header(mutate.encode(".tiff", GREY)).colour == "grey"
+def test_colors_bits_and_transparency():
+    assert read_header(mutate.encode(".jpg", GREY)).color == "grey"
+    assert read_header(mutate.encode(".png", GREY)).color == "grey"
+    assert read_header(mutate.encode(".tiff", GREY)).color == "grey"
     assert read_header(mutate.encode(".png", IMAGE.astype(np.uint16))).bits == 16
     assert read_header(mutate.encode(".tiff", IMAGE.astype(np.uint16))).bits == 16
     assert read_header(mutate.encode(".png", np.dstack([IMAGE, GREY]))).alpha
@@ -68,7 +78,7 @@ def test_colours_bits_and_transparency():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif(orientation):
+def test_exif_orientation(orientation):
     turned = mutate.exif(JPEG, orientation)
     assert read_header(turned).orientation == orientation
     start = turned.index(b"Exif") + 6
@@ -79,42 +89,42 @@ def test_exif(orientation):
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a" + b"\0" * 50, b"RIFF\0\0\0\0WAVE" + b"\0" * 20])
-def test_other_formats(data):
+def test_other_formats_are_rejected(data):
     with pytest.raises(ValueError, match="it is none of JPEG, PNG, BMP, TIFF and WebP"):
         read_header(data)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tiff", ".webp"])
-def test_headers_that_break_off(suffix):
+def test_damaged_headers_are_rejected(suffix):
     data = mutate.encode(suffix, IMAGE)
-    told = 0
+    accepted = 0
     for end in range(64):
         with contextlib.suppress(ValueError):
             header = read_header(data[:end])
             assert (header.width, header.height) == (90, 80)
-            told += 1
-    assert told < 50
+            accepted += 1
+    assert accepted < 50
 
 
-def test_pillow_agrees():
-    image = pytest.importorskip("PIL.Image", exc_type=ImportError)
+def test_agrees_with_pillow():
+
     kinds = {"grey": ("1", "L", "LA", "I;16"), "cmyk": ("CMYK",)}
     for suffix in (".jpg", ".png", ".bmp", ".tiff", ".webp"):
-        for picture in (IMAGE, GREY):
-            data = mutate.encode(suffix, picture)
+        for pixels in (IMAGE, GREY):
+            data = mutate.encode(suffix, pixels)
             header = read_header(data)
-            with image.open(io.BytesIO(data)) as known:
-                assert known.size == (header.width, header.height)
+            with Image.open(io.BytesIO(data)) as expected:
+                assert expected.size == (header.width, header.height)
                 if suffix not in (".bmp", ".webp"):
-                    assert (known.mode in kinds["grey"]) == (header.colour == "grey")
+                    assert (expected.mode in kinds["grey"]) == (header.color == "grey")
     for mode in ("1", "L", "P", "RGB", "CMYK", "LA", "RGBA", "I;16"):
         for form in ("JPEG", "PNG", "TIFF"):
             with io.BytesIO() as file:
                 try:
-                    image.new(mode, (31, 17)).save(file, form)
+                    Image.new(mode, (31, 17)).save(file, form)
                 except OSError:  # not in this format
                     continue
                 header = read_header(file.getvalue())
             assert (header.width, header.height) == (31, 17)
             expected = next((k for k, modes in kinds.items() if mode in modes), "rgb")
-            assert header.colour == expected, (mode, form)
+            assert header.color == expected, (mode, form)

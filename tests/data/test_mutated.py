@@ -57,16 +57,16 @@ def test_there_are_enough():
     assert len(mutate.COCO) >= 200
 
 
-def read(kind, root, split, *on_error):
-    """Opens the split and reads all of its records; errors go to `on_error`, if it is given."""
-    source = kind(root, split, CLASSES, *on_error)
+def read(kind, root, split, *on_finding):
+    """Open the split and read all of its records; `on_finding` receives errors if given."""
+    source = kind(root, split, CLASSES, *on_finding)
     for i in range(len(source)):
         try:
             source[i]
         except DataError as error:
-            if not on_error:
+            if not on_finding:
                 raise
-            on_error[0](error)
+            on_finding[0](error.finding)
 
 
 def check(mutant, kind, root, split, names):
@@ -82,12 +82,12 @@ def check(mutant, kind, root, split, names):
     else:
         assert mutant.outcome != "refused"
 
-    found = []
+    findings = []
     try:
-        read(kind, root, split, found.append)
-    except DataError as error:  # there is nothing left to read
-        found.append(error)
-    errors = [error for error in found if error.severity == "error"]
+        read(kind, root, split, findings.append)
+    except DataError as error:  # no record is left
+        findings.append(error.finding)
+    errors = [finding for finding in findings if finding.severity == "error"]
     assert {"refused": bool(errors), "fine": not errors, "either": True}[mutant.outcome]
 
 
@@ -130,7 +130,7 @@ def test_check_collects_all_of_a_voc_folder(voc, tmp_path):
     wrong = {f["record"] for f in findings if f["severity"] == "error"}
     assert {n for n, m in mutate.VOC.items() if m.outcome == "refused"} <= wrong
     assert not {n for n, m in mutate.VOC.items() if m.outcome == "fine"} & wrong
-    assert all(f["what"].isprintable() for f in findings)
+    assert all(f["message"].isprintable() for f in findings)
     assert "training would stop" in text
 
 

@@ -92,8 +92,7 @@ class TestBefore:
         out, err = capfd.readouterr()
         assert out == ""
         assert err == (
-            "data: preparing a data set needs tensorflow, though reading one does not; "
-            "run pip install 'ssd_jax[prepare]'\n"
+            "data: preparing a data set needs tensorflow; run pip install 'ssd_jax[prepare]'\n"
         )
         assert not (tmp_path / "tfds").exists()
 
@@ -123,7 +122,7 @@ class TestAnnouncement:
             "0.05 GB  http://x/a.tar",
             "0.05 GB  http://x/b.zip",
             f"voc/2007: downloading 0.10 GB to {tmp_path}/sets/downloads and building "
-            f"{tmp_path}/voc/2007/5.0.0; this takes about 0.30 GB of disk, and downloads/ may be "
+            f"{tmp_path}/voc/2007/5.0.0; this takes about 0.30 GB of disk; downloads/ may be "
             "removed afterwards",
         ]
 
@@ -131,10 +130,10 @@ class TestAnnouncement:
         free = SimpleNamespace(free=2_900_000_000)
         monkeypatch.setattr(command.shutil, "disk_usage", lambda folder: free)
         builder = self.make_builder(tmp_path, 500_000_000)
-        with pytest.raises(DataError, match=r"has 2\.90 GB of room, and x takes about 3\.00 GB"):
+        with pytest.raises(DataError, match=r"has 2\.90 GB free, and x takes about 3\.00 GB"):
             command._announce_download("x", builder)
 
-    def test_a_builder_that_looks_into_its_downloads(self, tmp_path, capsys):
+    def test_builders_may_open_their_downloads(self, tmp_path, capsys):
         builder = self.make_builder(tmp_path, 5)
         builder._split_generators = lambda _: Path("/no/such/file").stat()
         command._announce_download("x", builder)

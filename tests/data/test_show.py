@@ -89,7 +89,7 @@ def test_priors_of_an_object_are_those_of_a_double_loop(rule, boxes):
 
     iou = np.array([[slow_iou(b, corners(p)) for p in priors] for b in boxes[:n].astype(float)])
     owner = np.array(slow_owners(iou.reshape(n, len(priors)), 0.45, rule))
-    np.testing.assert_array_equal(matches.owner, owner)
+    np.testing.assert_array_equal(matches.object_index, owner)
     assert matches.num_priors.tolist() == [(owner == k).sum() for k in range(n)]
     expected = [iou[k, p] if k >= 0 else 0 for p, k in enumerate(owner)]
     np.testing.assert_allclose(matches.iou, expected, atol=1e-6)
@@ -117,9 +117,9 @@ def test_the_samples_are_the_first_images_of_the_training():
 def test_the_table_adds_up():
     owners = [[-1, 0, 0, 1, -1], [-1, -1, -1, 0, 0], [-1] * 5]
     matches = [
-        show.Matches(np.array(owners[0]), None, np.array([2, 1, 0]), np.array([0.8, 0.4, 0])),
-        show.Matches(np.array(owners[1]), None, np.array([2]), np.array([0.5])),
-        show.Matches(np.array(owners[2]), None, np.array([], int), np.array([])),
+        show.PriorMatches(np.array(owners[0]), None, np.array([2, 1, 0]), np.array([0.8, 0.4, 0])),
+        show.PriorMatches(np.array(owners[1]), None, np.array([2]), np.array([0.5])),
+        show.PriorMatches(np.array(owners[2]), None, np.array([], int), np.array([])),
     ]
     console = Console(file=io.StringIO(), record=True, width=100)
     show.print_table(matches, TINY, [2, 3], console)
@@ -186,11 +186,11 @@ def test_what_is_drawn_and_counted_is_what_make_targets_says(
     for call, sample in zip(calls, samples, strict=True):
         image, boxes, texts, broken, priors_px, owners = call
         side = len(image)
-        targets = targets_of(priors, sample.boxes, sample.labels, sample.mask)
+        targets = targets_of(priors, sample.boxes, sample.labels + 1, sample.mask)
         label = np.asarray(targets.label)
         expected = np.array([corners(p) for p in priors[label > 0]]) * side
         np.testing.assert_allclose(priors_px, expected, atol=1e-3)
-        np.testing.assert_array_equal(sample.labels[owners], label[label > 0])
+        np.testing.assert_array_equal(sample.labels[owners] + 1, label[label > 0])
         np.testing.assert_allclose(boxes, sample.boxes[sample.mask] * side)
         for k, (box, text, gaps) in enumerate(zip(boxes, texts, broken, strict=True)):
             iou = [slow_iou(box, p) for p in priors_px[owners == k]]
@@ -235,12 +235,12 @@ def test_the_record_is_drawn_beside_the_sample(monkeypatch):
         image_id="name",
         image=np.full((100, 200, 3), 7, np.uint8),
         boxes=np.array([[0.5, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 1]], np.float32),
-        labels=np.array([1, 1, 1]),
+        labels=np.array([0, 0, 0]),
         difficult=np.array([False, True, True]),
         crowd=np.array([False, False, True]),
     )
     boxes, mask = padded([[0, 0, 0.5, 0.5]])
-    sample = show.Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.ones(8, int), mask, record)
+    sample = show.Sample(np.zeros((64, 64, 3), np.uint8), boxes, np.zeros(8, int), mask, record)
     show._sample_panel(sample, ("cat",), 400)
     (before, before_boxes), (after, after_boxes) = drawn
     assert before.shape == after.shape == (400, 400, 3)
@@ -250,7 +250,7 @@ def test_the_record_is_drawn_beside_the_sample(monkeypatch):
     np.testing.assert_array_equal(after_boxes, [[0, 0, 200, 200]])
     assert captions == [
         "name: 200 x 100, 3 objects, 1 crowd, 1 difficult",
-        "as trained on: 1 object",
+        "augmented: 1 object",
     ]
 
 

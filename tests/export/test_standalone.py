@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax.data.augment import preprocess_eval
+from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.export import standalone
 from ssd_jax.export.check import difference
 from ssd_jax.inference.detector import Detections

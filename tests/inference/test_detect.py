@@ -80,7 +80,7 @@ def test_boxes_are_in_pixels_of_the_original_image():
     """The best detection of the first image, worked out by hand."""
     found = table(2)
     model, weights = variables()
-    from ssd_jax.data.augment import preprocess_eval
+    from ssd_jax.data.augmentation import preprocess_eval
 
     loc, conf = model.apply(weights, preprocess_eval(Wide().image(0), 64)[None])
     scores = np.asarray(jax.nn.softmax(conf[0]))[:, 1:]

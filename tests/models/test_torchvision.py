@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
-from ssd_jax.data.augment import preprocess_eval
+from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.inference.detect import make_detect
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import cxcywh_to_xyxy

@@ -142,7 +142,7 @@ def bad_step(**batch):
     arrays = {
         "image": np.zeros((2, 64, 64, 3), np.uint8),
         "boxes": np.tile(np.float32([0.1, 0.1, 0.6, 0.6]), (2, 8, 1)),
-        "labels": np.ones((2, 8), np.int32),
+        "labels": np.zeros((2, 8), np.int32),
         "mask": np.tile(np.arange(8) < 1, (2, 1)),
     }
     variables = {"params": jax.tree.map(np.array, variables["params"]), "batch_stats": {}}

@@ -1,55 +1,59 @@
 """COCO's layout: annotations/instances_SPLIT.json beside folders of images.
 
-Coordinates are turned once, here. COCO's boxes are continuous pixels already: x, y, width, height
-become [x, y, x + width, y + height].
+COCO's boxes are x, y, width, height in continuous pixels; here they become xyxy.
 """
 
-import json
-import reprlib
-from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
-from ssd_jax.data.errors import DataError, OnError, class_error, reason, shorten, stop
+from ssd_jax.config import shorten
+from ssd_jax.data.errors import DataError, Finding, Location, OnFinding, errors_to, raise_errors
+from ssd_jax.data.formats.coco_json import (
+    Id,
+    Record,
+    brief,
+    get_field,
+    new_id,
+    read_area,
+    read_bbox,
+    read_categories,
+    read_crowd,
+    read_json,
+    read_reference,
+    to_number,
+)
 from ssd_jax.data.images import ImageFileSource
 from ssd_jax.data.types import Annotation, distinct_ids
-from ssd_jax.io import MAX_JSON, is_dir, is_file, read_bytes
+from ssd_jax.io import is_dir, is_file
 
 PREFIX = "instances_"
 
-_REPR = reprlib.Repr()
-_REPR.maxstring = 80
-
 
 class CocoSource(ImageFileSource):
-    """Images and objects as COCO's annotation files have them.
+    """Images and objects of COCO annotation files.
 
-    All annotations are read when the source is made; images when they are asked for. Images
-    without objects are kept. A crowd (iscrowd 1) is marked as difficult too.
+    Annotations are read when the source is created, images on access. Images without objects are
+    kept. A crowd (iscrowd 1) is also marked as difficult. Objects whose box has no area inside the
+    image are skipped.
 
     Args:
         root: the folder that holds annotations/; ~ is the home directory.
         split: SPLIT of annotations/instances_SPLIT.json, or of annotations/SPLIT.json if there is
-            no such file; several are joined by +. Its images lie in SPLIT/, images/SPLIT/,
+            no such file; several are joined by +. Its images are in SPLIT/, images/SPLIT/,
             images/ or JPEGImages/ of the root.
-        classes: names of the classes, without background; labels follow their order.
-        on_error: told of each error and warning. If it returns from an error, the image is left
-            out with its objects, or the category with its objects, or the object.
+        classes: names of the classes, without background.
+        on_finding: receives each error and warning. If it returns from an error, the image is
+            skipped with its objects, or the category with its objects, or the object.
 
     Attributes:
-        classes: as given.
-        set_aside: one line for each object that is left out of training and of evaluation,
-            because its box has no area inside the image.
-        image_numbers: the id of each record in its annotation file; ids of joined files may be
-            the same.
-        category_ids: name of each category -> its id, the first file's where several differ.
+        image_numbers: id of each record in its annotation file; may repeat if files are joined.
+        category_ids: category name -> id, the first file's if several differ.
 
     Raises:
-        DataError: an annotation file is missing or cannot be read; or, unless `on_error` keeps
-            it, a record of one cannot be used, or an image is missing.
+        DataError: an annotation file is missing or cannot be read; or, unless `on_finding`
+            returns, a record is invalid or an image is missing.
     """
 
     def __init__(
@@ -57,111 +61,60 @@ class CocoSource(ImageFileSource):
         root: str | Path,
         split: str,
         classes: tuple[str, ...],
-        on_error: OnError = stop,
+        on_finding: OnFinding = raise_errors,
     ) -> None:
-        labels = {name: k + 1 for k, name in enumerate(classes)}
-        set_aside: list[str] = []
+        labels = {name: k for k, name in enumerate(classes)}
         images: list[_Image] = []
         origins: dict[Path, str] = {}  # file -> the record that has it
         self.category_ids: dict[str, int] = {}
         for name, path in _split_paths(root, split):
-            content = _read_json(path)
-            found = _read_images(path, content, on_error)
-            for key, category in _add_objects(
-                path, content, found, labels, set_aside, on_error
-            ).items():
+            file = _AnnotationFile(path, on_finding)
+            file.read_objects(labels)
+            for key, category in file.categories.items():
                 if category is not None:
                     self.category_ids.setdefault(category, key)
-            there = [image for image in found.values() if image]
-            for image in _find_files(Path(root).expanduser(), name, path, there, on_error):
+            for image in file.find_images(Path(root).expanduser(), name):
                 if image.file in origins:
-                    what = (
-                        f"{path}: image {_brief(image.id)} is {image.file}, which is image "
-                        f"{origins[image.file]} (SPLIT-ID) already"
+                    problem = (
+                        f"is {image.file}, which is image {origins[image.file]} (SPLIT-ID) already"
                     )
-                    where = f"image {_brief(image.id)}"
-                    on_error(_wrong(path, where, what, "take one of the two out", "twice"))
+                    location = Location(path, item=f"image {brief(image.id)}")
+                    on_finding(location.finding(problem, "remove one of the two", "duplicate"))
                     continue
                 origins[image.file] = f"{name}-{image.id}"
                 images.append(image)
         if not images:
             raise DataError(f"{root}: split {split!r} has no image; name another")
         self.image_numbers = tuple(image.id for image in images)
-        # COCO's own files are called by the image's id; other tools use a name in many folders.
+        # COCO's own files are named by the image's id; other tools repeat names across folders.
         ids = distinct_ids([i.file.stem for i in images], [origins[i.file] for i in images])
         super().__init__(
             classes,
             [image.file for image in images],
             [_to_annotation(*pair) for pair in zip(ids, images, strict=True)],
-            set_aside,
         )
 
 
-def coco_classes(root: str | Path, split: str, on_error: OnError = stop) -> tuple[str, ...]:
-    """Names of a split's categories in the order of their ids, whether they have objects or not.
+def coco_classes(
+    root: str | Path, split: str, on_finding: OnFinding = raise_errors
+) -> tuple[str, ...]:
+    """Return the names of a split's categories in the order of their ids, used or not.
 
-    Categories that only a later one of several joined files has come last.
+    Categories that occur only in a later one of several joined files come last.
 
     Raises:
-        DataError: a file is missing, or its categories cannot be used.
+        DataError: a file is missing, or its categories are invalid.
     """
     names: dict[str, None] = {}
     for _, path in _split_paths(root, split):
-        categories = _read_categories(path, _read_json(path), on_error)
+        categories = read_categories(path, read_json(path), on_finding)
         names.update((name, None) for _, name in sorted(categories.items()) if name is not None)
     return tuple(names)
 
 
-@dataclass(frozen=True)
-class Instances:
-    """What an annotation file in COCO's form says, without its images; nothing is clipped."""
-
-    images: dict[int | str, str]
-    """Id -> file name, "" where it has none."""
-    sizes: dict[int | str, tuple[int, int]]
-    """Id -> width and height, of the images that have both."""
-    categories: dict[int, str]
-    """Id -> name."""
-    annotations: list[tuple[int | str, int, tuple[float, float, float, float], float, bool]]
-    """(image id, category id, (x, y, width, height) in pixels, area in square pixels, crowd); the
-    area is the box's where the file has none."""
-
-
-def read_instances(path: Path) -> Instances:
-    """The annotation file, whose images need not be there nor have sizes.
-
-    Raises:
-        DataError: it cannot be read, or a record of it cannot be used.
-    """
-    content = _read_json(path)
-    images: dict[int | str, str] = {}
-    sizes: dict[int | str, Any] = {}
-    for k, record in enumerate(content["images"]):
-        key = _new_id(path, f"images[{k}]", "image", record, images)
-        images[key] = str(record.get("file_name", ""))
-        size = record.get("width"), record.get("height")
-        if all(type(side) is int and 0 < side < 1e9 for side in size):
-            sizes[key] = size
-    categories = {k: name or "" for k, name in _read_categories(path, content, stop).items()}
-    annotations = []
-    for k, record in enumerate(content["annotations"]):
-        where = f"annotations[{k}]"
-        _new_id(path, where, "annotation", record, ())
-        image = _known(path, where, record, "image", images)
-        category = _known(path, where, record, "category", categories)
-        x, y, w, h = _bbox(path, where, record)
-        crowd = record.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            what = f"{path}: {where} has iscrowd {_brief(crowd)}"
-            raise _wrong(path, where, what, "write 0 or 1")
-        area = _area(path, where, record, np.array((0, 0, w, h)))
-        annotations.append((image, category, (x, y, w, h), area, bool(crowd)))
-    return Instances(images, sizes, categories, annotations)
-
-
 @dataclass
 class _Image:
-    id: int | str
+    id: Id
     name: str
     width: int
     height: int
@@ -177,76 +130,143 @@ class _Object:
     area: float  # square pixels
 
 
+class _AnnotationFile:
+    """An annotation file whose invalid records are reported and skipped."""
+
+    def __init__(self, path: Path, on_finding: OnFinding) -> None:
+        self._path = path
+        self._on_finding = on_finding
+        self._content = read_json(path)
+        # None: a record that is skipped, with its objects.
+        self._images: dict[Id, _Image | None] = {}
+        for k, record in enumerate(self._content["images"]):
+            with errors_to(on_finding):
+                location = Location(path, item=f"images[{k}]")
+                key = new_id(location, "image", record, self._images)
+                self._images[key] = None
+                self._images[key] = _read_image(path, key, record)
+        self.categories = read_categories(path, self._content, on_finding)
+
+    def read_objects(self, labels: dict[str, int]) -> None:
+        """Add the objects to their images."""
+        seen: set[Id] = set()
+        for k, record in enumerate(self._content["annotations"]):
+            try:
+                location = Location(self._path, item=f"annotations[{k}]")
+                key = new_id(location, "annotation", record, seen)
+                seen.add(key)
+                location = location._replace(item=f"annotation {brief(key)}")
+                image = self._images[read_reference(location, record, "image", self._images)]
+                name = self.categories[
+                    read_reference(location, record, "category", self.categories)
+                ]
+                if image is not None and name is not None:
+                    self._add_object(location, record, image, name, labels)
+            except DataError as error:
+                self._on_finding(error.finding)
+
+    def _add_object(
+        self, location: Location, record: Record, image: _Image, name: str, labels: dict[str, int]
+    ) -> None:
+        located = location._replace(record=image.name)
+        if name not in labels:
+            raise DataError(located.unknown_class(name, tuple(labels)))
+        crowd = read_crowd(location, record)
+        x, y, w, h = read_bbox(location, record)
+        width, height = image.width, image.height
+        corners = (
+            min(max(x, 0), width),
+            min(max(y, 0), height),
+            min(max(x + w, 0), width),
+            min(max(y + h, 0), height),
+        )
+        box = np.array(corners, np.float32)
+        if located.check_box(
+            f"on {image.name}, {name} ({x:g}, {y:g}, {w:g}, {h:g}),",
+            (width, height),
+            self._on_finding,
+            has_area=box[0] < box[2] and box[1] < box[3],
+            is_outside=max(-x, -y, x + w - width, y + h - height) >= 1,
+            advice="; it is [x, y, width, height]",
+        ):
+            area = read_area(location, record, (box[2] - box[0]) * (box[3] - box[1]))
+            image.objects.append(_Object(box, labels[name], crowd, area))
+
+    def find_images(self, base: Path, split: str) -> list[_Image]:
+        """Set the files of the images, all from the folder that has the most of them.
+
+        Returns:
+            The images that have a file.
+        """
+        images = [image for image in self._images.values() if image]
+        folders = [base / split, base / "images" / split, base / "images", base / "JPEGImages"]
+        missing: dict[Path, list[_Image]] = {}
+        for folder in filter(Path.is_dir, folders):
+            missing[folder] = [i for i in images if not is_file(folder / i.name)]
+            if not missing[folder]:
+                break
+        if not missing:
+            searched = ", ".join(str(f.relative_to(base)) for f in folders)
+            problem = f"{base} has no folder of images for {self._path.name}"
+            raise DataError(Finding(problem, f"put them in {searched}", file=self._path))
+        folder = min(missing, key=lambda f: len(missing[f]))
+        for image in missing[folder]:
+            item = f"image {brief(image.id)}"
+            self._on_finding(
+                Finding(
+                    f"{folder / image.name} is missing, {item} of {self._path} "
+                    f"({len(missing[folder])} of {len(images)} images are)",
+                    "add the file or remove the image",
+                    kind="missing_image",
+                    file=self._path,
+                    record=image.name,
+                    item=item,
+                )
+            )
+        absent = {image.id for image in missing[folder]}
+        images = [image for image in images if image.id not in absent]
+        for image in images:
+            image.file = folder / image.name
+        return images
+
+
 def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
-    """(name, annotation file) of each part of a split, each once."""
+    """Return (name, annotation file) of each part of a split, without repetition."""
     base = Path(root).expanduser()
     if not is_dir(base):
-        raise DataError(f"data.root {base} is not a folder; name the one of the data set")
+        raise DataError(f"data.root {base} is not a folder; name the folder of the data set")
     folder = base / "annotations"
     if not is_dir(folder):
         raise DataError(f"{folder} is missing; data.root must be the folder that holds it")
     paths = {}
     for item in split.split("+"):
         name = item.strip().removeprefix(PREFIX)
-        tried = [folder / f"{PREFIX}{name}.json", folder / f"{name}.json"]
-        path = next((p for p in tried if is_file(p)), None)
+        candidates = [folder / f"{PREFIX}{name}.json", folder / f"{name}.json"]
+        path = next((p for p in candidates if is_file(p)), None)
         if path is None:
-            known = sorted(p.stem for p in folder.glob("*.json"))
-            # COCO's captions and keypoints lie there too.
-            known = [k.removeprefix(PREFIX) for k in known if k.startswith(PREFIX)] or known
+            splits = sorted(p.stem for p in folder.glob("*.json"))
+            # COCO's captions and keypoints are in the same folder.
+            splits = [s.removeprefix(PREFIX) for s in splits if s.startswith(PREFIX)] or splits
             raise DataError(
-                f"{tried[0]} is missing; the splits of this data set are "
-                f"{shorten(known, 20) if known else '(none: put an annotation file there)'}"
+                f"{candidates[0]} is missing; the splits of this data set are "
+                f"{shorten(splits, 20) if splits else '(none: put an annotation file there)'}"
             )
         paths[name] = path
     return list(paths.items())
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(read_bytes(path, MAX_JSON))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not usable JSON: {error}", "fix it", file=path) from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(
-                f"{path} has no list of {key}",
-                "it must have images, annotations and categories, as COCO's instances files do",
-                file=path,
-            )
-    return content
-
-
-def _read_images(
-    path: Path, content: dict[str, list[Any]], on_error: OnError
-) -> dict[int | str, _Image | None]:
-    """Id -> image, None for one that is left out."""
-    images: dict[int | str, _Image | None] = {}
-    for k, record in enumerate(content["images"]):
-        try:
-            key = _new_id(path, f"images[{k}]", "image", record, images)
-            images[key] = None
-            images[key] = _read_image(path, key, record)
-        except DataError as error:
-            on_error(error)
-    return images
-
-
-def _read_image(path: Path, key: int | str, record: dict[str, Any]) -> _Image:
-    where = f"image {_brief(key)}"
-    name = _get(path, where, record, "file_name")
+def _read_image(path: Path, key: Id, record: Record) -> _Image:
+    location = Location(path, item=f"image {brief(key)}")
+    name = get_field(location, record, "file_name")
     if not isinstance(name, str) or not _is_inside(name):
-        what = f"{path}: {where} has file_name {_brief(name)}"
-        raise _wrong(path, where, what, "write it relative to the folder of images")
+        advice = "write it relative to the folder of images"
+        raise location.error(f"has file_name {brief(name)}", advice)
     width, height = (
-        _number(path, where, f"{where} has {side}", _get(path, where, record, side))
+        to_number(location, f"has {side}", get_field(location, record, side))
         for side in ("width", "height")
     )
     if min(width, height) < 1 or width % 1 or height % 1:
-        what = f"{path}: {where} has {width:g}x{height:g} pixels"
-        raise _wrong(path, where, what, "write whole numbers above 0")
+        raise location.error(f"has {width:g}x{height:g} pixels", "write whole numbers above 0")
     return _Image(key, name, int(width), int(height))
 
 
@@ -255,226 +275,15 @@ def _is_inside(name: str) -> bool:
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
-def _read_categories(
-    path: Path, content: dict[str, list[Any]], on_error: OnError
-) -> dict[int, str | None]:
-    """Id -> name, None for one that is left out."""
-    categories: dict[int, str | None] = {}
-    names: set[str] = set()
-    for k, record in enumerate(content["categories"]):
-        try:
-            key = _new_id(path, f"categories[{k}]", "category", record, categories)
-            where = f"category {_brief(key)}"
-            if not isinstance(key, int):
-                what = f"{path}: {where} has an id that is no whole number"
-                raise _wrong(path, where, what, "write one")
-            categories[key] = None
-            name = _get(path, where, record, "name")
-            if not isinstance(name, str) or not name.strip():
-                what = f"{path}: {where} has the name {_brief(name)}"
-                raise _wrong(path, where, what, "write its class")
-            if name in names:
-                what = f"{path}: {where} has the name of another one, {_brief(name)}"
-                raise _wrong(path, where, what, "rename it", "twice")
-            categories[key] = name
-            names.add(name)
-        except DataError as error:
-            on_error(error)
-    if not categories:
-        raise DataError(f"{path} has no category", "list the classes there", file=path)
-    return categories
-
-
-def _add_objects(
-    path: Path,
-    content: dict[str, list[Any]],
-    images: dict[int | str, _Image | None],
-    labels: dict[str, int],
-    set_aside: list[str],
-    on_error: OnError,
-) -> dict[int, str | None]:
-    """Gives the objects to their images. Those of what is left out go with it.
-
-    Returns the categories.
-    """
-    categories = _read_categories(path, content, on_error)
-    seen: set[int | str] = set()
-    for k, record in enumerate(content["annotations"]):
-        try:
-            key = _new_id(path, f"annotations[{k}]", "annotation", record, seen)
-            seen.add(key)
-            where = f"annotation {_brief(key)}"
-            image = images[_known(path, where, record, "image", images)]
-            name = categories[_known(path, where, record, "category", categories)]
-            if image is None or name is None:
-                continue
-            if name not in labels:
-                raise class_error(path, name, tuple(labels), record=image.name, item=where)
-            found = _read_object(path, where, record, image, name, set_aside, on_error)
-            if found is not None:
-                box, crowd = found
-                area = _area(path, where, record, box)
-                image.objects.append(_Object(box, labels[name], crowd, area))
-        except DataError as error:
-            on_error(error)
-    return categories
-
-
-def _read_object(
-    path: Path,
-    where: str,
-    record: dict[str, Any],
-    image: _Image,
-    name: str,
-    set_aside: list[str],
-    on_error: OnError,
-) -> tuple[np.ndarray, bool] | None:
-    """The box, float32 [4], xyxy, and whether it is a crowd's; None where it has no area."""
-    crowd = record.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        what = f"{path}: {where} has iscrowd {_brief(crowd)}"
-        raise _wrong(path, where, what, "write 0 or 1")
-    x, y, w, h = _bbox(path, where, record)
-    box = np.array(
-        (
-            min(max(x, 0), image.width),
-            min(max(y, 0), image.height),
-            min(max(x + w, 0), image.width),
-            min(max(y + h, 0), image.height),
-        ),
-        np.float32,
-    )
-    size = f"{image.width}x{image.height} pixels"
-    line = f"{where} on {image.name}, {name} ({x:g}, {y:g}, {w:g}, {h:g}),"
-    if box[0] >= box[2] or box[1] >= box[3]:
-        set_aside.append(f"{path.name}: {line} has no area in {size}")
-        what, change = f"has no area in {size}", "fix the box or take the object out"
-        on_error(_wrong(path, where, f"{path}: {line} {what}", change, "no_area", image.name))
-        return None
-    if max(-x, -y, x + w - image.width, y + h - image.height) >= 1:
-        what, change = f"reaches outside of {size}", "fix the box: it is [x, y, width, height]"
-        on_error(_wrong(path, where, f"{path}: {line} {what}", change, "outside", image.name))
-    return box, bool(crowd)
-
-
-def _area(path: Path, where: str, record: dict[str, Any], box: np.ndarray) -> float:
-    """Return the area of an annotation's segmentation.
-
-    The area of its box, xyxy, replaces one that is absent, null or 0, as many tools write it.
-    """
-    area = record.get("area")
-    if area is None:
-        area = 0
-    # Neither nan nor infinity is in the range.
-    if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < 1e18:
-        what = f"{path}: {where} has area {_brief(area)}"
-        raise _wrong(path, where, what, "write a number of square pixels or take it out")
-    return float(area) or float((box[2] - box[0]) * (box[3] - box[1]))
-
-
-def _bbox(path: Path, where: str, record: dict[str, Any]) -> list[float]:
-    box = _get(path, where, record, "bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        what = f"{path}: {where} has bbox {_brief(box)}"
-        raise _wrong(path, where, what, "write [x, y, width, height] in pixels")
-    return [_number(path, where, f"{where} has in its bbox", value) for value in box]
-
-
-def _find_files(
-    base: Path, split: str, path: Path, images: list[_Image], on_error: OnError
-) -> list[_Image]:
-    """Gives the images their files, all from the folder that has the most of them.
-
-    Returns those that have one.
-    """
-    folders = [base / split, base / "images" / split, base / "images", base / "JPEGImages"]
-    missing: dict[Path, list[_Image]] = {}
-    for folder in filter(Path.is_dir, folders):
-        missing[folder] = [i for i in images if not is_file(folder / i.name)]
-        if not missing[folder]:
-            break
-    if not missing:
-        looked = ", ".join(str(f.relative_to(base)) for f in folders)
-        raise DataError(
-            f"{base} has no folder of images for {path.name}", f"put them in {looked}", file=path
-        )
-    folder = min(missing, key=lambda f: len(missing[f]))
-    for image in missing[folder]:
-        what = (
-            f"{folder / image.name} is missing, image {_brief(image.id)} of {path} "
-            f"({len(missing[folder])} of {len(images)} images are)"
-        )
-        where, change = f"image {_brief(image.id)}", "put it there or take it out"
-        on_error(_wrong(path, where, what, change, "missing_image", image.name))
-    absent = {image.id for image in missing[folder]}
-    there = [image for image in images if image.id not in absent]
-    for image in there:
-        image.file = folder / image.name
-    return there
-
-
 def _to_annotation(image_id: str, image: _Image) -> Annotation:
-    crowd = np.array([found.crowd for found in image.objects], bool)
+    crowd = np.array([o.crowd for o in image.objects], bool)
     return Annotation(
         image_id=image_id,
         width=image.width,
         height=image.height,
-        boxes_px=np.array([found.box for found in image.objects], np.float32).reshape(-1, 4),
-        labels=np.array([found.label for found in image.objects], np.int32),
+        boxes_px=np.array([o.box for o in image.objects], np.float32).reshape(-1, 4),
+        labels=np.array([o.label for o in image.objects], np.int32),
         difficult=crowd,
         crowd=crowd,
-        area=np.array([found.area for found in image.objects], np.float64),
+        area=np.array([o.area for o in image.objects], np.float64),
     )
-
-
-def _new_id(path: Path, where: str, what: str, record: Any, seen: Container[Any]) -> int | str:
-    """The id of a record, which none of those seen has."""
-    if not isinstance(record, dict):
-        line = f"{path}: {where} is {_brief(record)}"
-        raise _wrong(path, where, line, "write an object with an id")
-    value = _get(path, where, record, "id")
-    if not isinstance(value, int | str) or isinstance(value, bool):
-        line = f"{path}: {where} has id {_brief(value)}"
-        raise _wrong(path, where, line, "write a whole number")
-    if value in seen:
-        line = f"{path} has {what} {_brief(value)} twice"
-        raise _wrong(path, where, line, "take one out or give it another id", "twice")
-    return value
-
-
-def _known(path: Path, where: str, record: dict[str, Any], what: str, known: Container[Any]) -> Any:
-    """The image_id or category_id of an annotation, which is one of those known."""
-    value = _get(path, where, record, f"{what}_id")
-    if not isinstance(value, int | str) or isinstance(value, bool) or value not in known:
-        line = f"{path}: {where} has {what}_id {_brief(value)}, which no {what} has"
-        raise _wrong(path, where, line, f"add the {what} or take the annotation out")
-    return value
-
-
-def _get(path: Path, where: str, record: dict[str, Any], key: str) -> Any:
-    if key not in record:
-        raise _wrong(path, where, f"{path}: {where} has no {key}", "add it")
-    return record[key]
-
-
-def _number(path: Path, where: str, what: str, value: Any) -> float:
-    # NaN and infinity, which Python's JSON has, are not in the range either.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
-        raise _wrong(path, where, f"{path}: {what} {_brief(value)}", "write a number of pixels")
-    return float(value)
-
-
-def _wrong(
-    path: Path,
-    where: str,
-    what: str,
-    change: str,
-    kind: str = "annotation",
-    record: str = "",
-) -> DataError:
-    return DataError(what, change, kind=kind, file=path, record=record, item=where)
-
-
-def _brief(value: Any) -> str:
-    """A value as it is written in Python, of a length that a line has room for."""
-    return _REPR.repr(value)

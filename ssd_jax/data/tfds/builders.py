@@ -1,7 +1,6 @@
-"""Folders as VOC and COCO are downloaded, in the form that TFDS's builders of voc and coco take.
+"""Examples for TFDS's builders of voc and coco, from folders of the downloaded data sets.
 
-What comes out is what TFDS's own reading of its archives gives. That reading wants all archives,
-and fields that other tools leave out.
+The built data sets equal those of TFDS, which needs all archives, and fields that other tools omit.
 """
 
 import json
@@ -14,53 +13,51 @@ from typing import Any, TypeAlias
 
 import tensorflow_datasets as tfds
 
-from ssd_jax.config import ConfigError
-from ssd_jax.data.errors import DataError, reason, shorten
-from ssd_jax.data.formats.voc import MAX_XML, parse_xml
-from ssd_jax.data.images import picture_size
-from ssd_jax.data.numbers import parse_number
-from ssd_jax.io import MAX_JSON, MAX_TEXT, read_bytes, read_text
+from ssd_jax.config import ConfigError, shorten
+from ssd_jax.data.errors import DataError, Finding
+from ssd_jax.data.formats.voc import MAX_XML, parse_number, parse_xml
+from ssd_jax.data.images import read_image_size
+from ssd_jax.io import MAX_JSON, MAX_TEXT, read_bytes, read_text, reason
 
 Examples: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
-"""Keys and records as a builder takes them."""
+"""Keys and records for a builder."""
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """Where one of TFDS's splits lies in a folder."""
+    """The files of one of TFDS's splits."""
 
     name: str
-    """As TFDS calls it: train, validation, test."""
-    listed: Path
-    """VOC: the list of its image ids; COCO: its annotation file."""
+    """TFDS's name: train, validation or test."""
+    index: Path
+    """VOC: the list of image ids; COCO: the annotation file."""
     images: Path
-    """Folder of its images."""
+    """Folder of the images."""
 
 
 def find_splits(name: str, folder: Path) -> list[FolderSplit]:
-    """The splits of a data set that lie in a folder, one or more.
+    """Find the splits of a data set in a folder.
 
     Args:
         name: voc/2007, voc/2012, coco/2014 or coco/2017.
-        folder: a VOCdevkit, or what holds one, or one of its years; or what holds COCO's
-            annotations/ and images, those in train2017/, images/train2017/, images/ or
-            JPEGImages/.
+        folder: a VOCdevkit, its parent, or one of its years; or the folder of COCO's annotations/
+            and images, which are in train2017/, images/train2017/, images/ or JPEGImages/.
 
     Raises:
-        ConfigError: it is another data set.
-        DataError: there is no split in the folder.
+        ConfigError: `name` is another data set.
+        DataError: the folder has no split.
     """
     base = folder.expanduser()
     if name in ("voc/2007", "voc/2012"):
         year = f"VOC{name[-4:]}"
         folders = [base / year, base / "VOCdevkit" / year, base]
-        tried = [
-            FolderSplit(split, found / f"ImageSets/Main/{part}.txt", found / "JPEGImages")
-            for found in folders
+        candidates = [
+            FolderSplit(split, root / f"ImageSets/Main/{part}.txt", root / "JPEGImages")
+            for root in folders
             for split, part in (("train", "train"), ("validation", "val"), ("test", "test"))
         ]
     elif name in ("coco/2014", "coco/2017"):
-        tried = [
+        candidates = [
             FolderSplit(split, base / f"annotations/{file}_{part}.json", images)
             for split, part, file in (
                 ("train", f"train{name[-4:]}", "instances"),
@@ -72,30 +69,30 @@ def find_splits(name: str, folder: Path) -> list[FolderSplit]:
     else:
         raise ConfigError(
             f"--from builds voc/2007, voc/2012, coco/2014 and coco/2017, and {name} has to be "
-            "downloaded; a folder of your own is read as it is, by data.format voc or coco"
+            "downloaded; your own folder needs no preparation: use data.format voc or coco"
         )
     splits: dict[str, FolderSplit] = {}
-    for split in tried:
-        if split.listed.is_file() and split.images.is_dir():
+    for split in candidates:
+        if split.index.is_file() and split.images.is_dir():
             splits.setdefault(split.name, split)
     if not splits:
         raise DataError(
-            f"--from {folder} has no {tried[0].listed.relative_to(base)} with its images",
-            f"name the folder that {name} was downloaded to",
+            f"--from {folder} has no {candidates[0].index.relative_to(base)} with its images; "
+            f"name the folder that {name} was downloaded to"
         )
     return list(splits.values())
 
 
 def voc_examples(builder: Any, split: FolderSplit) -> Examples:
-    """Records of TFDS's voc.
+    """Yield the records of TFDS's voc.
 
     Raises:
-        DataError: a file is missing or cannot be used.
+        DataError: a file is missing or invalid.
     """
     objects = builder.info.features["objects"]
-    # TFDS takes no annotations from VOC2012's test, of which there are none in public.
+    # The annotations of VOC2012's test split are not public.
     annotated = split.name != "test" or builder.builder_config.has_test_annotations
-    for row in map(str.split, _read_list(split.listed)):
+    for row in map(str.split, _read_list(split.index)):
         if not row:
             continue
         image_id = row[0]
@@ -103,15 +100,17 @@ def voc_examples(builder: Any, split: FolderSplit) -> Examples:
         _check_image(image)
         path = split.images.parent / "Annotations" / f"{image_id}.xml"
         classes, poses = objects["label"].names, objects["pose"].names
-        found = _voc_objects(path, image, classes, poses) if annotated else []
+        records = _voc_objects(path, image, classes, poses) if annotated else []
         yield (
             image_id,
             {
                 "image": str(image),
                 "image/filename": image.name,
-                "objects": found,
-                "labels": sorted({o["label"] for o in found}),
-                "labels_no_difficult": sorted({o["label"] for o in found if not o["is_difficult"]}),
+                "objects": records,
+                "labels": sorted({o["label"] for o in records}),
+                "labels_no_difficult": sorted(
+                    {o["label"] for o in records if not o["is_difficult"]}
+                ),
             },
         )
 
@@ -125,7 +124,7 @@ def _voc_objects(
             parse_number(root.findtext(f"size/{side}", "0")) for side in ("width", "height")
         )
         if min(width, height) < 1:
-            width, height = picture_size(image)
+            width, height = read_image_size(image)
         objects = []
         for node in root.findall("object"):
             label = node.findtext("name", "").strip().lower()
@@ -146,7 +145,7 @@ def _voc_objects(
     except DataError:
         raise
     except (OSError, ET.ParseError, LookupError, ValueError) as error:
-        raise DataError(f"{path} cannot be used: {reason(error)}", "mend it", file=path) from None
+        raise _invalid(path, f" cannot be used: {reason(error)}") from None
     return objects
 
 
@@ -154,39 +153,38 @@ def _read_list(path: Path) -> list[str]:
     try:
         return read_text(path, MAX_TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({reason(error)})", file=path) from None
+        raise DataError(Finding(f"{path} cannot be read ({reason(error)})", file=path)) from None
 
 
 def coco_examples(builder: Any, split: FolderSplit) -> Examples:
-    """Records of TFDS's coco.
+    """Yield the records of TFDS's coco.
 
     Raises:
-        DataError: a file is missing or cannot be used.
+        DataError: a file is missing or invalid.
     """
-    path = split.listed
+    path = split.index
     label = builder.info.features["objects"]["label"]
     try:
         content = json.loads(read_bytes(path, MAX_JSON))
         names = {category["id"]: category["name"] for category in content["categories"]}
         images = sorted(content["images"], key=lambda image: image["id"])
         objects = defaultdict(list)
-        for found in sorted(content.get("annotations", []), key=lambda found: found["id"]):
-            objects[found["image_id"]].append(found)
+        for annotation in sorted(content.get("annotations", []), key=lambda a: a["id"]):
+            objects[annotation["image_id"]].append(annotation)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} cannot be used: {_why(error)}", "mend it", file=path) from None
+        raise _invalid(path, f" cannot be used: {_describe(error)}") from None
     if len(names) != label.num_classes:
         raise DataError(
-            f"{path} has {len(names)} categories and TFDS's coco {label.num_classes}",
-            "read a data set of your own as it is, by data.format coco",
+            f"{path} has {len(names)} categories and TFDS's coco {label.num_classes}; "
+            "read your own data set without preparation: use data.format coco"
         )
     label.names = list(names.values())
     for image in images:
         try:
             record = _coco_record(image, objects[image["id"]], names)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise DataError(
-                f"{path}: image {image['id']!r} cannot be used: {_why(error)}", "mend it", file=path
-            ) from None
+            problem = f": image {image['id']!r} cannot be used: {_describe(error)}"
+            raise _invalid(path, problem) from None
         file = split.images / record["image/filename"]
         _check_image(file)
         yield record["image/filename"], {"image": str(file), **record}
@@ -195,37 +193,36 @@ def coco_examples(builder: Any, split: FolderSplit) -> Examples:
 def _coco_record(
     image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int, str]
 ) -> dict[str, Any]:
-    found = []
-    for known in objects:
-        x, y, width, height = known["bbox"]
+    records = []
+    for annotation in objects:
+        x, y, width, height = annotation["bbox"]
         corners = (y, x, y + height, x + width)
-        found.append(
+        records.append(
             {
-                "id": known["id"],
-                "area": known.get("area", width * height),
+                "id": annotation["id"],
+                "area": annotation.get("area", width * height),
                 "bbox": _box(corners, image["width"], image["height"]),
-                "label": names[known["category_id"]],
-                "is_crowd": bool(known.get("iscrowd", 0)),
+                "label": names[annotation["category_id"]],
+                "is_crowd": bool(annotation.get("iscrowd", 0)),
             }
         )
-    return {"image/filename": image["file_name"], "image/id": image["id"], "objects": found}
+    return {"image/filename": image["file_name"], "image/id": image["id"], "objects": records}
 
 
 def _image_folders(base: Path, part: str) -> list[Path]:
-    """Where the images of COCO's part may lie; a folder of several parts holds images itself."""
+    """Return the possible folders of the images of a part of COCO, such as train2017."""
     shared = [f for f in (base / "images", base / "JPEGImages") if any(f.glob("*.jpg"))]
     return [base / part, base / "images" / part, *shared]
 
 
 def _check_image(file: Path) -> None:
     if not file.is_file():
-        raise DataError(
-            f"{file} is missing", "put it there or take it off the list", kind="missing_image"
-        )
+        advice = "add it or remove it from the list"
+        raise DataError(Finding(f"{file} is missing", advice, kind="missing_image", file=file))
 
 
 def _box(corners: Sequence[float], width: float, height: float) -> Any:
-    """TFDS's box of ymin, xmin, ymax, xmax: inside the image, and without area if it is turned."""
+    """Make TFDS's box of ymin, xmin, ymax, xmax, clipped; a flipped box loses its area."""
     ymin, xmin, ymax, xmax = (
         min(max(side / length, 0.0), 1.0)
         for side, length in zip(corners, (height, width, height, width), strict=True)
@@ -233,5 +230,9 @@ def _box(corners: Sequence[float], width: float, height: float) -> Any:
     return tfds.features.BBox(ymin, xmin, max(ymin, ymax), max(xmin, xmax))
 
 
-def _why(error: Exception) -> str:
+def _invalid(path: Path, problem: str) -> DataError:
+    return DataError(Finding(f"{path}{problem}", "fix it", file=path))
+
+
+def _describe(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else reason(error)

@@ -1,8 +1,8 @@
-"""TFDS data sets as they were prepared: finding one, its features, the records of a split.
+"""Prepared TFDS data sets: finding one, its features and the records of a split.
 
-Only ArrayRecord files are read, at random and without TensorFlow. A record holds its image too.
-So that not every start reads all images to know the objects, those of a split are read once and
-kept in a file beside its records.
+Only ArrayRecord files are read, with random access and without TensorFlow. A record includes its
+image, so reading all annotations of a split means reading all images: it is done once, and the
+annotations are cached in a file beside the records.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ssd_jax.config import ConfigError, TfdsFields
-from ssd_jax.data.errors import DataError, reason, shorten
+from ssd_jax.config import ConfigError, TfdsFields, shorten
+from ssd_jax.data.errors import DataError
 from ssd_jax.data.headers import read_header
-from ssd_jax.data.images import decode_picture
-from ssd_jax.io import MAX_CONFIG, is_file, read_text
+from ssd_jax.data.images import decode_image
+from ssd_jax.io import MAX_CONFIG, is_file, read_text, reason
 
 ARRAY_RECORD = "array_record"
 
-_LAYOUT = 1  # of the file of objects; another number makes all older ones void
+_CACHE_VERSION = 1  # a new number invalidates older cache files
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FEATURES = "tensorflow_datasets.core.features."
 # protobuf's two spellings of the field, and the key of TFDS's first format.
 _CLASS_KEYS = {"pythonClassName", "python_class_name", "type"}
-_AGAIN = "remove its folder and prepare the data set again"
+_ADVICE = "; remove its folder and prepare the data set again"
 
 
 @dataclass(frozen=True)
-class Objects:
+class SplitAnnotations:
     """The n records of a split in order, and their m objects."""
 
     ids: np.ndarray
-    """str [n]: the file's name where TFDS has kept it, else the split's and a number."""
+    """str [n]: the file's name if TFDS has kept it, else the split's and a number."""
     sizes: np.ndarray
     """int64 [n, 2], width and height of the image as stored (pixels)."""
     counts: np.ndarray
@@ -51,7 +51,7 @@ class Objects:
     boxes: np.ndarray
     """float32 [m, 4], yxyx in [0, 1]."""
     labels: np.ndarray
-    """int64 [m]; class k of the data set is k."""
+    """int64 [m], index in the data set's classes."""
     difficult: np.ndarray
     """bool [m]."""
     crowd: np.ndarray
@@ -62,14 +62,14 @@ class PreparedSplit:
     """One split of a prepared data set; can be pickled.
 
     Args:
-        builder: of the data set, from `open_prepared`.
-        name: of the split, without a slice.
-        fields: where a record has what.
+        builder: builder of the data set, from `open_prepared`.
+        name: name of the split, without a slice.
+        fields: names of the features of a record.
 
     Attributes:
-        title: of the data set, without version: voc/2007.
+        title: name of the data set, without version: voc/2007.
         classes: names of the data set's classes, in its order.
-        counts_from_one: whether the boxes are VOC's own, from pixel 1 and with their last one.
+        is_voc: whether the boxes are in VOC's inclusive pixels.
 
     Raises:
         ConfigError: the data set has no such feature.
@@ -79,44 +79,44 @@ class PreparedSplit:
         self.folder = Path(builder.data_dir)
         self.title = str(builder.info.full_name).rpartition("/")[0]
         self.name = name
-        self.counts_from_one = builder.name == "voc"
+        self.is_voc = builder.name == "voc"
         self._fields, self.classes = _find_features(builder, fields)
-        # TFDS's own decoding of a record takes ten times as long as protobuf's.
+        # TFDS decodes a record ten times slower than protobuf.
         self._records = builder.as_data_source(name, file_format=ARRAY_RECORD).data_source
         self._shards = [Path(path) for path in builder.info.splits[name].filepaths]
 
     def where(self, row: int) -> Path:
-        """What errors call a record."""
+        """Return the name of a record for messages."""
         return self.folder / f"{self.name}[{row}]"
 
     def image(self, row: int) -> np.ndarray:
-        """Image of a record: uint8 [H, W, 3], RGB, as it is stored.
+        """Return the image of a record as stored: uint8 [H, W, 3], RGB.
 
         Raises:
-            DataError: the record cannot be read, or its image not be decoded.
+            DataError: the record cannot be read, or its image cannot be decoded.
         """
-        return decode_picture(self._encoded_image(row, self._record(row)), self.where(row))[1]
+        return decode_image(self._encoded_image(row, self._record(row)), self.where(row))[1]
 
-    def objects(self) -> Objects:
-        """All objects, from the file where they are kept, or else from the records.
+    def annotations(self) -> SplitAnnotations:
+        """Return all annotations, from the cache file if it is valid, else from the records.
 
         Raises:
             DataError: a record cannot be read.
         """
         try:
-            # Of whole blocks, sizes alone tell little.
+            # Files of whole blocks often have equal sizes, so their times count too.
             shards = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self._shards]
         except OSError as error:
-            raise DataError(f"{error.filename} cannot be read ({reason(error)})", _AGAIN) from None
-        key = json.dumps([_LAYOUT, self._fields, shards])
+            raise DataError(f"{error.filename} cannot be read ({reason(error)}){_ADVICE}") from None
+        key = json.dumps([_CACHE_VERSION, self._fields, shards])
         file = self.folder / f"ssd_jax-{self.name}.npz"
-        objects = _load(file, key, len(self._records))
-        if objects is None:
-            objects = self._read_objects()
-            _save(file, key, objects)
-        return objects
+        annotations = _load(file, key, len(self._records))
+        if annotations is None:
+            annotations = self._read_annotations()
+            _save(file, key, annotations)
+        return annotations
 
-    def _read_objects(self) -> Objects:
+    def _read_annotations(self) -> SplitAnnotations:
         ids, sizes, counts = [], [], []
         columns: dict[str, list[Any]] = {"boxes": [], "labels": [], "difficult": [], "crowd": []}
         for row in range(len(self._records)):
@@ -140,7 +140,7 @@ class PreparedSplit:
                 if rest or len(values) != count:
                     raise self._damaged(row, f"{count} boxes, {len(values)} {field}")
                 columns[field] += values
-        objects = Objects(
+        objects = SplitAnnotations(
             ids=np.array(ids, str),
             sizes=np.array(sizes, np.int64).reshape(-1, 2),
             counts=np.array(counts, np.int64),
@@ -157,7 +157,7 @@ class PreparedSplit:
         return objects
 
     def _record(self, row: int) -> Mapping[str, Any]:
-        """Feature -> its values."""
+        """Return feature -> values of a record."""
         try:
             return tf_example_pb2.Example.FromString(self._records[row]).features.feature
         except (RuntimeError, DecodeError) as error:
@@ -165,7 +165,7 @@ class PreparedSplit:
 
     def _encoded_image(self, row: int, record: Mapping[str, Any]) -> bytes:
         values = record[self._fields["image"]].bytes_list.value
-        if len(values) != 1:  # a file that was cut off gives records without anything
+        if len(values) != 1:  # records of a truncated file are empty
             raise self._damaged(row, "it has no image")
         return values[0]
 
@@ -174,16 +174,16 @@ class PreparedSplit:
         return PurePosixPath(names[0].decode()).stem if names else f"{self.name}-{row:06d}"
 
     def _damaged(self, row: int, why: str) -> DataError:
-        return DataError(f"{self.where(row)} cannot be read ({why})", _AGAIN)
+        return DataError(f"{self.where(row)} cannot be read ({why}){_ADVICE}")
 
 
 def data_dir(root: str) -> Path:
-    """Folder of all data sets: `root`, or TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Return the folder of all data sets: `root`, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_prepared(root: str, name: str) -> Path | None:
-    """Folder of a prepared data set, the newest version of several; None if there is none.
+    """Find the folder of the newest version of a prepared data set; None if there is none.
 
     Args:
         root: see `data_dir`.
@@ -199,35 +199,35 @@ def find_prepared(root: str, name: str) -> Path | None:
 
 
 def open_prepared(root: str, name: str) -> Any:
-    """TFDS's builder of a prepared data set, for reading; arguments as for `find_prepared`.
+    """Return TFDS's builder of a prepared data set; see `find_prepared` for the arguments.
 
     Raises:
-        DataError: it is not prepared, not in ArrayRecord form, or damaged.
+        DataError: the data set is not prepared, not in ArrayRecord files, or damaged.
     """
     folder = find_prepared(root, name)
     if folder is None:
         command = f"python -m ssd_jax.data prepare {shlex.quote(name)}"
         if root:
             command += f" --root {shlex.quote(root)}"
-        raise DataError(f"{name} is not prepared in {data_dir(root)}", f"run {command}")
+        raise DataError(f"{name} is not prepared in {data_dir(root)}; run {command}")
     try:
         _check_features(folder / "features.json")
         builder = tfds.builder_from_directory(folder)
-        formats = sorted(found.value for found in builder.info.available_file_formats())
-    except Exception as error:  # whatever TFDS and protobuf say of a damaged file
-        raise DataError(f"{folder} cannot be read ({first_line(error)})", _AGAIN) from None
+        formats = sorted(f.value for f in builder.info.available_file_formats())
+    except Exception as error:  # TFDS and protobuf raise many types for a damaged file
+        raise DataError(f"{folder} cannot be read ({first_line(error)}){_ADVICE}") from None
     if ARRAY_RECORD not in formats:
         raise DataError(
-            f"{folder} is prepared as {', '.join(formats)}, which cannot be read at random",
+            f"{folder} is prepared as {', '.join(formats)}, which has no random access; "
             "prepare it in another data.root, or remove the folder and prepare it again",
         )
     return builder
 
 
 def _check_features(file: Path) -> None:
-    """Raise ValueError if a feature is of a class that is not TFDS's own.
+    """Raise ValueError if a feature has a class that is not TFDS's own.
 
-    TFDS imports whatever module the file names.
+    TFDS would import any module that the file names.
     """
     parts = [json.loads(read_text(file, MAX_CONFIG))]
     while parts:
@@ -237,7 +237,7 @@ def _check_features(file: Path) -> None:
         elif isinstance(part, dict):
             parts += part.values()
             for key in _CLASS_KEYS & set(part):
-                # "type" is also the name of a feature, or of a class of objects.
+                # "type" may also be the name of a feature or of a class of objects.
                 name = part[key]
                 if isinstance(name, str) and "." in name and not name.startswith(_FEATURES):
                     raise ValueError(
@@ -246,15 +246,15 @@ def _check_features(file: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, and its type if it says nothing."""
+    """Return the first line of an error's message, its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _find_features(builder: Any, fields: TfdsFields) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Field -> feature, without optional ones that are absent; and the names of the classes."""
+    """Return field -> feature, without absent optional ones, and the names of the classes."""
     features = dict(_flatten(builder.info.features, ""))
-    found = {}
-    for field, kind, what in (
+    chosen = {}
+    for field, kind, plural in (
         ("image", tfds.features.Image, "images"),
         ("boxes", tfds.features.BBoxFeature, "sequences of boxes"),
         ("labels", tfds.features.ClassLabel, "sequences of classes"),
@@ -262,9 +262,9 @@ def _find_features(builder: Any, fields: TfdsFields) -> tuple[dict[str, str], tu
         ("crowd", tfds.features.Tensor, "sequences"),
     ):
         name = getattr(fields, field)
-        # The usual names of what a data set need not have.
-        usual = "" if field in ("image", "boxes", "labels") else getattr(TfdsFields(), field)
-        if name in ("", usual) and name not in features:
+        # A data set may lack the optional features under their default names.
+        default = "" if field in ("image", "boxes", "labels") else getattr(TfdsFields(), field)
+        if name in ("", default) and name not in features:
             continue
         fitting = [
             key
@@ -273,22 +273,22 @@ def _find_features(builder: Any, fields: TfdsFields) -> tuple[dict[str, str], tu
         ]
         if name not in fitting:
             raise ConfigError(
-                f"data.tfds.{field} is {name!r}; the {what} of {builder.info.full_name} are "
+                f"data.tfds.{field} is {name!r}; the {plural} of {builder.info.full_name} are "
                 f"{shorten(sorted(fitting), 20) or '(none)'}: name one"
             )
-        found[field] = name
-    boxes, _ = features[found["boxes"]]
-    # Data sets of an older TFDS do not say it, and have no other.
+        chosen[field] = name
+    boxes, _ = features[chosen["boxes"]]
+    # Older versions of TFDS knew one format only, and did not record it.
     if boxes.bbox_format not in (None, tfds.features.BBoxFeature().bbox_format):
         raise ConfigError(
-            f"data.tfds.boxes is {found['boxes']!r}, whose boxes are {boxes.bbox_format.value}; "
+            f"data.tfds.boxes is {chosen['boxes']!r}, whose boxes are {boxes.bbox_format.value}; "
             "only TFDS's usual REL_YXYX, [ymin, xmin, ymax, xmax] in [0, 1], can be read"
         )
-    return found, tuple(features[found["labels"]][0].names)
+    return chosen, tuple(features[chosen["labels"]][0].names)
 
 
 def _flatten(feature: Any, name: str, sequences: int = 0) -> Iterator[tuple[str, tuple[Any, int]]]:
-    """(name, (feature, number of sequences that it is in)), named as a record names its values."""
+    """Yield (name in a record, (feature, number of enclosing sequences)) of each feature."""
     if isinstance(feature, tfds.features.Sequence):
         yield from _flatten(feature.feature, name, sequences + 1)
     elif isinstance(feature, tfds.features.FeaturesDict):
@@ -298,24 +298,24 @@ def _flatten(feature: Any, name: str, sequences: int = 0) -> Iterator[tuple[str,
         yield name, (feature, sequences)
 
 
-def _load(file: Path, key: str, count: int) -> Objects | None:
-    """The objects that were kept with that key; None if there are none, or none to rely on."""
+def _load(file: Path, key: str, count: int) -> SplitAnnotations | None:
+    """Load the cache; None if it is missing, invalid or has another key."""
     if not is_file(file):  # a pipe would wait for a writer
         return None
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as columns:
             if columns["key"].item() != key:
                 return None
-            objects = Objects(**{name: columns[name] for name in _COLUMNS})
-    except Exception:  # a damaged file can fail anywhere; the records have it all
+            objects = SplitAnnotations(**{name: columns[name] for name in _COLUMNS})
+    except Exception:  # a damaged file can fail anywhere; read the records instead
         return None
     total = int(objects.counts.sum())
     shapes = [(count,), (count, 2), (count,), (total, 4), (total,), (total,), (total,)]
     return objects if [getattr(objects, name).shape for name in _COLUMNS] == shapes else None
 
 
-def _save(file: Path, key: str, objects: Objects) -> None:
-    """Keeps the objects for the next start, whole or not at all; not where nobody may write."""
+def _save(file: Path, key: str, objects: SplitAnnotations) -> None:
+    """Write the cache atomically; do nothing if the folder is not writable."""
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     try:
         with part.open("wb") as stream:
@@ -326,4 +326,4 @@ def _save(file: Path, key: str, objects: Objects) -> None:
             part.unlink(missing_ok=True)
 
 
-_COLUMNS = [field.name for field in dataclasses.fields(Objects)]
+_COLUMNS = [field.name for field in dataclasses.fields(SplitAnnotations)]

@@ -10,7 +10,8 @@ import pytest
 
 from ssd_jax.config import DataConfig
 from ssd_jax.data.errors import DataError
-from ssd_jax.data.formats.coco import CocoSource, coco_classes, read_instances
+from ssd_jax.data.formats.coco import CocoSource, coco_classes
+from ssd_jax.data.formats.coco_json import read_instances
 from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.pipeline import train_batches
 from tests.data.folders import CLASSES, make_coco, write_image
@@ -26,7 +27,7 @@ class TestCocoJson:
         known = source.annotation(1)
         assert known.boxes_px.tolist() == [[10.5, 20, 49.75, 60], [0, 0, 100, 80]]
         assert known.boxes_px.dtype == np.float32
-        assert known.labels.tolist() == [2, 1]  # the order of CLASSES, not of the ids
+        assert known.labels.tolist() == [1, 0]  # the order of CLASSES, not of the ids
         assert known.labels.dtype == np.int32
         assert known.difficult.dtype == known.crowd.dtype == bool
         assert (known.image_id, known.width, known.height) == ("2", 100, 80)
@@ -46,7 +47,7 @@ class TestCocoJson:
     def test_labels_follow_the_classes_given(self, tmp_path):
         root = make_coco(tmp_path, boxes=[(1, DOG, BOX), (1, CAT, BOX)])
         source = CocoSource(root, "train", ("bird", "dog", "cat"))
-        assert source.annotation(0).labels.tolist() == [2, 3]
+        assert source.annotation(0).labels.tolist() == [1, 2]
 
     def test_a_crowd_is_difficult(self, tmp_path):
         boxes = [(1, DOG, BOX, {"iscrowd": k}) for k in (1, 0)] + [(1, DOG, BOX)]
@@ -54,19 +55,21 @@ class TestCocoJson:
         assert known.crowd.tolist() == known.difficult.tolist() == [True, False, False]
 
     def test_boxes_are_clipped_to_the_image(self, tmp_path):
-        source = CocoSource(
-            make_coco(tmp_path, boxes=[(1, DOG, (-5, 70, 120, 20))]), "train", CLASSES
-        )
+        findings = []
+        root = make_coco(tmp_path, boxes=[(1, DOG, (-5, 70, 120, 20))])
+        source = CocoSource(root, "train", CLASSES, findings.append)
         assert source.annotation(0).boxes_px.tolist() == [[0, 70, 100, 80]]
-        assert source.set_aside == ()
+        assert [finding.kind for finding in findings] == ["outside"]
 
     @pytest.mark.parametrize("box", [(5, 5, 0, 9), (5, 5, 9, -1), (100, 5, 9, 9), (5, -9, 9, 9)])
-    def test_boxes_without_area_are_set_aside(self, tmp_path, box):
+    def test_boxes_without_area_are_skipped(self, tmp_path, box):
         root = make_coco(tmp_path, boxes=[(1, DOG, box), (1, CAT, BOX)])
-        source = CocoSource(root, "train", CLASSES)
-        assert source.annotation(0).labels.tolist() == [1]
-        (line,) = source.set_aside
-        assert line.startswith("instances_train.json: annotation 11 on 1.jpg, dog (")
+        findings = []
+        source = CocoSource(root, "train", CLASSES, findings.append)
+        assert source.annotation(0).labels.tolist() == [0]
+        (finding,) = findings
+        assert finding.kind == "no_area"
+        assert "instances_train.json: annotation 11 on 1.jpg, dog (" in finding.message
 
     @pytest.mark.parametrize("folder", ["train", "images/train", "images", "JPEGImages"])
     def test_images_are_found(self, tmp_path, folder):
@@ -94,7 +97,7 @@ class TestCocoJson:
         source = CocoSource(tmp_path, "one+two + one", CLASSES)
         known = [source.annotation(i) for i in range(len(source))]
         assert [k.image_id for k in known] == ["1", "one-2-2", "two-2-2", "3"]
-        assert [k.labels.tolist() for k in known] == [[2], [], [1], []]
+        assert [k.labels.tolist() for k in known] == [[1], [], [0], []]
 
     def test_ids_may_be_text(self, tmp_path):
         size = {"width": 100, "height": 80}
@@ -102,7 +105,7 @@ class TestCocoJson:
         root = make_coco(tmp_path, boxes=[("x", DOG, BOX)])
         path = root / "annotations/instances_train.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"images": images}))
-        assert CocoSource(root, "train", CLASSES).annotation(0).labels.tolist() == [2]
+        assert CocoSource(root, "train", CLASSES).annotation(0).labels.tolist() == [1]
 
     def test_can_be_pickled(self, tmp_path):
         source = CocoSource(make_coco(tmp_path, boxes=[(1, DOG, BOX)]), "train", CLASSES)
@@ -153,11 +156,11 @@ class TestErrors:
             ({"annotations": [OBJECT | {"id": None}]}, r"annotations\[0\] has id None; write"),
             ({"categories": [less(CATEGORY, "name")]}, r"category 7 has no name; add it"),
             ({"categories": [CATEGORY | {"name": " "}]}, r"category 7 has the name ' '; write"),
-            ({"categories": [CATEGORY | {"id": "d"}]}, r"category 'd' has an id that is no whole"),
-            ({"categories": [CATEGORY, CATEGORY]}, r"has category 7 twice"),
+            ({"categories": [CATEGORY | {"id": "d"}]}, r"category 'd' has an id that is not a wh"),
+            ({"categories": [CATEGORY, CATEGORY]}, r"has the id of another category, 7"),
             ({"categories": [CATEGORY, CATEGORY | {"id": 8}]}, r"category 8 has the name of an"),
             ({"categories": []}, r"has no category; list"),
-            ({"images": [IMAGE, IMAGE]}, r"has image 1 twice; take one out"),
+            ({"images": [IMAGE, IMAGE]}, r"has the id of another image, 1; remove one"),
             (
                 {"images": [IMAGE, IMAGE | {"id": 2}]},
                 r"image 2 is .*1\.jpg, which is image train-1",
@@ -176,7 +179,7 @@ class TestErrors:
                 {"images": [IMAGE | {"file_name": "9.jpg"}]},
                 r"9\.jpg is missing, image 1 of .*\(1 of 1",
             ),
-            ({"annotations": [OBJECT, OBJECT]}, r"has annotation 11 twice; take one out"),
+            ({"annotations": [OBJECT, OBJECT]}, r"has the id of another annotation, 11; remove"),
             (
                 {"annotations": [OBJECT | {"image_id": 9}]},
                 r"annotation 11 has image_id 9, which no",
@@ -197,7 +200,7 @@ class TestErrors:
             ),
             (
                 {"categories": [CATEGORY | {"name": "Dog"}], "annotations": [OBJECT]},
-                r"has class 'Dog'.*write it as 'dog': case counts",
+                r"has class 'Dog'.*write it as 'dog': names are case-sensitive",
             ),
         ],
     )
@@ -279,9 +282,11 @@ class TestCocoMini:
         classes = coco_classes(root, "trainval")
         assert len(classes) == 80
         assert (classes[0], classes[11], classes[79]) == ("person", "stop sign", "toothbrush")
-        coco, voc = CocoSource(root, split, classes), VocSource(root, split, classes)
+        findings = []
+        coco = CocoSource(root, split, classes, findings.append)
+        voc = VocSource(root, split, classes)
         assert len(coco) == len(voc) == images
-        assert len(coco.set_aside) == 0
+        assert "no_area" not in [finding.kind for finding in findings]
         known = {a.image_id: a for a in map(voc.annotation, range(images))}
         assert len(known) == images
         labels, crowd = [], 0

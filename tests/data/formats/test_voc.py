@@ -13,8 +13,8 @@ from ssd_jax.data.formats.voc import VocSource, voc_classes
 from tests.data.folders import CLASSES, make_folder, write_image, write_object, write_xml
 
 
-def open_one(root: Path, text: str | bytes, classes=CLASSES) -> VocSource:
-    return VocSource(make_folder(root, {"a": text}), "train", classes)
+def open_one(root: Path, text: str | bytes, classes=CLASSES, **more) -> VocSource:
+    return VocSource(make_folder(root, {"a": text}), "train", classes, **more)
 
 
 class TestVocFolder:
@@ -23,7 +23,7 @@ class TestVocFolder:
         known = source.annotation(0)
         assert known.boxes_px.tolist() == [[0, 20, 100, 60]]
         assert known.boxes_px.dtype == np.float32
-        assert known.labels.tolist() == [2]
+        assert known.labels.tolist() == [1]
         assert known.labels.dtype == np.int32
         assert known.difficult.dtype == bool
         assert (known.image_id, known.width, known.height) == ("a", 100, 80)
@@ -60,7 +60,7 @@ class TestVocFolder:
         assert VocSource(root, "train", CLASSES).image(0).shape == (80, 100, 3)
 
     @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png", ".PNG", ".bmp"])
-    def test_pictures_are_found_by_id(self, tmp_path, suffix):
+    def test_images_are_found_by_id(self, tmp_path, suffix):
         root = make_folder(tmp_path, {"a.b": write_xml(write_object())}, suffix)
         assert VocSource(root, "train", CLASSES).image(0).shape == (80, 100, 3)
 
@@ -101,18 +101,23 @@ class TestVocFolder:
         assert example.labels.shape == example.difficult.shape == (0,)
 
     def test_boxes_are_clipped_to_the_image(self, tmp_path):
-        source = open_one(tmp_path, write_xml(write_object(box=(-5, 0, 120, 90))))
+        findings = []
+        xml = write_xml(write_object(box=(-5, 0, 120, 90)))
+        source = open_one(tmp_path, xml, on_finding=findings.append)
         assert source.annotation(0).boxes_px.tolist() == [[0, 0, 100, 80]]
-        assert source.set_aside == ()
+        assert [finding.kind for finding in findings] == ["outside"]
 
     @pytest.mark.parametrize(
         "box", [(30, 10, 30, 20), (10, 30, 20, 30), (40, 10, 30, 20), (101, 5, 120, 9)]
     )
-    def test_boxes_without_area_are_set_aside(self, tmp_path, box):
-        source = open_one(tmp_path, write_xml(write_object("dog", box), write_object()))
-        assert source.annotation(0).labels.tolist() == [1]
-        assert len(source.set_aside) == 1
-        assert source.set_aside[0].startswith("a.xml: dog (")
+    def test_boxes_without_area_are_skipped(self, tmp_path, box):
+        findings = []
+        xml = write_xml(write_object("dog", box), write_object())
+        source = open_one(tmp_path, xml, on_finding=findings.append)
+        assert source.annotation(0).labels.tolist() == [0]
+        (finding,) = findings
+        assert finding.kind == "no_area"
+        assert "a.xml: object 1 (dog) (" in finding.message
 
     def test_splits_are_joined_and_second_columns_ignored(self, tmp_path):
         root = make_folder(tmp_path, {k: write_xml() for k in "abcd"})
@@ -160,7 +165,7 @@ class TestVocErrors:
     def test_no_splits_at_all(self, tmp_path):
         root = make_folder(tmp_path, {})
         (root / "ImageSets/Main/train.txt").unlink()
-        self.check(r"train\.txt is missing.*write one image id a line", root)
+        self.check(r"train\.txt is missing.*write one image id per line", root)
 
     def test_empty_split(self, tmp_path):
         self.check("split 'train' names no image", make_folder(tmp_path, {}))
@@ -168,7 +173,7 @@ class TestVocErrors:
     def test_no_annotation(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml()})
         (root / "Annotations/a.xml").unlink()
-        self.check(r"a\.xml is missing; add it or take a off the list", root)
+        self.check(r"a\.xml is missing; add it or remove a from the list", root)
 
     def test_no_image(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(), "b": write_xml()})
@@ -181,7 +186,7 @@ class TestVocErrors:
 
     def test_class_of_other_case(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(write_object("Cat"))})
-        self.check(r"class 'Cat'.*write it as 'cat': case counts", root)
+        self.check(r"class 'Cat'.*write it as 'cat': names are case-sensitive", root)
 
     def test_many_classes_are_not_all_listed(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(write_object("bird"))})
@@ -225,7 +230,7 @@ class TestVocErrors:
     def test_too_many_tags(self, tmp_path, tags):
         root = make_folder(tmp_path, {"a": f"<annotation>{tags}"})
         started = time.perf_counter()
-        self.check(r"a\.xml is not a usable annotation: has 600,001 tags, and 500,000", root)
+        self.check(r"a\.xml is not a usable annotation: has 600,001 tags; at most 500,000", root)
         assert time.perf_counter() - started < 1
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
@@ -265,7 +270,7 @@ class TestDevkit:
         known = [source.annotation(i) for i in range(len(source))]
         # One id in two years is two images, and their names say so.
         assert [k.image_id for k in known] == ["c", "a", "VOC2007-b", "VOC2012-b"]
-        assert [k.labels.tolist() for k in known] == [[], [2], [], [1]]
+        assert [k.labels.tolist() for k in known] == [[], [1], [], [0]]
 
     def test_images_come_from_the_same_year(self, tmp_path):
         root = self.make(tmp_path)

@@ -39,7 +39,7 @@ class TestFindSplits:
         (folder / "ImageSets/Main/trainval.txt").write_text("a\n")
         splits = {s.name: s for s in find_splits("voc/2007", tmp_path)}
         assert list(splits) == ["train", "validation"]
-        assert splits["validation"].listed == folder / "ImageSets/Main/val.txt"
+        assert splits["validation"].index == folder / "ImageSets/Main/val.txt"
         assert splits["validation"].images == folder / "JPEGImages"
 
     @pytest.mark.parametrize("place", ["val2017", "images/val2017", "images", "JPEGImages"])
@@ -166,7 +166,7 @@ class TestCoco:
         assert (dog["area"], dog["is_crowd"], dog["label"]) == (99.5, True, "dog")
 
     def test_other_categories_than_those_of_coco(self, tmp_path):
-        with pytest.raises(DataError, match=r"has 1 categories and TFDS's coco 2; read a data set"):
+        with pytest.raises(DataError, match=r"has 1 categories and TFDS's coco 2; read your"):
             read_coco(tmp_path, categories=[{"id": 1, "name": "cell"}])
 
     @pytest.mark.parametrize(

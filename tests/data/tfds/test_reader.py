@@ -25,8 +25,7 @@ def open_source(root: Path, **fields) -> TfdsSource:
 
 def labels(source: TfdsSource) -> list[list[str]]:
     return [
-        [VOC_CLASSES[k - 1] for k in source.annotation(i).labels.tolist()]
-        for i in range(len(source))
+        [VOC_CLASSES[k] for k in source.annotation(i).labels.tolist()] for i in range(len(source))
     ]
 
 
@@ -40,17 +39,17 @@ def folder(tmp_path) -> Path:
 def reads(monkeypatch) -> list[str]:
     """One entry for each time that all records of a split are read."""
     seen = []
-    original = PreparedSplit._read_objects
+    original = PreparedSplit._read_annotations
 
     def read_objects(self):
         seen.append(self.name)
         return original(self)
 
-    monkeypatch.setattr(PreparedSplit, "_read_objects", read_objects)
+    monkeypatch.setattr(PreparedSplit, "_read_annotations", read_objects)
     return seen
 
 
-class TestKeptObjects:
+class TestAnnotationCache:
     def test_records_are_read_once(self, tmp_path, folder, reads):
         before = {path.name for path in folder.iterdir()}
         first = open_source(tmp_path)
@@ -74,7 +73,7 @@ class TestKeptObjects:
         ],
         ids=["empty", "cut", "nonsense", "one byte"],
     )
-    def test_a_damaged_file_is_made_anew(self, tmp_path, folder, reads, damage):
+    def test_a_damaged_file_is_rebuilt(self, tmp_path, folder, reads, damage):
         expected = labels(open_source(tmp_path))
         good = (folder / KEPT).read_bytes()
         (folder / KEPT).write_bytes(damage(good))
@@ -84,7 +83,7 @@ class TestKeptObjects:
         assert len(reads) == 2
 
     @pytest.mark.parametrize("name", ["ids", "counts", "boxes", "labels", "crowd"])
-    def test_a_file_that_does_not_fit_is_made_anew(self, tmp_path, folder, reads, name):
+    def test_a_file_that_does_not_fit_is_rebuilt(self, tmp_path, folder, reads, name):
         expected = labels(open_source(tmp_path))
         with np.load(folder / KEPT) as columns:
             columns = dict(columns)
@@ -211,7 +210,7 @@ class TestDamagedRecords:
     def test_another_file_format(self, tmp_path, folder):
         path = folder / "dataset_info.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
-        with pytest.raises(DataError, match=r"is prepared as tfrecord, which cannot be read at ra"):
+        with pytest.raises(DataError, match=r"is prepared as tfrecord, which has no random"):
             open_prepared(str(tmp_path), "voc/2007")
 
 

@@ -69,7 +69,7 @@ class TestBoxes:
         source = open_one(tmp_path, voc_object("dog", (21 / 80, 0.01, 60 / 80, 1), difficult=True))
         known = source.annotation(0)
         assert known.boxes_px.tolist() == [[0, 20, 100, 60]]
-        assert known.labels.tolist() == [VOC_CLASSES.index("dog") + 1]
+        assert known.labels.tolist() == [VOC_CLASSES.index("dog")]
         assert known.difficult.tolist() == [True]
         assert known.crowd.tolist() == [False]
         assert (known.image_id, known.width, known.height) == ("a", 100, 80)
@@ -83,7 +83,7 @@ class TestBoxes:
         source = open_plain(tmp_path, plain_object("dog", (0.25, 0.1, 0.75, 1)))
         known = source.annotation(0)
         assert known.boxes_px.tolist() == [[10, 20, 100, 60]]
-        assert known.labels.tolist() == [2]
+        assert known.labels.tolist() == [1]
         assert known.difficult.tolist() == known.crowd.tolist() == [False]
 
     def test_left_and_top_border_of_voc_are_clipped(self, tmp_path):
@@ -91,16 +91,15 @@ class TestBoxes:
         assert source.annotation(0).boxes_px.tolist() == [[0, 0, 50, 40]]
 
     @pytest.mark.parametrize("box", [(0.5, 0.1, 0.5, 0.3), (0.1, 0.5, 0.3, 0.5), (1, 0.1, 1, 0.3)])
-    def test_boxes_without_area_are_set_aside(self, tmp_path, box):
-        warnings = []
+    def test_boxes_without_area_are_skipped(self, tmp_path, box):
+        findings = []
         source = open_one(
-            tmp_path, voc_object("dog", box), voc_object("cat"), on_error=warnings.append
+            tmp_path, voc_object("dog", box), voc_object("cat"), on_finding=findings.append
         )
-        assert source.annotation(0).labels.tolist() == [VOC_CLASSES.index("cat") + 1]
-        (line,) = source.set_aside
-        assert line.startswith("voc/2007 train, a: dog (")
-        assert line.endswith(" has no area in 100x80 pixels")
-        (warning,) = warnings
+        assert source.annotation(0).labels.tolist() == [VOC_CLASSES.index("cat")]
+        (warning,) = findings
+        assert "train[0]: object 1 (dog) (" in warning.message
+        assert warning.message.endswith(" has no area in 100x80 pixels")
         assert (warning.kind, warning.record, warning.item) == ("no_area", "a", "object 1 (dog)")
 
     def test_images_without_objects_are_kept(self, tmp_path):
@@ -139,10 +138,12 @@ class TestAgainstFolders:
         write_image(images / "b.jpg", rng.integers(0, 256, (80, 100), np.uint8))  # grey
         write_image(images / "c.jpg", rng.integers(0, 256, (311, 333, 3), np.uint8))
         build_from_folder(tmp_path / "tfds", "voc/2007", tmp_path / "VOCdevkit")
-        source = TfdsSource(str(tmp_path / "tfds"), "voc/2007:train", VOC_CLASSES)
-        folder = VocSource(root, "train", VOC_CLASSES)
+        findings = []
+        tfds_dir, add = str(tmp_path / "tfds"), findings.append
+        source = TfdsSource(tfds_dir, "voc/2007:train", VOC_CLASSES, on_finding=add)
+        folder = VocSource(root, "train", VOC_CLASSES, add)
         assert_same(source, folder)
-        assert len(source.set_aside) == len(folder.set_aside) == 1
+        assert [finding.kind for finding in findings].count("no_area") == 2
 
     def test_coco(self, tmp_path):
         dog, cat = 7, 3
@@ -159,11 +160,13 @@ class TestAgainstFolders:
         build_from_folder(tmp_path / "tfds", "coco/2017", root, classes=2)
         split = "coco/2017:train"
         classes = tfds_classes(str(tmp_path / "tfds"), split, TfdsFields())
-        source = TfdsSource(str(tmp_path / "tfds"), split, ("bird", "cat", "dog"))
-        folder = CocoSource(root, "train2017", ("bird", "cat", "dog"))
+        findings = []
+        names, add = ("bird", "cat", "dog"), findings.append
+        source = TfdsSource(str(tmp_path / "tfds"), split, names, on_finding=add)
+        folder = CocoSource(root, "train2017", names, add)
         assert classes == ("dog", "cat")  # the order of the file, as TFDS has it
         assert_same(source, folder)
-        assert len(source.set_aside) == len(folder.set_aside) == 1
+        assert [finding.kind for finding in findings].count("no_area") == 2
 
     @pytest.mark.parametrize(
         ("name", "splits"),
@@ -208,7 +211,7 @@ class TestClasses:
         make_tfds(tmp_path, {"train": [voc_record("a", voc_object("dog"), voc_object("cat"))]})
         source = TfdsSource(str(tmp_path), "voc/2007:train", ("dog", "bird", "cat"))
         assert source.classes == ("dog", "bird", "cat")
-        assert source.annotation(0).labels.tolist() == [1, 3]
+        assert source.annotation(0).labels.tolist() == [0, 2]
 
     def test_unknown_class(self, tmp_path):
         objects = voc_object("dog"), voc_object("cat"), voc_object("dog")
@@ -217,8 +220,8 @@ class TestClasses:
         with pytest.raises(DataError, match=r"train\[1\] has class 'dog', which is not one of cat"):
             TfdsSource(str(tmp_path), split, ("cat",))
         errors = []
-        source = TfdsSource(str(tmp_path), split, ("cat",), on_error=errors.append)
-        assert source.annotation(1).labels.tolist() == [1]
+        source = TfdsSource(str(tmp_path), split, ("cat",), on_finding=errors.append)
+        assert source.annotation(1).labels.tolist() == [0]
         assert [e.item for e in errors] == ["object 1 (dog)", "object 3 (dog)"]
 
     def test_a_class_without_objects_needs_no_label(self, tmp_path):
@@ -281,7 +284,7 @@ class TestSplits:
         assert [source.annotation(i).image_id for i in range(5)] == list("34102")
         for i in range(5):
             k = int(source.annotation(i).image_id)
-            assert source.annotation(i).labels.tolist() == [VOC_CLASSES.index(labels[k]) + 1] * k
+            assert source.annotation(i).labels.tolist() == [VOC_CLASSES.index(labels[k])] * k
             assert source.annotation(i).width == 100 + k
             assert source.image(i).shape == (80, 100 + k, 3)
             assert abs(int(source.image(i).mean()) - 10 * k) <= 1
@@ -369,7 +372,7 @@ class TestFields:
         source = open_source(config, config.train_split, find_classes(config, ()))
         known = source.annotation(0)
         assert known.boxes_px.tolist() == [[10, 20, 100, 60]] * 2
-        assert known.labels.tolist() == [2, 1]
+        assert known.labels.tolist() == [1, 0]
         assert known.difficult.tolist() == [True, True]
         assert known.crowd.tolist() == [False, True]
         assert source.image(0).shape == (80, 100, 3)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.data import augment, ssd_pytorch
-from ssd_jax.data.augment import (
+from ssd_jax.data import augmentation, ssd_pytorch
+from ssd_jax.data.augmentation import (
     CROP_IOUS,
     augment_caffe,
     boxes_in_view,
@@ -24,7 +24,7 @@ from ssd_jax.data.augment import (
     vertical_flip,
 )
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
-from tests.data import literal_augment
+from tests.data import reference_augmentation
 
 FILL = (123.0, 117.0, 104.0)
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
@@ -66,7 +66,10 @@ def check_boxes(boxes, n):
 
 
 BOTH = {"caffe": augment_caffe, "ssd.pytorch": augment_ssd_pytorch}
-LITERAL = {"caffe": literal_augment.caffe, "ssd.pytorch": literal_augment.ssd_pytorch}
+REFERENCES = {
+    "caffe": reference_augmentation.caffe,
+    "ssd.pytorch": reference_augmentation.ssd_pytorch,
+}
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -102,11 +105,11 @@ class TestAugment:
 
     @given(scenes(), st.booleans(), st.sampled_from([1.0, 4.0]), st.integers(0, 2**32 - 1))
     @settings(max_examples=300, deadline=None)
-    def test_is_the_literal_one(self, name, scene, upright, ratio, seed):
+    def test_equals_the_reference(self, name, scene, upright, ratio, seed):
         """The same pixels and the same objects."""
         _, image, boxes, labels = scene
         ours = self.run(name, np.random.default_rng(seed), image, boxes, labels, ratio, upright)
-        literal = LITERAL[name](
+        expected = REFERENCES[name](
             np.random.default_rng(seed),
             image,
             boxes,
@@ -120,9 +123,9 @@ class TestAugment:
         )
         # OpenCV rounds a pixel's uint8 colour one level up or down by its place in the row.
         levels = 3 if name == "caffe" else 0
-        np.testing.assert_allclose(ours[0].astype(int), literal[0].astype(int), atol=levels)
-        np.testing.assert_allclose(ours[1], literal[1], atol=1e-6)
-        np.testing.assert_array_equal(ours[2], literal[2])
+        np.testing.assert_allclose(ours[0].astype(int), expected[0].astype(int), atol=levels)
+        np.testing.assert_allclose(ours[1], expected[1], atol=1e-6)
+        np.testing.assert_array_equal(ours[2], expected[2])
 
     def test_the_generator_decides(self, name):
         def run(seed):
@@ -135,9 +138,9 @@ class TestAugment:
 
     def test_boxes_follow_the_pixels(self, name, monkeypatch):
         """A white square on black stays where its box says, through everything but colours."""
-        module = augment if name == "caffe" else ssd_pytorch
+        module = augmentation if name == "caffe" else ssd_pytorch
         monkeypatch.setattr(module, "photometric_distort", lambda _, image: image)
-        monkeypatch.setattr(augment, "INTERPOLATIONS", (cv2.INTER_LINEAR,))
+        monkeypatch.setattr(augmentation, "INTERPOLATIONS", (cv2.INTER_LINEAR,))
         monkeypatch.setitem(globals(), "FILL", (0, 0, 0))
         image = np.zeros((120, 160, 3), np.uint8)
         image[30:90, 40:100] = 255
@@ -319,9 +322,9 @@ class TestRandomCrop:
             assert (crop[2:] <= view[2:]).all()
             assert (crop[:2] < crop[2:]).all()
             ious = [
-                literal_augment.iou(crop, box)
+                reference_augmentation.iou(crop, box)
                 for box in boxes
-                if literal_augment.centre_inside(box, crop)
+                if reference_augmentation.centre_inside(box, crop)
             ]
             assert ious
             assert max(ious) >= min_iou - 1e-9
@@ -351,7 +354,7 @@ class TestRandomCrop:
             k = CROP_IOUS.index(min_iou)
             return np.array([0, 0, k + 1, 9]) if k in finds else None
 
-        monkeypatch.setattr(augment, "sample_crop", crop)
+        monkeypatch.setattr(augmentation, "sample_crop", crop)
         rng, boxes, view = np.random.default_rng(0), np.ones((1, 4)), np.array([0, 0, 7, 9])
         widths = [random_crop(rng, boxes, view)[2] for _ in range(4200)]
         return np.bincount(widths, minlength=8)[1:]
@@ -389,7 +392,7 @@ class TestSsdPytorchCrop:
         assert 1.9 < (h / w).max() <= 2
         assert ((crops[:, :2] <= 400) & (crops[:, 2:] > 400)).all()
         # Small objects come with any IoU: more than half would fail the lowest bound, 0.1.
-        assert np.mean([literal_augment.iou(crop, box[0]) < 0.1 for crop in crops]) > 0.5
+        assert np.mean([reference_augmentation.iou(crop, box[0]) < 0.1 for crop in crops]) > 0.5
 
 
 class TestSsdPytorchColours:
@@ -456,8 +459,8 @@ class TestFlips:
 class TestResize:
     def test_all_interpolations_are_used_alike(self, monkeypatch):
         used = []
-        original = augment.resample
-        monkeypatch.setattr(augment, "resample", lambda *a: used.append(a[4]) or original(*a))
+        original = augmentation.resample
+        monkeypatch.setattr(augmentation, "resample", lambda *a: used.append(a[4]) or original(*a))
         for seed in range(2000):
             augment_caffe(
                 np.random.default_rng(seed),
