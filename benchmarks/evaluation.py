@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks import literal
 from benchmarks.report import print_race
 from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
-from ssd_jax.evaluation.metrics.voc_ap import DetectionTable, GroundTruth, evaluate_voc
+from ssd_jax.evaluation.metrics.voc_ap import evaluate_voc
+from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 
 def run(rounds: int) -> dict[str, Any]:
@@ -52,12 +53,12 @@ def _tables(
     count, found = int(images * objects), images * each
     known = GroundTruth(
         np.sort(rng.integers(0, images, count)),
-        rng.integers(1, classes + 1, count),
+        rng.integers(0, classes, count),
         boxes(count),
         rng.random(count) < 0.1,
     )
     image = np.repeat(np.arange(images), each)
-    label, places = rng.integers(1, classes + 1, found), boxes(found)
+    label, places = rng.integers(0, classes, found), boxes(found)
     near, k = rng.choice(found, found // 10, replace=False), rng.integers(0, count, found // 10)
     image[near], label[near] = known.image[k], known.label[k]
     places[near] = known.boxes[k] + rng.normal(0, 3, (found // 10, 4))
@@ -69,20 +70,19 @@ def _pycocotools(detections: DetectionTable, ground_truth: GroundTruth, classes:
     from pycocotools.cocoeval import COCOeval
 
     def xywh(boxes: np.ndarray) -> np.ndarray:
-        corner = boxes[:, :2] - 1
-        return np.concatenate([corner, boxes[:, 2:] - corner], 1)
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
         boxes = xywh(ground_truth.boxes).tolist()
         known.dataset = {
             "images": [{"id": int(k)} for k in np.unique(detections.image)],
-            "categories": [{"id": k} for k in range(1, classes + 1)],
+            "categories": [{"id": k + 1} for k in range(classes)],
             "annotations": [
                 {
                     "id": k + 1,
                     "image_id": int(ground_truth.image[k]),
-                    "category_id": int(ground_truth.label[k]),
+                    "category_id": int(ground_truth.label[k]) + 1,
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": int(ground_truth.difficult[k]),
@@ -92,7 +92,12 @@ def _pycocotools(detections: DetectionTable, ground_truth: GroundTruth, classes:
         }
         known.createIndex()
         rows = np.column_stack(
-            [detections.image, xywh(detections.boxes), detections.score, detections.label]
+            [
+                detections.image,
+                xywh(detections.boxes),
+                detections.score,
+                detections.label + 1,
+            ]
         )
         found = known.loadRes(rows)
         evaluation = COCOeval(known, found, "bbox")

@@ -132,7 +132,7 @@ def match_and_loss_by_loops(
 def voc_ap(detections: Any, ground_truth: Any, classes: int) -> list[float]:
     """VOC's area AP of each class as the reference's eval.py finds it: a detection at a time."""
     aps = []
-    for label in range(1, classes + 1):
+    for label in range(classes):
         objects: dict[int, tuple[np.ndarray, np.ndarray, list[bool]]] = {}
         rows = np.flatnonzero(ground_truth.label == label)
         for image in np.unique(ground_truth.image[rows]):
@@ -149,10 +149,10 @@ def voc_ap(detections: Any, ground_truth: Any, classes: int) -> list[float]:
             if known is not None:
                 boxes, difficult, taken = known
                 low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
-                sides = np.maximum(high - low + 1, 0)
+                sides = np.maximum(high - low, 0)
                 inter = sides[:, 0] * sides[:, 1]
-                area = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
-                iou = inter / (np.prod(box[2:] - box[:2] + 1) + area - inter)
+                area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+                iou = inter / (np.prod(box[2:] - box[:2]) + area - inter)
                 best, j = iou.max(), int(iou.argmax())
             if best < 0.5:
                 fp[d] = 1

@@ -130,7 +130,7 @@ def show(found: DemoResult, threshold: float, classes: Collection[str] = ()) -> 
     told = select(found, threshold, classes)
     rows = coco_rows(told, found.name)
     boxes = told.boxes * found.factor
-    drawn = draw_boxes(found.picture, boxes, told.labels + 1, told.names, told.scores)
+    drawn = draw_boxes(found.picture, boxes, told.labels, told.names, told.scores)
     image = _data_url("image/jpeg", encode_image(drawn, ".jpg"))
     table = _data_url("application/json", json.dumps(rows, indent=1).encode())
     stem = html.escape(Path(found.name).stem)
@@ -163,7 +163,7 @@ def _table(told: "Detections") -> str:
     for (x0, y0, x1, y1), score, label in zip(
         told.boxes.tolist(), told.scores.tolist(), told.labels.tolist(), strict=True
     ):
-        r, g, b = label_color(label + 1)
+        r, g, b = label_color(label)
         swatch = f'<i style="background: rgb({r} {g} {b})"></i>'
         numbers = [f"{score:.3f}", *(f"{v:.1f}" for v in (x0, y0, x1 - x0, y1 - y0))]
         cells = "".join(f"<td>{number}</td>" for number in numbers)

@@ -16,18 +16,20 @@ import evaluate as evaluate_main
 from ssd_jax.cli import run_main
 from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.voc import VocSource
-from ssd_jax.evaluation import json_array, result_files
-from ssd_jax.evaluation.ground_truth import data_set
-from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
+from ssd_jax.evaluation import result_files
+from ssd_jax.evaluation.ground_truth import load_ground_truth
+from ssd_jax.evaluation.metrics.evaluation import score_detections
 from ssd_jax.evaluation.result_files import (
     ResultsError,
+    json_array,
     read_annotations,
     read_detections,
+    reader,
     write_coco_results,
     write_results,
     write_voc_results,
 )
-from ssd_jax.evaluation.scores import score_detections
+from ssd_jax.evaluation.tables import DetectionTable
 from tests.data.folders import make_folder, write_object, write_xml
 from tests.evaluation.metrics.test_coco_ap import PUBLISHED
 
@@ -135,7 +137,7 @@ def test_the_report_shows_images_where_there_are_some(cats, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
     assert run_main(evaluate_main.main) == 2
     err = capfd.readouterr().err
-    assert err.endswith(f"evaluate.py: --images: there is no folder {tmp_path}/none\n")
+    assert err.endswith(f"evaluate.py: --images: folder not found: {tmp_path}/none\n")
     assert not (tmp_path / "no").exists()
 
 
@@ -232,7 +234,7 @@ GOOD = {"image_id": 42, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"image_id": 43}, "entry 1 has image_id 43, which "),
+        ({"image_id": 43}, "entry 1 has image_id 43, which is not in "),
         ({"image_id": [1]}, "entry 1 has image_id [1], which "),
         ({"category_id": 12}, "entry 1 has category_id 12, which "),
         ({"category_id": True}, "entry 1 has category_id True, which "),
@@ -269,7 +271,7 @@ def test_wrong_entries_of_coco(fixtures, tmp_path, monkeypatch, capfd, entry, me
         ("2007_000549 high 1 2 3 4", "line 2 is '2007_000549 high 1 2 3 4'; write image_id"),
         ("2007_000549 nan 1 2 3 4", "line 2 is '2007_000549 nan 1 2 3 4'; write image_id"),
         ("2007_000549 0.5 9 2 3 4", "line 2 has a box of negative size"),
-        ("1999_000001 0.5 1 2 3 4", "line 2 has image '1999_000001', which "),
+        ("1999_000001 0.5 1 2 3 4", "line 2 has image '1999_000001', which is not in "),
     ],
 )
 def test_wrong_lines_of_voc(cats, line, message):
@@ -284,15 +286,15 @@ def test_wrong_lines_of_voc(cats, line, message):
 def test_wrong_files(cats, tmp_path):
     known, found = cats
     truth = read_annotations(known)
-    with pytest.raises(ResultsError, match=r"is neither a COCO annotations file nor"):
+    with pytest.raises(ResultsError, match=r"is neither a COCO annotation file nor"):
         read_annotations(tmp_path / "none")
     with pytest.raises(ResultsError, match=r"must be a folder of comp4_det_test_CLASS\.txt"):
         read_detections(tmp_path / "d.json", truth)
     with pytest.raises(ResultsError, match=r"x must be a folder of comp4_det_test_CLASS\.txt"):
         read_detections(tmp_path / ("x" * 300), truth)
-    with pytest.raises(ResultsError, match=r"--images: there is no folder .*x"):
-        truth.data_set(tmp_path / ("x" * 300))
-    with pytest.raises(ResultsError, match=r"has no comp4_det_test_CLASS\.txt"):
+    with pytest.raises(ResultsError, match=r"--images: folder not found: .*x"):
+        truth.to_evaluation_data(tmp_path / ("x" * 300))
+    with pytest.raises(ResultsError, match=r"contains no comp4_det_test_CLASS\.txt"):
         read_detections(known, truth)
     (found / "det_val_cat.txt").write_text("")
     with pytest.raises(ResultsError, match=r"both of class 'cat'; keep one"):
@@ -305,7 +307,9 @@ def test_a_file_of_a_class_without_objects_is_ignored(cats, tmp_path, capsys):
     other = found / "comp4_det_test_dining_table.txt"
     other.write_text("2007_000549 0.5 1 2 3 4\n")
     assert evaluate(found, known, tmp_path / "with") == metrics
-    note = f"{other} is ignored: {known} has no object of class 'dining_table'; it has cat\n"
+    note = (
+        f"{other} is ignored: {known} has no objects of class 'dining_table'; its classes are cat\n"
+    )
     assert note in capsys.readouterr().out
     (found / "comp4_det_test_cat.txt").rename(found / "comp4_det_test_Cat.txt")
     with pytest.raises(ResultsError, match=r"has files of Cat, dining_table, and .* of cat; ren"):
@@ -413,7 +417,7 @@ def test_11_points_and_the_area_are_told_apart(cats, tmp_path):
     evaluate(found, known, tmp_path / "out", "--metrics", "voc07")
     report = (tmp_path / "out/report.html").read_text()
     assert "voc07/mAP, 11 points (VOC 2007)<b>" in report
-    assert "the area under its curve, which is AP by voc. The 11-point AP (voc07) of" in report
+    assert "the area under its curve, its AP by voc. The 11-point AP (voc07) in" in report
     assert "cat  area 0." in (tmp_path / "out/plots/curves.svg").read_text().replace("\xa0", " ")
 
 
@@ -442,7 +446,7 @@ class TestPlacesThatCannotBeWritten:
             err = self.failing(monkeypatch, capfd, *arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert f"evaluate.py: the results cannot be written to {out} (File too large); make" in err
+        assert f"evaluate.py: cannot write the results to {out} (File too large); free" in err
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
         assert out.parent.exists() == old
         assert not list(tmp_path.rglob("*.part"))
@@ -456,19 +460,19 @@ class TestPlacesThatCannotBeWritten:
         arguments = ["--detections", found, "--annotations", fixture_of_one(tmp_path), "--out", out]
         monkeypatch.setattr(result_files, "read_detections", pytest.fail)
         err = self.failing(monkeypatch, capfd, *arguments)
-        assert f"the results cannot be written to {out} (" in err
+        assert f"cannot write the results to {out} (" in err
         assert (tmp_path / "file").read_text() == ""
 
     def test_what_else_is_in_the_folder_stays(self, cats, tmp_path):
         known, found = cats
         out = tmp_path / "out"
         (out / "plots").mkdir(parents=True)
-        (out / "plots/mine.svg").write_text("mine")
+        (out / "plots/other.svg").write_text("other")
         (out / "metrics.json").write_text("old")
         evaluate(found, known, out)
         names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
         assert names == {
-            *("metrics.json", "report.html", "analysis.json", "plots/mine.svg"),
+            *("metrics.json", "report.html", "analysis.json", "plots/other.svg"),
             *(f"plots/{name}.svg" for name in ("curves", "errors", "confusion")),
         }
 
@@ -486,7 +490,7 @@ class TestLongFiles:
     @pytest.fixture(autouse=True)
     def short_pieces(self, monkeypatch):
         monkeypatch.setattr(json_array, "_PIECE", 50)
-        monkeypatch.setattr(result_files, "_PIECE", 50)
+        monkeypatch.setattr(reader, "_PIECE", 50)
 
     def test_lines(self, cats):
         known, found = cats
@@ -554,7 +558,7 @@ class TestLongFiles:
 
     def test_lines_are_numbered_through(self, cats, monkeypatch):
         known, found = cats
-        monkeypatch.setattr(result_files, "_PIECE", 50)
+        monkeypatch.setattr(reader, "_PIECE", 50)
         path = found / "comp4_det_test_cat.txt"
         rows = path.read_text().splitlines()
         path.write_text("\n\r\n".join(rows))
@@ -596,7 +600,7 @@ def test_wrong_command_lines(arguments, message):
 
 def some_detections(source):
     """The objects themselves, moved a little."""
-    truth = data_set(source).objects
+    truth = load_ground_truth(source).objects
     boxes = truth.boxes + np.array([0.25, 0, 1, 0.5])
     scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
     return DetectionTable(truth.image, truth.label, scores, boxes)
@@ -625,7 +629,7 @@ def test_detections_of_a_coco_source_have_its_own_ids(tmp_path):
     annotations = root / "annotations" / "instances_val.json"
     annotations.write_text(json.dumps(content))
     source = CocoSource(root, "val", ("cat", "dog"))
-    data = data_set(source)
+    data = load_ground_truth(source)
     np.testing.assert_array_equal(data.area, [123.5, 100, 1600])
     found = some_detections(source)
     assert write_results(tmp_path, found, source, "val") == tmp_path / "detections.json"
@@ -640,7 +644,9 @@ def test_detections_of_a_coco_source_have_its_own_ids(tmp_path):
     assert metrics["per_class"]["dog"]["objects"] == 1
 
     source.image_numbers = (17, 17)
-    with pytest.raises(ResultsError, match="two have the same id"):
+    with pytest.raises(
+        ResultsError, match=r"two images of data\.eval_split 'val\+more' have the same id"
+    ):
         write_results(tmp_path, found, source, "val+more")
 
 
@@ -658,10 +664,11 @@ def test_detections_of_a_voc_source(cats, tmp_path):
     assert [p.name for p in folder.iterdir()] == ["comp4_det_all-of_cat.txt"]
     first = (folder / "comp4_det_all-of_cat.txt").read_text().split()
     assert first[0] == names[0]
-    assert first[2:6] == [f"{side:.6f}" for side in found.boxes[0]]
-    assert float(first[2]) == source.annotation(0).boxes_px[0, 0] + VOC_PIXELS[0] + 0.25
+    # VOC counts pixels from 1.
+    assert first[2:6] == [f"{side:.6f}" for side in found.boxes[0] + [1, 1, 0, 0]]
+    assert float(first[2]) == source.annotation(0).boxes_px[0, 0] + 1 + 0.25
     again = read_detections(folder, read_annotations(known, "all_of"))
     np.testing.assert_array_equal(again.image, found.image)
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-6)
-    with pytest.raises(ResultsError, match="class 'a/b' cannot be part of a file's name"):
+    with pytest.raises(ResultsError, match="class 'a/b' cannot be part of a file name"):
         write_voc_results(tmp_path, found, names, ("a/b",))

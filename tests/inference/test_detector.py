@@ -69,7 +69,6 @@ class Images:
 
 
 def test_the_detections_are_the_evaluations(detector):
-    """VOC counts pixels from 1 and includes the last, so its left and upper edges are 1 more."""
     model = make_model(CONFIG.model, CONFIG.priors)
     known = detect_source(
         make_detect(model, CONFIG), variables(), Images(), image_size=64, batch_size=2
@@ -80,9 +79,8 @@ def test_the_detections_are_the_evaluations(detector):
         rows = known.image == i
         assert rows.sum() == len(each) > 0
         np.testing.assert_array_equal(each.scores, known.score[rows])
-        np.testing.assert_array_equal(each.labels + 1, known.label[rows])
-        in_voc = (each.boxes + np.array([[1, 1, 0, 0]])).astype(np.float32)
-        np.testing.assert_allclose(in_voc, known.boxes[rows], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(each.labels, known.label[rows])
+        np.testing.assert_allclose(each.boxes, known.boxes[rows], rtol=0, atol=1e-5)
 
 
 def test_types_and_limits(detector):
@@ -157,7 +155,7 @@ def test_other_modes_of_pil(detector):
     for mode in ("L", "RGBA", "P"):
         (found,) = detector(grey.convert(mode))
         np.testing.assert_array_equal(found.boxes, known.boxes)
-    with pytest.raises(ValueError, match=r"an image is PIL's of mode I;16; convert it to RGB"):
+    with pytest.raises(ValueError, match=r"a PIL image has mode I;16; convert it to RGB"):
         detector(pil.fromarray(np.zeros((4, 4), np.uint16)))
     cut = pil.open(io.BytesIO(png(IMAGES[1])[:-3000]))
     with pytest.raises(DataError, match="a PIL image cannot be read"):
@@ -176,8 +174,8 @@ def test_other_modes_of_pil(detector):
         ([[1, 2, 3]], TypeError, "an image is of type list; give"),
         ("https://example.org/a.jpg", TypeError, "is the address https://example.org/a.jpg; down"),
         (["s3://bucket/a.jpg"], TypeError, "an image is the address s3://bucket/a.jpg; download"),
-        (b"", DataError, "0 bytes given is not an image that can be decoded"),
-        (b"no image", DataError, "8 bytes given is not an image that can be decoded"),
+        (b"", DataError, "image of 0 bytes is not an image that can be decoded"),
+        (b"no image", DataError, "image of 8 bytes is not an image that can be decoded"),
         (np.zeros((4, 4)), ValueError, r"an image is float64 \[4, 4\]; give uint8"),
         (jnp.zeros((4, 4, 3)), ValueError, r"an image is float32 \[4, 4, 3\]; give uint8"),
         (np.uint8(3), ValueError, r"an image is uint8 \[\]; give uint8"),
@@ -264,12 +262,12 @@ def test_drawing():
 
     grey = np.full((300, 400, 3), 128, np.uint8)
     drawn = FOUND.draw(grey)
-    known = draw_boxes(grey, FOUND.boxes, np.array([2, 1]), FOUND.names, FOUND.scores)
+    known = draw_boxes(grey, FOUND.boxes, np.array([1, 0]), FOUND.names, FOUND.scores)
     np.testing.assert_array_equal(drawn, known)
-    assert tuple(drawn[100, 10]) == label_color(2)
+    assert tuple(drawn[100, 10]) == label_color(1)
     twice = FOUND.draw(grey, factor=2)
     assert twice.shape == (600, 800, 3)
-    assert tuple(twice[200, 20]) == label_color(2)
+    assert tuple(twice[200, 20]) == label_color(1)
 
 
 def test_select_and_supervision():
