@@ -23,6 +23,7 @@ import numpy as np
 
 from ssd_jax.cli import Parser, add_cache_flag, run_main
 from ssd_jax.config import ConfigError
+from ssd_jax.inference.result_rows import detection_rows
 from ssd_jax.io import exists, is_dir
 
 if TYPE_CHECKING:
@@ -79,21 +80,7 @@ class Results:
     def add(self, found: "Detections", file_name: str, frame: int | None = None) -> None:
         """The detections of the next image, whose id is its number from 1 on."""
         self.images += 1
-        place = {} if frame is None else {"frame": frame}
-        for (x0, y0, x1, y1), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        ):
-            self.rows.append(
-                {
-                    "image_id": self.images,
-                    "category_id": label + 1,
-                    "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-                    "score": round(score, 5),
-                    "file_name": file_name,
-                    **place,
-                    "category_name": found.names[label],
-                }
-            )
+        self.rows += detection_rows(found, image_id=self.images, file_name=file_name, frame=frame)
 
     def fail(self, name: str, why: str) -> None:
         """Say that an input could not be read, and go on."""

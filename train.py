@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssd_jax.checkpoints.trust import with_local_cache
 from ssd_jax.cli import (
     Parser,
     add_process_flags,
@@ -18,7 +19,6 @@ from ssd_jax.cli import (
 )
 from ssd_jax.config import Config, ConfigError, UserError, from_json
 from ssd_jax.io import MAX_CONFIG, is_file, read_text
-from ssd_jax.trust import with_local_cache
 
 _DESCRIPTION = """Train a detector.
 

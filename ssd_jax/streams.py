@@ -1,17 +1,20 @@
-"""Standard output and error that never stop the work: closed, full or without Unicode."""
+"""Standard streams that never stop the program, even if closed, full or without Unicode."""
 
 import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class Sink(io.RawIOBase):
-    """File descriptor to write to; an error is kept and what could not be written is dropped.
+    """Writer to a file descriptor that records errors and drops data it cannot write.
 
     Args:
-        descriptor: the open file; it stays open.
+        descriptor: open file descriptor, which is never closed.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -31,26 +34,26 @@ class Sink(io.RawIOBase):
         """Return whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
-    def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
-        """Write `data`, or a part of it, and return how much is done with."""
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write `data` or a part of it; return the number of bytes written or dropped."""
         while True:
             try:
                 return os.write(self._descriptor, data)
-            except BlockingIOError:  # a full pipe that another program has made non-blocking
+            except BlockingIOError:  # a full pipe that another process made non-blocking
                 select.select([], [self._descriptor], [])
             except OSError as error:
                 self.error = self.error or error
-                return len(data)
+                return memoryview(data).nbytes
 
 
 def guard_streams() -> Sink | None:
     """Replace sys.stdout and sys.stderr by streams whose writes never fail.
 
-    A stream that the caller has closed leads nowhere. A character that the encoding lacks is
-    written as an escape. Streams that have been replaced already, as by a test, stay.
+    Closed streams write to the null device. Characters that the encoding lacks are written as
+    escapes. Streams that were replaced before, e.g. by a test, are left as they are.
 
     Returns:
-        What takes the standard output, or None where it was replaced already.
+        The sink of the standard output, or None if it was replaced before.
     """
     _open_missing()
     output = None
@@ -66,11 +69,11 @@ def guard_streams() -> Sink | None:
 
 
 def _text(sink: Sink, like: TextIO | None) -> io.TextIOWrapper:
-    """Text stream over `sink`, buffered as `like`."""
+    """Return a text stream that writes to `sink`, with the buffering and encoding of `like`."""
     if like is not None:
         like.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(sink),  # type: ignore[type-var]
+        io.BufferedWriter(sink),
         encoding=getattr(like, "encoding", None) or "utf-8",
         errors="backslashreplace",
         line_buffering=getattr(like, "line_buffering", False),
@@ -79,12 +82,12 @@ def _text(sink: Sink, like: TextIO | None) -> io.TextIOWrapper:
 
 
 def _open_missing() -> None:
-    """Open the null device as each standard descriptor that is closed.
+    """Open the null device for each closed standard descriptor.
 
-    The next file to be opened would get its number, and what libraries print would go there.
+    Otherwise the next file opened would get its number, and libraries would print into that file.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number

@@ -1,4 +1,4 @@
-"""One checkpoint gives the same detections by every way that there is, on real images."""
+"""All inference paths give the same detections for one checkpoint on real images."""
 
 import json
 import shutil
@@ -12,14 +12,15 @@ import pytest
 
 import evaluate as evaluate_main
 import predict as predict_main
-from ssd_jax import demo
-from ssd_jax.checkpoints.reader import write_checkpoint
+from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
+from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.export import __main__ as export
 from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image
 from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.result_rows import detection_rows
 from ssd_jax.models.ssd import make_model
 from tests.tiny import TINY, change
 
@@ -35,7 +36,7 @@ CONFIG = change(
     priors={"sizes": (30, 60, 111, 200), "aspect_ratios": ((2,), (2, 3), (2, 3))},
 )
 THRESHOLD = 0.4
-MOST = CONFIG.eval.detections_per_image
+MAX_DETECTIONS = CONFIG.eval.detections_per_image
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, shared_data):
-    """A VOC folder of 56 real images of many sizes, 6 of them grey; and 4 that EXIF turns."""
+    """A VOC folder of 56 real images of many sizes, 6 of them grey, and 4 with EXIF rotation."""
     root = tmp_path_factory.mktemp("images")
     for name in ("Annotations", "JPEGImages", "ImageSets/Main", "turned"):
         (root / name).mkdir(parents=True)
@@ -87,89 +88,89 @@ def folder(tmp_path_factory, shared_data):
 
 @pytest.fixture(scope="module")
 def files(folder):
-    found = sorted((folder / "JPEGImages").iterdir()) + sorted((folder / "turned").iterdir())
-    assert len(found) == 60
-    assert len({cv2.imread(str(p)).shape for p in found}) > 15
-    stored = cv2.imread(str(found[-1]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    assert stored.shape[:2] == read_image(found[-1]).shape[:2][::-1]  # 8: a quarter turn
-    return found
+    paths = sorted((folder / "JPEGImages").iterdir()) + sorted((folder / "turned").iterdir())
+    assert len(paths) == 60
+    assert len({cv2.imread(str(p)).shape for p in paths}) > 15
+    stored = cv2.imread(str(paths[-1]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert stored.shape[:2] == read_image(paths[-1]).shape[:2][::-1]  # 8: a quarter turn
+    return paths
 
 
 @pytest.fixture(scope="module")
-def known(checkpoint, files):
-    """What the API says."""
-    found = Detector.from_checkpoint(checkpoint, threshold=THRESHOLD)(files)
-    counts = [len(each) for each in found]
-    assert sum(counts) > 1000
-    return dict(zip(files, found, strict=True))
+def reference(checkpoint, files):
+    """Detections of the Python API by file."""
+    detections = Detector.from_checkpoint(checkpoint, threshold=THRESHOLD)(files)
+    assert sum(map(len, detections)) > 1000
+    return dict(zip(files, detections, strict=True))
 
 
-def agree(known, other):
-    """Every detection has its like, by the issue's measure; how many were compared."""
+def assert_agree(reference, results):
+    """Check that all detections have a counterpart within the export check's tolerances."""
     total = 0
-    assert other
-    for file, theirs in other.items():
-        apart = difference(known[file], theirs, threshold=THRESHOLD, most=MOST)
-        assert apart is not None, file
-        assert apart[0] <= PIXELS, file
-        assert apart[1] <= SCORE, file
-        total += apart[2]
-    print(f"{len(other)} images, {total} detections agree")
-    assert total > 20 * len(other)
+    assert results
+    for file, detections in results.items():
+        result = difference(reference[file], detections, threshold=THRESHOLD, most=MAX_DETECTIONS)
+        assert result is not None, file
+        pixels, score, count = result
+        assert pixels <= PIXELS, file
+        assert score <= SCORE, file
+        total += count
+    print(f"{len(results)} images, {total} detections agree")
+    assert total > 20 * len(results)
 
 
 def from_rows(rows):
-    """Detections from (label, score, xmin, ymin, xmax, ymax)."""
+    """Make Detections of rows (label, score, xmin, ymin, xmax, ymax)."""
     rows = np.array(sorted(rows, key=lambda row: -row[1]), float).reshape(-1, 6)
     boxes, scores = rows[:, 2:].astype(np.float32), rows[:, 1].astype(np.float32)
     return Detections(boxes, scores, rows[:, 0].astype(np.int32), CONFIG.model.classes)
 
 
 def coco_row(row):
-    """The same of an entry of COCO's results."""
+    """Convert an entry of COCO's results to such a row."""
     x, y, w, h = row["bbox"]
     return row["category_id"] - 1, row["score"], x, y, x + w, y + h
 
 
 @pytest.mark.slow
-def test_predict(checkpoint, files, known, tmp_path):
+def test_predict(checkpoint, files, reference, tmp_path):
     arguments = ["--checkpoint", checkpoint, "--out", tmp_path, "--score-threshold", THRESHOLD]
     predict_main.main(list(map(str, [*arguments, *files])))
     rows = {str(file): [] for file in files}
     for row in json.loads((tmp_path / "detections.json").read_text()):
         rows[row["file_name"]].append(coco_row(row))
-    agree(known, {Path(file): from_rows(found) for file, found in rows.items()})
+    assert_agree(reference, {Path(file): from_rows(rows[file]) for file in rows})
 
 
 @pytest.mark.slow
-def test_evaluate(checkpoint, folder, files, known, tmp_path):
+def test_evaluate(checkpoint, folder, files, reference, tmp_path):
     arguments = ["--checkpoint", checkpoint, "--out", tmp_path, "--save-detections"]
     arguments += ["--data.format", "voc", "--data.root", folder, "--data.eval-split", "test"]
     evaluate_main.main(list(map(str, arguments)))
-    truth = read_annotations(folder, "test")
-    found = read_detections(tmp_path / "detections", truth)
-    other = {}
+    annotations = read_annotations(folder, "test")
+    table = read_detections(tmp_path / "detections", annotations)
+    results = {}
     for file in files[:56]:
-        k = truth.image_ids.index(file.stem)
-        rows = found.select((found.image == k) & (found.score > THRESHOLD))
-        other[file] = from_rows(np.column_stack([rows.label, rows.score, rows.boxes]))
-    agree(known, other)
+        k = annotations.image_ids.index(file.stem)
+        rows = table.select((table.image == k) & (table.score > THRESHOLD))
+        results[file] = from_rows(np.column_stack([rows.label, rows.score, rows.boxes]))
+    assert_agree(reference, results)
 
 
 @pytest.mark.slow
-def test_the_page(checkpoint, files, known):
-    detector = Detector.from_checkpoint(checkpoint)
-    other = {}
+def test_demo(checkpoint, files, reference):
+    demo = LazyDetector(find_checkpoint(checkpoint))
+    results = {}
     for file in files:
-        found = demo.detect(detector, file)
-        rows = demo.coco_rows(demo.select(found, THRESHOLD), file.name)
-        other[file] = from_rows([coco_row(row) for row in rows])
-    agree(known, other)
+        detections = demo.detect(file).filter(THRESHOLD)
+        rows = detection_rows(detections, image_id=1, file_name=file.name)
+        results[file] = from_rows([coco_row(row) for row in rows])
+    assert_agree(reference, results)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "needs"),
+    ("form", "package"),
     [
         ("stablehlo", "flatbuffers"),
         ("onnx", "onnxruntime"),
@@ -177,15 +178,15 @@ def test_the_page(checkpoint, files, known):
         ("tflite", "ai_edge_litert"),
     ],
 )
-def test_an_export(form, needs, checkpoint, files, known, tmp_path):
-    pytest.importorskip(needs)
+def test_exports(form, package, checkpoint, files, reference, tmp_path):
+    pytest.importorskip(package)
     out = tmp_path / f"m.{form}"
     export.main(["--checkpoint", str(checkpoint), "--to", form, "--out", str(out)])
     model = Model(tmp_path / f"m_{form}.json")
-    other = {}
+    results = {}
     for file in files:
-        found = model(standalone_read_image(file), threshold=THRESHOLD)
-        other[file] = from_rows(
-            [(CONFIG.model.classes.index(name), score, *box) for name, score, box in found]
+        detections = model(standalone_read_image(file), threshold=THRESHOLD)
+        results[file] = from_rows(
+            [(CONFIG.model.classes.index(name), score, *box) for name, score, box in detections]
         )
-    agree(known, other)
+    assert_agree(reference, results)

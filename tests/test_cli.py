@@ -74,7 +74,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
         (["--data.max-objects", "1"], "objects and data.max_objects is 1"),
-        (["--model.pretrained", "none.npz"], "model.pretrained: there is no file none.npz"),
+        (["--model.init-from", "none.npz"], "model.init_from: file not found: none.npz"),
     ],
 )
 def test_wrong_values(tiny, failing, tmp_path, arguments, message):
@@ -187,7 +187,7 @@ def test_a_class_that_the_config_does_not_know(failing, tmp_path):
 def test_checkpoints_that_are_not_there(failing, tmp_path):
     assert "--checkpoint is missing" in failing(evaluate_main)
     err = failing(evaluate_main, "--checkpoint", tmp_path)
-    assert "there is no checkpoint in" in err
+    assert "no checkpoint found in" in err
 
 
 @pytest.mark.parametrize("main", [train_main, evaluate_main])

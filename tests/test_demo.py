@@ -1,4 +1,4 @@
-"""The page's pure parts, and what the command says before it serves; neither needs gradio."""
+"""The demo app without its server: detection, rendering and the command line, without gradio."""
 
 import base64
 import html
@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 
 import predict as predict_main
-from ssd_jax import demo
 from ssd_jax.cli import run_main
 from ssd_jax.config import UserError
 from ssd_jax.data.images import MAX_PIXELS
+from ssd_jax.demo.__main__ import main
+from ssd_jax.demo.detection import DemoResult, LazyDetector, find_detectors
+from ssd_jax.demo.rendering import render_error, render_result
+from ssd_jax.demo.server import delete_old_files
 from ssd_jax.inference.detector import Detections, Detector, read_image
 from ssd_jax.inference.drawing import draw_boxes, encode_image, label_color
+from ssd_jax.inference.result_rows import detection_rows
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -35,8 +39,14 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def detector(run):
-    return Detector.from_checkpoint(run)
+def demo(run):
+    (lazy_detector,) = find_detectors([run]).values()
+    return lazy_detector
+
+
+@pytest.fixture(scope="module")
+def detector(demo):
+    return demo.load()
 
 
 def image(seed=1, width=130, height=90):
@@ -51,51 +61,50 @@ def file(tmp_path):
     return path
 
 
-def assert_same(a, b):
+def assert_equal(a, b):
     np.testing.assert_array_equal(a.boxes, b.boxes)
     np.testing.assert_array_equal(a.scores, b.scores)
     np.testing.assert_array_equal(a.labels, b.labels)
     assert a.names == b.names
 
 
-def test_a_threshold_selects_what_the_detector_finds_with_it(detector, file):
-    found = demo.detect(detector, file)
+def test_filtered_detections_equal_the_detectors_at_the_same_threshold(demo, detector, file):
+    result = demo.detect(file)
     counts = []
-    for threshold in (0.01, 0.3, float(found.detections.scores[3]), 0.5, 1):
-        (known,) = detector(file, threshold=threshold)
-        assert_same(demo.select(found, threshold), known)
-        counts.append(len(known))
+    for threshold in (0.01, 0.3, float(result.detections.scores[3]), 0.5, 1):
+        (expected,) = detector(file, threshold=threshold)
+        assert_equal(result.filter(threshold), expected)
+        counts.append(len(expected))
     assert counts[0] > counts[1] > counts[-1] == 0
-    some = demo.select(found, 0.3, ["<b>a</b>", "ü"])
-    assert set(some.labels.tolist()) == {0, 2}
-    assert_same(
-        some, demo.select(found, 0.3).select(np.isin(demo.select(found, 0.3).labels, [0, 2]))
-    )
+    two_classes = result.filter(0.3, ["<b>a</b>", "ü"])
+    assert set(two_classes.labels.tolist()) == {0, 2}
+    all_classes = result.filter(0.3)
+    assert_equal(two_classes, all_classes.select(np.isin(all_classes.labels, [0, 2])))
 
 
-def test_the_detections_are_those_of_predict(run, detector, file, tmp_path, monkeypatch):
-    found = demo.detect(detector, file)
+def test_detections_equal_those_of_predict(run, demo, file, tmp_path):
+    detections = demo.detect(file).filter(0.4)
     arguments = ["--checkpoint", str(run), "--out", str(tmp_path / "out"), str(file)]
     predict_main.main([*arguments, "--score-threshold", "0.4"])
-    known = json.loads((tmp_path / "out/detections.json").read_text())
-    assert len(known) > 3
-    assert demo.coco_rows(demo.select(found, 0.4), str(file)) == known
+    expected = json.loads((tmp_path / "out/detections.json").read_text())
+    assert len(expected) > 3
+    assert detection_rows(detections, image_id=1, file_name=str(file)) == expected
 
 
-def test_a_photograph_is_upright_as_exif_says(detector, tmp_path):
+def test_exif_orientation_is_applied(demo, detector, tmp_path):
     tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06" + bytes(7)
     data = cv2.imencode(".jpg", image())[1].tobytes()
     length = (len(tiff) + 8).to_bytes(2, "big")
     path = tmp_path / "turned.jpg"
     path.write_bytes(data[:2] + b"\xff\xe1" + length + b"Exif\0\0" + tiff + data[2:])
-    found = demo.detect(detector, path)
-    assert (found.width, found.height) == (90, 130)
-    (known,) = detector(read_image(path), threshold=0.4)
-    assert_same(demo.select(found, 0.4), known)
+    result = demo.detect(path)
+    assert (result.width, result.height) == (90, 130)
+    (expected,) = detector(read_image(path), threshold=0.4)
+    assert_equal(result.filter(0.4), expected)
 
 
 def huge():
-    """A few bytes that claim many pixels."""
+    """A small file whose header declares too many pixels."""
     data = bytearray(cv2.imencode(".png", image())[1].tobytes())
     side = int(MAX_PIXELS**0.5) + 1
     data[16:24] = side.to_bytes(4, "big") * 2
@@ -118,144 +127,159 @@ def huge():
         ("huge.png", huge(), "huge.png has 8001x8001 pixels and 64,000,000 is the most"),
     ],
 )
-def test_files_that_are_no_images(detector, tmp_path, name, data, message):
+def test_unreadable_file_gives_one_error_without_its_folder(demo, tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
-        demo.detect(detector, tmp_path / name)
-    told = demo.render_error(getattr(error.value, "what", str(error.value)))
-    assert html.escape(message) in told
-    assert str(tmp_path) not in told
-    assert told.count("<p") == 1
+        demo.detect(tmp_path / name)
+    page = render_error(getattr(error.value, "what", str(error.value)))
+    assert html.escape(message) in page
+    assert str(tmp_path) not in page
+    assert page.count("<p") == 1
 
 
-def test_an_upload_that_is_gone(detector, tmp_path):
+def test_deleted_upload_is_reported_before_the_checkpoint_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Detector, "from_checkpoint", None)
+    (not_loaded,) = find_detectors([run]).values()
     with pytest.raises(UserError, match=r"gone\.png is no longer on the server; upload it again"):
-        demo.detect(detector, tmp_path / "gone.png")
+        not_loaded.detect(tmp_path / "gone.png")
 
 
 def links(page):
-    """Name and content of what the page gives to download."""
-    found = re.findall(r'href="data:([^;]+);base64,([^"]+)" download="([^"]+)"', page)
-    return {html.unescape(name): (kind, base64.b64decode(data)) for kind, data, name in found}
+    """Media types and contents of the downloads, by file name."""
+    matches = re.findall(r'href="data:([^;]+);base64,([^"]+)" download="([^"]+)"', page)
+    return {html.unescape(name): (kind, base64.b64decode(data)) for kind, data, name in matches}
 
 
 def cells(page):
-    rows = re.findall(r"<tr>(<th><i.*?)</tr>", page)
+    """Text of the table's cells, by row."""
+    rows = re.findall(r"<tr>(<th><i.*?)</tr>", page, re.DOTALL)
     return [
         [html.unescape(re.sub("<[^>]+>", "", c)) for c in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)]
         for row in rows
     ]
 
 
-def test_what_is_shown(detector, file):
-    found = demo.detect(detector, file)
-    page = demo.show(found, 0.4)
-    told = demo.select(found, 0.4)
-    sides = told.boxes[:, 2:] - told.boxes[:, :2]
+def test_result_has_summary_table_and_downloads(demo, file):
+    result = demo.detect(file)
+    page = render_result(result, 0.4)
+    detections = result.filter(0.4)
+    sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
     assert cells(page) == [
-        [told.names[label], f"{score:.3f}", *(f"{v:.1f}" for v in (*corners[:2], *side))]
+        [detections.names[label], f"{score:.3f}", *(f"{v:.1f}" for v in (*corners[:2], *side))]
         for label, score, corners, side in zip(
-            told.labels, told.scores, told.boxes, sides, strict=True
+            detections.labels, detections.scores, detections.boxes, sides, strict=True
         )
     ]
-    for label in set(told.labels.tolist()):
+    for label in set(detections.labels.tolist()):
         assert "rgb({} {} {})".format(*label_color(label)) in page
-    n = int((told.labels == 0).sum())
-    line = f"photo <1>.png (130 x 90 pixels): {len(told)} detections above 0.40: "
+    n = int((detections.labels == 0).sum())
+    line = f"photo <1>.png (130 x 90 pixels): {len(detections)} detections above 0.40: "
     assert html.escape(line) in page
     assert html.escape(f"{n} <b>a</b>") in page
     assert "<b>" not in page
 
     kind, data = links(page)["photo <1>-detections.json"]
     assert kind == "application/json"
-    assert json.loads(data) == demo.coco_rows(told, "photo <1>.png")
+    assert json.loads(data) == detection_rows(detections, image_id=1, file_name="photo <1>.png")
     kind, data = links(page)["photo <1>-detections.jpg"]
     drawn = draw_boxes(
-        found.picture, told.boxes * 800 / 130, told.labels, told.names, told.scores
+        *(result.display_image, detections.boxes * 800 / 130, detections.labels),
+        *(detections.names, detections.scores),
     )
     assert kind == "image/jpeg"
     assert drawn.shape == (554, 800, 3)
     assert data == encode_image(drawn, ".jpg")
 
 
-def test_nothing_found_and_one(detector, file):
-    found = demo.detect(detector, file)
-    page = demo.show(found, 1.0)
+def test_summary_of_zero_and_one_detections(demo, file):
+    result = demo.detect(file)
+    page = render_result(result, 1.0)
     assert "0 detections above 1.00<" in page
     assert "<table" not in page
-    least = np.nextafter(found.detections.scores[0], np.float32(0))
-    assert "1 detection above" in demo.show(found, float(least))
+    least = np.nextafter(result.detections.scores[0], np.float32(0))
+    assert "1 detection above" in render_result(result, float(least))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3000, 1), (1, 900), (4000, 3000)])
-def test_odd_sizes(detector, tmp_path, width, height):
+def test_extreme_image_sizes(demo, tmp_path, width, height):
     write_image(tmp_path / "odd.png", image(2, width, height))
-    found = demo.detect(detector, tmp_path / "odd.png")
-    assert max(found.picture.shape) == (800 if max(width, height) < 800 else 1600) or height == 900
-    assert f"({width} x {height} pixels)" in demo.show(found, 0.2)
+    result = demo.detect(tmp_path / "odd.png")
+    assert (
+        max(result.display_image.shape) == (800 if max(width, height) < 800 else 1600)
+        or height == 900
+    )
+    assert f"({width} x {height} pixels)" in render_result(result, 0.2)
 
 
-def test_class_names_are_text():
-    one = np.zeros(1, np.int32)
-    told = Detections(np.zeros((1, 4), np.float32), np.ones(1, np.float32), one, ("<script>&",))
-    assert "&lt;script&gt;&amp;" in demo._table(told)
-    assert demo.render_error("<img src=x>") == (
-        '<p class="line wrong" role="alert">&lt;img src=x&gt;</p>'
+def test_class_and_file_names_are_escaped():
+    detections = Detections(
+        np.zeros((1, 4), np.float32),
+        np.ones(1, np.float32),
+        np.zeros(1, np.int32),
+        ("<script>&",),
+    )
+    page = render_result(DemoResult('"><b>.png', 130, 90, image(), 1.0, detections), 0.5)
+    assert cells(page)[0][0] == "<script>&"
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert set(links(page)) == {'"><b>-detections.jpg', '"><b>-detections.json'}
+    assert render_error("<img src=x>") == (
+        '<p class="message error" role="alert">&lt;img src=x&gt;</p>'
     )
 
 
-def test_which_checkpoints_there_are(run, tmp_path):
+def test_checkpoints_of_runs_and_folders_are_found_once(run, tmp_path):
     runs = tmp_path / "runs"
     for name, steps in (("a", (1, 2, 10)), ("b", (5,))):
         for step in steps:
             shutil.copytree(run / "checkpoints/0", runs / name / "checkpoints" / str(step))
     (runs / "empty/checkpoints").mkdir(parents=True)
     (runs / "notes.txt").write_text("")
-    assert list(demo.find_choices([runs])) == ["a, step 10", "b, step 5"]
-    assert list(demo.find_choices([runs / "a/checkpoints/2", runs / "b", runs])) == [
+    assert list(find_detectors([runs])) == ["a, step 10", "b, step 5"]
+    assert list(find_detectors([runs / "a/checkpoints/2", runs / "b", runs])) == [
         *("a, step 2", "b, step 5", "a, step 10")
     ]
     shutil.copytree(runs / "b", tmp_path / "b")
-    twice = demo.find_choices([runs / "b", tmp_path / "b"])
+    twice = find_detectors([runs / "b", tmp_path / "b"])
     assert [(name, c.checkpoint) for name, c in twice.items()] == [
         (f"b, step 5 ({p})", p) for p in (runs / "b/checkpoints/5", tmp_path / "b/checkpoints/5")
     ]
     assert twice.popitem()[1].names == CONFIG.model.classes
 
 
-def test_a_detector_is_loaded_once_for_several_users(run, monkeypatch):
+def test_concurrent_users_share_one_detector(run, monkeypatch):
     loaded = []
 
     def load(path):
-        time.sleep(0.1)  # the others come meanwhile
+        time.sleep(0.1)  # meanwhile the other users call it
         loaded.append(path)
         return lambda image: None
 
     monkeypatch.setattr(Detector, "from_checkpoint", load)
-    (choice,) = demo.find_choices([run]).values()
+    lazy_detector = LazyDetector(run / "checkpoints/0")
     with ThreadPoolExecutor(8) as users:
-        detectors = set(users.map(lambda _: choice.detector(), range(8)))
+        detectors = set(users.map(lambda _: lazy_detector.load(), range(8)))
     assert len(detectors) == len(loaded) == 1
 
 
-def test_old_files_are_removed(tmp_path):
+def test_old_files_are_deleted(tmp_path):
     (tmp_path / "folder").mkdir()
     upload = tmp_path / "folder/upload.jpg"
     upload.write_bytes(b"")
-    demo.remove_old(tmp_path, 60)
+    delete_old_files(tmp_path, 60)
     assert upload.exists()
-    demo.remove_old(tmp_path, -1)
+    delete_old_files(tmp_path, -1)
     assert not upload.exists()
     assert upload.parent.exists()
 
 
 @pytest.fixture
 def failing(monkeypatch, capfd):
-    """Runs the command and returns its one line of error."""
+    """Run the command and return its error of one line."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["demo", *map(str, arguments)])
-        assert run_main(demo.main) == 2
+        assert run_main(main) == 2
         out, err = capfd.readouterr()
         assert out == ""
         assert err.count("\n") == 1
@@ -266,35 +290,35 @@ def failing(monkeypatch, capfd):
 
 @pytest.fixture
 def with_gradio(monkeypatch):
-    """The command, as where gradio is installed: what is tested comes before it is imported."""
+    """Pretend that gradio is installed: the errors under test precede its import."""
     find = importlib.util.find_spec
     spec = importlib.util.find_spec("json")
     monkeypatch.setattr(
-        demo.importlib.util, "find_spec", lambda name: spec if name == "gradio" else find(name)
+        importlib.util, "find_spec", lambda name: spec if name == "gradio" else find(name)
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--checkpoint is missing; name a run's folder"),
-        (["--checkpoint", "x", "--port", "0"], "--port is 0; use 1 to 65535"),
+        ([], "--checkpoint is missing; name a run folder"),
+        (["--checkpoint", "x", "--port", "0"], "--port is 0; must be from 1 to 65535"),
         (["--checkpoint", "x", "--port", "a"], "--port: invalid int value"),
-        (["--checkpoint", "x", "--max-upload-mb", "0"], "--max-upload-mb is 0; use 1 or more"),
-        (["--checkpoint", "x", "--score-threshold", "0"], "--score-threshold is 0.0; use"),
-        (["--checkpoint", "none"], "there is no checkpoint in none"),
-        (["--checkpoint", "x", "--allow-host", "http://a"], "--allow-host is 'http://a'; write a"),
+        (["--checkpoint", "x", "--max-upload-mb", "0"], "--max-upload-mb is 0; must be 1 or more"),
+        (["--checkpoint", "x", "--score-threshold", "0"], "--score-threshold is 0.0; must be"),
+        (["--checkpoint", "none"], "no checkpoint found in none"),
+        (["--checkpoint", "x", "--allow-host", "http://a"], "--allow-host is 'http://a'; must be"),
         (["--share"], "unrecognized arguments: --share"),
     ],
 )
 @pytest.mark.usefixtures("with_gradio")
-def test_wrong_commands(failing, arguments, message):
+def test_invalid_arguments_give_one_error_line(failing, arguments, message):
     assert message in failing(*arguments)
 
 
 @pytest.mark.usefixtures("with_gradio")
-def test_a_folder_that_is_no_checkpoint(failing, run, tmp_path):
-    assert f"there is no checkpoint in {tmp_path}" in failing("--checkpoint", run, tmp_path)
+def test_folder_without_checkpoint_and_damaged_config(failing, run, tmp_path):
+    assert f"no checkpoint found in {tmp_path}" in failing("--checkpoint", run, tmp_path)
     shutil.copytree(run, tmp_path / "broken")
     for path in (tmp_path / "broken/checkpoints/0/config").iterdir():
         path.write_text("{")
@@ -302,19 +326,21 @@ def test_a_folder_that_is_no_checkpoint(failing, run, tmp_path):
 
 
 @pytest.mark.usefixtures("with_gradio")
-def test_addresses_that_cannot_be_served(failing, run):
+def test_addresses_that_cannot_be_listened_on(failing, run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = failing("--checkpoint", run, "--port", port)
-    assert f"--port: 127.0.0.1:{port} cannot be served: " in message
+    assert f"--port: cannot listen on 127.0.0.1:{port}: Address already in use; " in message
     assert f"try --port {port + 1}" in message
-    assert "--host: no.such.host.invalid is no address" in failing(
+    assert "--host: cannot resolve no.such.host.invalid: " in failing(
         "--checkpoint", run, "--host", "no.such.host.invalid"
     )
-    assert "192.0.2.1:7860 cannot be served" in failing("--checkpoint", run, "--host", "192.0.2.1")
+    assert "cannot listen on 192.0.2.1:7860: " in failing(
+        "--checkpoint", run, "--host", "192.0.2.1"
+    )
 
 
-def test_without_gradio(failing, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+def test_missing_gradio_gives_one_error_line(failing, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = failing("--checkpoint", "x")
-    assert message == "demo: the page needs gradio; pip install 'ssd_jax[demo]'\n"
+    assert message == "demo: the demo app needs gradio; run pip install 'ssd_jax[demo]'\n"

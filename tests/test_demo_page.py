@@ -1,4 +1,4 @@
-"""The page as it is served: in a headless Chromium, and to programs that mean it ill.
+"""The demo app as it is served: in headless Chromium, and under hostile requests.
 
 Needs the extras demo and browser, and Debian's packages chromium and chromium-driver.
 """
@@ -23,18 +23,19 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax import demo
+import ssd_jax
 from ssd_jax.inference.detector import Detector
 from ssd_jax.inference.drawing import label_color
+from ssd_jax.inference.result_rows import detection_rows
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change
 
-# A name in the dress of HTML, one in that of the template that gradio fills in.
+# One class name looks like HTML, one like a placeholder in a template of Gradio.
 FIRST = change(TINY, model={"classes": ("<b>a</b>", "${1 + 1}", "ü")})
 SECOND = change(TINY, model={"classes": ("cat", "ü")})
-MOST_MB = 1
-# A shell's background job, and what it starts, is told to ignore Ctrl-C.
+MAX_UPLOAD_MB = 1
+# Background jobs of a shell and their children ignore Ctrl-C by default.
 INTERRUPTIBLE = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.slow
 
 
 class Server:
-    """The command, from its first line until it is ended."""
+    """A process of the demo command."""
 
     def __init__(self, folder, *arguments):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -54,9 +55,9 @@ class Server:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.log = folder / "stderr"
-        # A proxy that is not there: nothing is to be asked of it.
+        # A proxy that does not exist and must not be used.
         proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-        flags = ["--port", self.port, "--max-upload-mb", MOST_MB, *arguments]
+        flags = ["--port", self.port, "--max-upload-mb", MAX_UPLOAD_MB, *arguments]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", INTERRUPTIBLE, *map(str, flags)],
@@ -71,11 +72,11 @@ class Server:
         self.ready = self.process.stdout.readline()
 
     def uploads(self):
-        """Files that lie on the server."""
+        """List the uploaded files on the server."""
         return [p for p in self.temporary.rglob("*") if p.is_file()]
 
     def end(self, number):
-        """Exit status, and what was written to stdout and stderr."""
+        """Send a signal; return the exit status, stdout and stderr."""
         self.process.send_signal(number)
         out, _ = self.process.communicate(timeout=30)
         return self.process.returncode, out, self.log.read_text()
@@ -127,23 +128,23 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def browser(chromium, server):
-    """A browser, which at the end has asked nobody but the server."""
+    """A browser that must have contacted the server only."""
     yield chromium
-    asked = []
+    urls = []
     for entry in chromium.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
-            asked.append(message["params"]["request"]["url"])
+            urls.append(message["params"]["request"]["url"])
         elif message["method"] == "Network.webSocketCreated":
-            asked.append(message["params"]["url"])
-    assert any(url.startswith(server.address) for url in asked)
-    # data: is what the page brings along, chrome: the browser's own.
-    own = (server.address, "data:", "blob:", "chrome")
-    assert [url for url in asked if not url.startswith(own)] == []
+            urls.append(message["params"]["url"])
+    assert any(url.startswith(server.address) for url in urls)
+    # data: and blob: are part of the app, chrome: of the browser.
+    local = (server.address, "data:", "blob:", "chrome")
+    assert [url for url in urls if not url.startswith(local)] == []
 
 
 class Page:
-    """The page as its user has it."""
+    """The app in a browser window."""
 
     def __init__(self, driver, address, width=1280, height=900):
         self.driver = driver
@@ -154,6 +155,11 @@ class Page:
         driver.get(address)
         self.wait(lambda: self.find("#upload input[type=file]"))
 
+    def screenshot(self, name):
+        """Save a screenshot in the folder $DEMO_SCREENSHOTS, if set."""
+        if folder := os.environ.get("DEMO_SCREENSHOTS"):
+            self.driver.save_screenshot(f"{folder}/{name}.png")
+
     def find(self, selector):
         return self.driver.find_elements("css selector", selector)
 
@@ -163,27 +169,28 @@ class Page:
     def wait(self, holds, seconds=30):
         end = time.monotonic() + seconds
         while not (value := holds()):
-            assert time.monotonic() < end, (self.line, self.rows)
+            assert time.monotonic() < end, (self.message, self.rows)
             time.sleep(0.05)
         return value
 
-    def wait_line(self, text):
-        self.wait(lambda: text in self.line)
+    def wait_message(self, text):
+        self.wait(lambda: text in self.message)
 
     @property
-    def line(self):
-        return self.run("return document.querySelector('#found .line')?.innerText ?? ''")
+    def message(self):
+        return self.run("return document.querySelector('#results .message')?.innerText ?? ''")
 
     @property
     def rows(self):
-        """Text of the table's cells."""
+        """Text of the table's cells, by row."""
         return self.run(
-            "return [...document.querySelectorAll('#found tbody tr')]"
+            "return [...document.querySelectorAll('#results tbody tr')]"
             ".map(row => [...row.children].map(cell => cell.innerText))"
         )
 
     def upload(self, path):
-        self.find("#upload input[type=file]")[0].send_keys(str(path))
+        # The box has no input until the previous upload is done.
+        self.wait(lambda: self.find("#upload input[type=file]"))[0].send_keys(str(path))
 
     def set_threshold(self, value):
         self.run(
@@ -194,10 +201,10 @@ class Page:
             str(value),
         )
 
-    def choose(self, box, text):
-        """Choose what is called `text` in one of the page's lists."""
-        self.find(f"#{box} input")[0].click()
-        # The list that was open before may still be there for a moment: asked for by its text.
+    def choose(self, dropdown, text):
+        """Choose the option `text` of a dropdown."""
+        self.find(f"#{dropdown} input")[0].click()
+        # Selected by text, because the options of another dropdown may be open for a moment.
         script = (
             "return [...document.querySelectorAll('ul.options li, ul[role=listbox] li')]"
             ".filter(option => option.innerText.includes(arguments[0]))"
@@ -216,70 +223,77 @@ def detectors(runs):
     return {name: Detector.from_checkpoint(runs / name) for name in ("first", "second")}
 
 
-def table(found):
-    """What the table shows of detections."""
-    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+def table(detections):
+    """Rows of text that the table should contain."""
+    boxes = detections.boxes
+    sides = boxes[:, 2:] - boxes[:, :2]
     return [
-        [found.names[k], f"{score:.3f}", *(f"{v:.1f}" for v in (*box[:2], *side))]
-        for k, score, box, side in zip(found.labels, found.scores, found.boxes, sides, strict=True)
+        [detections.names[k], f"{score:.3f}", *(f"{v:.1f}" for v in (*box[:2], *side))]
+        for k, score, box, side in zip(
+            detections.labels, detections.scores, boxes, sides, strict=True
+        )
     ]
 
 
-def test_an_image(server, browser, detectors, tmp_path):
+def test_threshold_and_classes_filter_without_another_detection(
+    server, browser, detectors, tmp_path
+):
     path = photo(tmp_path / "photo.png")
     page = Page(browser, server.address)
     page.upload(path)
-    (found,) = detectors["first"](path, threshold=0.5)
-    page.wait_line(f"photo.png (130 x 90 pixels): {len(found)} detections above 0.50: ")
-    assert page.rows == table(found)
+    (expected,) = detectors["first"](path, threshold=0.5)
+    page.wait_message(f"photo.png (130 x 90 pixels): {len(expected)} detections above 0.50: ")
+    assert page.rows == table(expected)
     assert page.run(
-        "return [...document.querySelectorAll('#found i')]"
+        "return [...document.querySelectorAll('#results i')]"
         ".map(e => getComputedStyle(e).backgroundColor)"
-    ) == ["rgb({}, {}, {})".format(*label_color(k + 1)) for k in found.labels]
+    ) == ["rgb({}, {}, {})".format(*label_color(k + 1)) for k in expected.labels]
     assert page.run(
-        "const i = document.querySelector('#found img'); return [i.naturalWidth, i.naturalHeight]"
+        "const i = document.querySelector('#results img'); return [i.naturalWidth, i.naturalHeight]"
     ) == [800, 554]
 
-    # What is saved is what is seen.
-    (link,) = page.find("#found a[download$=json]")
+    page.screenshot("result")
+    # The saved detections equal the table.
+    (link,) = page.find("#results a[download$=json]")
     assert link.get_attribute("download") == "photo-detections.json"
     saved = base64.b64decode(link.get_attribute("href").partition(",")[2])
-    assert json.loads(saved) == demo.coco_rows(found, "photo.png")
+    assert json.loads(saved) == detection_rows(expected, image_id=1, file_name="photo.png")
 
-    # Another threshold, without another upload: nothing is there that could be read again.
+    # Another threshold, after the upload is deleted.
     for upload in server.uploads():
         upload.unlink()
     (fewer,) = detectors["first"](path, threshold=0.7)
-    assert 0 < len(fewer) < len(found)
+    assert 0 < len(fewer) < len(expected)
     page.set_threshold(0.7)
-    page.wait_line(f"{len(fewer)} detections above 0.70: ")
+    page.wait_message(f"{len(fewer)} detections above 0.70: ")
     assert page.rows == table(fewer)
 
-    # A class alone.
+    # One class.
     page.choose("classes", "ü")
     only = fewer.select(fewer.labels == 2)
-    page.wait_line(f"{len(only)} detection")
+    page.wait_message(f"{len(only)} detection")
     assert page.rows == table(only)
 
-    # Another checkpoint would have to read the file again.
-    page.choose("choice", "second")
-    page.wait_line("photo.png is no longer on the server; upload it again")
+    # Another checkpoint needs the file.
+    page.choose("checkpoint", "second")
+    page.wait_message("photo.png is no longer on the server; upload it again")
     assert page.rows == []
+    page.screenshot("error")
 
 
-def test_another_checkpoint(server, browser, detectors, tmp_path):
+def test_selecting_another_checkpoint(server, browser, detectors, tmp_path):
     path = photo(tmp_path / "photo.png", seed=2)
     page = Page(browser, server.address)
     page.upload(path)
-    (found,) = detectors["first"](path, threshold=0.5)
-    page.wait(lambda: page.rows == table(found))
-    page.choose("choice", "second")
+    (expected,) = detectors["first"](path, threshold=0.5)
+    page.wait(lambda: page.rows == table(expected))
+    page.choose("checkpoint", "second")
     (other,) = detectors["second"](path, threshold=0.5)
-    assert table(other) != table(found)
-    page.wait(lambda: page.rows == table(other))
+    assert table(other) != table(expected)
+    page.wait(lambda: page.rows == table(other), seconds=180)  # the server compiles the network
 
 
-def test_files_that_are_no_images(server, browser, detectors, tmp_path):
+def test_unreadable_files_are_reported(server, browser, detectors, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "drawn.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "moving.gif").write_bytes(b"GIF89a\1\0\1\0" + bytes(40))
@@ -288,28 +302,28 @@ def test_files_that_are_no_images(server, browser, detectors, tmp_path):
     page = Page(browser, server.address)
     for name in ("text.jpg", "drawn.svg", "moving.gif"):
         page.upload(tmp_path / name)
-        page.wait_line(f"{name} is not an image that can be decoded")
-        assert page.find("#found .wrong[role=alert]")
+        page.wait_message(f"{name} is not an image that can be decoded")
+        assert page.find("#results .error[role=alert]")
         assert str(server.temporary) not in page.driver.page_source
     page.upload(cut)
-    page.wait_line("cut.jpg ends before its image does: it was cut off")
+    page.wait_message("cut.jpg ends before its image does: it was cut off")
 
     large = tmp_path / "large.png"
-    large.write_bytes(bytes((MOST_MB << 20) + 1))
+    large.write_bytes(bytes((MAX_UPLOAD_MB << 20) + 1))
     page.upload(large)
-    told = 'File(s) exceed the maximum allowed size of 1.0 Mb: "large.png"'
-    page.wait(lambda: told in [toast.text for toast in page.find("[data-testid=toast-text]")])
+    error = 'File(s) exceed the maximum allowed size of 1.0 Mb: "large.png"'
+    page.wait(lambda: error in [toast.text for toast in page.find("[data-testid=toast-text]")])
 
-    # All of that was survived.
+    # The app still works.
     page.upload(photo(tmp_path / "dot.png", width=1, height=1))
-    page.wait_line("dot.png (1 x 1 pixels): ")
+    page.wait_message("dot.png (1 x 1 pixels): ")
     path = photo(tmp_path / "photo.webp")
     page.upload(path)
-    page.wait_line("photo.webp (130 x 90 pixels): ")
+    page.wait_message("photo.webp (130 x 90 pixels): ")
     assert page.rows == table(detectors["first"](path, threshold=0.5)[0])
 
 
-def test_two_users_at_once(server, browser, detectors, tmp_path):
+def test_two_simultaneous_users(server, browser, detectors, tmp_path):
     windows, pages, paths = [], [], []
     for k in range(2):
         if k:
@@ -324,50 +338,51 @@ def test_two_users_at_once(server, browser, detectors, tmp_path):
             page.upload(path)
     for window, page, path in zip(windows, pages, paths, strict=True):
         browser.switch_to.window(window)
-        (found,) = detectors["first"](path, threshold=0.6)
-        page.wait(lambda page=page, found=found: page.rows == table(found))
-        assert page.line.startswith(path.name)
+        (expected,) = detectors["first"](path, threshold=0.6)
+        page.wait(lambda page=page, expected=expected: page.rows == table(expected))
+        assert page.message.startswith(path.name)
     browser.close()
     browser.switch_to.window(windows[0])
 
 
-def test_a_phone(server, browser, tmp_path):
+def test_layout_on_a_phone(server, browser, tmp_path):
     page = Page(browser, server.address, 390, 844)
     page.upload(photo(tmp_path / ("long" * 25 + ".png")))
     page.wait(lambda: page.rows)
     assert page.run("return document.documentElement.scrollWidth") <= 390
-    room = "const e = document.querySelector('#found .line'); return e.scrollWidth - e.clientWidth"
-    assert page.run(room) <= 0
-    right = "return document.querySelector('#found img').getBoundingClientRect().right"
+    message = "const e = document.querySelector('#results .message');"
+    assert page.run(f"{message} return e.scrollWidth - e.clientWidth") <= 0
+    page.screenshot("phone")
+    right = "return document.querySelector('#results img').getBoundingClientRect().right"
     assert page.run(right) <= 390
 
 
 # Without a browser.
 
 
-def ask(server, path, data=None, headers=()):
-    """Status, content and headers; a path goes as it is."""
+def request(server, path, data=None, headers=()):
+    """Send a request with an unescaped path; return the status, content and headers."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request("POST" if data else "GET", path, body=data, headers=dict(headers))
-    answer = connection.getresponse()
-    content = answer.read()
+    response = connection.getresponse()
+    content = response.read()
     connection.close()
-    return answer.status, content, dict(answer.getheaders())
+    return response.status, content, dict(response.getheaders())
 
 
 def send(server, name, content):
-    """Upload as the page does."""
+    """Upload as the app does."""
     body = (
         b'--B\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n%s\r\n--B--\r\n'
         % (name.encode(), content)
     )
     kind = {"Content-Type": "multipart/form-data; boundary=B"}
-    return ask(server, "/gradio_api/upload", body, kind)
+    return request(server, "/gradio_api/upload", body, kind)
 
 
 def call(server, path):
-    """Whether the event of an upload takes the file at `path` on the server, and its answer."""
-    config = json.loads(ask(server, "/config")[1])
+    """Call the upload event with a path on the server; return its success and its message."""
+    config = json.loads(request(server, "/config")[1])
     (event,) = (
         d["id"] for d in config["dependencies"] if any(t[1] == "upload" for t in d["targets"])
     )
@@ -375,7 +390,7 @@ def call(server, path):
     session = f"s{time.monotonic_ns()}"
     body = {"data": [file, "first, step 0"], "fn_index": event, "session_hash": session}
     kind = {"Content-Type": "application/json"}
-    status, content, _ = ask(server, "/gradio_api/queue/join", json.dumps(body).encode(), kind)
+    status, content, _ = request(server, "/gradio_api/queue/join", json.dumps(body).encode(), kind)
     assert status == 200, content
     url = f"{server.address}gradio_api/queue/data?session_hash={session}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -388,32 +403,39 @@ def call(server, path):
     raise AssertionError("no answer")
 
 
-def test_no_file_of_the_server_is_given(server, runs, tmp_path):
+def test_files_of_the_server_are_not_delivered(server, runs, tmp_path):
     secret = photo(tmp_path / "secret.png")
-    status, content, _ = send(server, "mine.png", secret.read_bytes())
-    (mine,) = json.loads(content)
+    status, content, _ = send(server, "upload.png", secret.read_bytes())
+    (upload,) = json.loads(content)
     assert status == 200
-    # The way is the right one: what was uploaded is read.
-    assert call(server, mine)[0]
-    assert ask(server, f"/gradio_api/file={urllib.parse.quote(mine)}")[0] == 200
+    # The uploaded file itself is accepted.
+    assert call(server, upload)[0]
+    assert request(server, f"/gradio_api/file={urllib.parse.quote(upload)}")[0] == 200
     config = runs / "first/config.json"
-    around = f"{Path(mine).parent}{'/..' * 12}{secret}"
-    for path in (secret, config, Path(demo.__file__), "/etc/passwd", around, "pyproject.toml"):
+    traversal = f"{Path(upload).parent}{'/..' * 12}{secret}"
+    for path in (
+        secret,
+        config,
+        Path(ssd_jax.__file__),
+        "/etc/passwd",
+        traversal,
+        "pyproject.toml",
+    ):
         for route in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/"):
             for form in (urllib.parse.quote(str(path)), urllib.parse.quote(str(path), safe="")):
-                status, content, _ = ask(server, f"/{route}{form}")
+                status, content, _ = request(server, f"/{route}{form}")
                 assert status in (400, 403, 404, 405), (route, form)
                 assert b"root:" not in content
         success, answer = call(server, path)
         assert not success, path
         assert b"secret" not in answer
         assert b"root:" not in answer
-    # Nor is one fetched from elsewhere for whoever asks.
+    # URLs are not downloaded.
     assert not call(server, "http://example.invalid/x.png")[0]
-    assert "http://example.invalid/x.png is no upload" in server.log.read_text()
+    assert "http://example.invalid/x.png is not an uploaded file" in server.log.read_text()
 
 
-def test_another_host_or_page_gets_nothing(server):
+def test_foreign_hosts_and_origins_are_refused(server):
     before = server.uploads()
     local = f"127.0.0.1:{server.port}"
     part = b'Content-Disposition: form-data; name="files"; filename="x.png"\r\n\r\nx'
@@ -427,17 +449,18 @@ def test_another_host_or_page_gets_nothing(server):
     ):
         for path, data in (("/", None), ("/config", None), ("/gradio_api/upload", body)):
             kind = {"Content-Type": "multipart/form-data; boundary=B"} if data else {}
-            status, content, answered = ask(server, path, data, {**headers, **kind})
+            status, content, response_headers = request(server, path, data, {**headers, **kind})
             assert status == 403, (headers, path)
-            assert "access-control-allow-credentials" not in map(str.lower, answered)
+            assert "access-control-allow-credentials" not in map(str.lower, response_headers)
             assert len(content) < 200
     assert server.uploads() == before
     assert (
-        ask(server, "/", headers={"Host": "localhost:1", "Origin": "http://localhost:1"})[0] == 200
+        request(server, "/", headers={"Host": "localhost:1", "Origin": "http://localhost:1"})[0]
+        == 200
     )
 
 
-def test_malformed_calls_are_one_line_each(server):
+def test_malformed_calls_are_logged_as_one_line(server):
     kind = {"Content-Type": "application/json"}
     file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     calls = [
@@ -450,15 +473,15 @@ def test_malformed_calls_are_one_line_each(server):
     before, count = len(server.log.read_text().splitlines()), 0
     for route in ("queue/join", "run/predict", "call/x"):
         for body in (b"{", b"[]", b"\xff", *(json.dumps(call).encode() for call in calls)):
-            ask(server, f"/gradio_api/{route}", body, kind)
+            request(server, f"/gradio_api/{route}", body, kind)
             count += 1
-    time.sleep(1)  # the queue works on some
+    time.sleep(1)  # for the queue
     log = server.log.read_text()
     assert "Traceback" not in log
     assert len(log.splitlines()) - before <= count
 
 
-def test_a_half_sent_request_is_given_up(server):
+def test_incomplete_requests_time_out(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
         start = time.monotonic()
@@ -467,27 +490,27 @@ def test_a_half_sent_request_is_given_up(server):
         assert 15 < time.monotonic() - start < 40
 
 
-def test_uploads_have_a_limit(server):
+def test_upload_size_limit(server):
     before = server.uploads()
-    status, content, _ = send(server, "large.png", bytes((MOST_MB << 20) + 1))
+    status, content, _ = send(server, "large.png", bytes((MAX_UPLOAD_MB << 20) + 1))
     assert status == 413
     assert b"maximum allowed size" in content
     assert server.uploads() == before
 
 
-def test_the_browser_is_told_to_ask_nobody_else(server):
-    _, page, headers = ask(server, "/")
+def test_security_headers_and_disabled_features(server):
+    _, page, headers = request(server, "/")
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http" not in headers["content-security-policy"]
     assert b"fonts.googleapis.com" not in page
-    config = json.loads(ask(server, "/config")[1])
+    config = json.loads(request(server, "/config")[1])
     assert config["analytics_enabled"] is False
     for path in ("/monitoring", "/gradio_api/runs", "/gradio_api/mcp/sse"):
-        assert ask(server, path)[0] in (403, 404)
+        assert request(server, path)[0] in (403, 404)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_its_end(runs, tmp_path, number, status):
+def test_signals_end_the_server_and_delete_uploads(runs, tmp_path, number, status):
     pytest.importorskip("gradio")
     server = Server(tmp_path, "--checkpoint", runs / "first", "--host", "0.0.0.0")
     try:
@@ -501,8 +524,8 @@ def test_its_end(runs, tmp_path, number, status):
     assert out == ""
     warning, *rest = log.splitlines()
     assert warning == (
-        f"demo: warning: whoever reaches port {server.port} of this machine can use the page: "
-        "it has no login"
+        f"demo: warning: anyone who can reach port {server.port} of this machine can use the "
+        "demo app: it has no login"
     )
     assert rest == ["python -m ssd_jax.demo: interrupted"] * (number == signal.SIGINT)
     assert list(server.temporary.glob("ssd_jax_demo_*")) == []

@@ -1,4 +1,4 @@
-"""What the demo's server refuses, without the demo: hosts, origins, half-sent requests, logs."""
+"""The demo app's request guard: hosts, origins, stalled requests and one-line error logs."""
 
 import asyncio
 import logging
@@ -8,12 +8,13 @@ import time
 
 import pytest
 
-from ssd_jax.guard import Guard, Hosts, OneLine, ShortTraceback, impatient
+from ssd_jax.demo.guard import AllowedHosts, with_host_check, with_timeouts
+from ssd_jax.demo.logs import one_line_traceback, shorten_record
 
-LOCAL = Hosts("127.0.0.1")
-PROXY = Hosts("127.0.0.1", ["Demo.example.org"])
-ANY = Hosts("0.0.0.0")
-ONE = Hosts("192.0.2.7")
+LOCAL = AllowedHosts("127.0.0.1")
+PROXY = AllowedHosts("127.0.0.1", ["Demo.example.org"])
+ANY = AllowedHosts("0.0.0.0")
+ONE = AllowedHosts("192.0.2.7")
 
 
 def headers(host=None, origin=None):
@@ -28,10 +29,10 @@ def headers(host=None, origin=None):
         (LOCAL, "localhost:7860", "http://localhost:7860"),
         (LOCAL, "LOCALHOST", "http://localhost"),
         (LOCAL, "[::1]:7860", "http://[::1]:7860"),
-        # A tunnel has a port of its own.
+        # An SSH tunnel on another port.
         (LOCAL, "localhost:8000", "http://localhost:8000"),
         (PROXY, "demo.example.org", "https://demo.example.org"),
-        # A proxy that does not hand on the Host.
+        # A proxy that replaces the Host header.
         (PROXY, "127.0.0.1:7860", "https://demo.example.org"),
         (ANY, "192.0.2.1:7860", "http://192.0.2.1:7860"),
         (ANY, "localhost:7860", None),
@@ -39,71 +40,76 @@ def headers(host=None, origin=None):
         (ONE, "192.0.2.7:7860", "http://192.0.2.7:7860"),
     ],
 )
-def test_what_is_served(hosts, host, origin):
+def test_allowed_hosts_and_origins_are_accepted(hosts, host, origin):
     assert hosts.refusal(headers(host, origin)) == ""
 
 
 @pytest.mark.parametrize(
     ("hosts", "host", "origin", "message"),
     [
-        (LOCAL, "evil.example", None, "the host 'evil.example' is not served; --allow-host"),
-        (LOCAL, "evil.example:7860", "http://evil.example:7860", "the host"),
-        (LOCAL, "127.0.0.1.evil.example", None, "the host"),
-        (LOCAL, "localhost@evil.example", None, "the host"),
-        (LOCAL, "192.0.2.1:7860", None, "the host"),
-        (LOCAL, "", None, "the host"),
-        (LOCAL, "[::1", None, "the host"),
-        (LOCAL, "localhost:x", None, "the host"),
-        (LOCAL, None, None, "a request names one Host"),
-        (ANY, "evil.example", "http://evil.example", "the host"),
-        (ONE, "192.0.2.8", None, "the host"),
-        (LOCAL, "localhost:7860", "http://evil.example", "a page of 'http://evil.example' may not"),
-        (LOCAL, "localhost:7860", "http://localhost:3000", "a page of"),
-        (LOCAL, "localhost:7860", "http://127.0.0.1:7860", "a page of"),
-        (LOCAL, "localhost:7860", "null", "a page of"),
-        (LOCAL, "localhost:7860", "http://[", "a page of"),
-        (LOCAL, "localhost:7860", "", "a page of"),
-        (PROXY, "demo.example.org", "https://evil.example", "a page of"),
+        (LOCAL, "evil.example", None, "host 'evil.example' is not allowed; --allow-host"),
+        (LOCAL, "evil.example:7860", "http://evil.example:7860", "host '"),
+        (LOCAL, "127.0.0.1.evil.example", None, "host '"),
+        (LOCAL, "localhost@evil.example", None, "host '"),
+        (LOCAL, "192.0.2.1:7860", None, "host '"),
+        (LOCAL, "", None, "host '"),
+        (LOCAL, "[::1", None, "host '"),
+        (LOCAL, "localhost:x", None, "host '"),
+        (LOCAL, None, None, "a request must have exactly one Host header"),
+        (ANY, "evil.example", "http://evil.example", "host '"),
+        (ONE, "192.0.2.8", None, "host '"),
+        (
+            LOCAL,
+            "localhost:7860",
+            "http://evil.example",
+            "origin 'http://evil.example' is not allowed",
+        ),
+        (LOCAL, "localhost:7860", "http://localhost:3000", "origin"),
+        (LOCAL, "localhost:7860", "http://127.0.0.1:7860", "origin"),
+        (LOCAL, "localhost:7860", "null", "origin"),
+        (LOCAL, "localhost:7860", "http://[", "origin"),
+        (LOCAL, "localhost:7860", "", "origin"),
+        (PROXY, "demo.example.org", "https://evil.example", "origin"),
     ],
 )
-def test_what_is_refused(hosts, host, origin, message):
+def test_foreign_hosts_and_origins_are_refused(hosts, host, origin, message):
     assert hosts.refusal(headers(host, origin)).startswith(message)
 
 
-def test_two_hosts_are_refused():
+def test_several_host_headers_are_refused():
     assert LOCAL.refusal(headers("localhost") + headers("evil.example")) == (
-        "a request names one Host"
+        "a request must have exactly one Host header"
     )
 
 
 def answer(scope):
-    """What a guarded app sends, and whether the app was asked."""
-    asked, sent = [], []
+    """Return the types of requests that reach a guarded app, and the messages sent."""
+    received, sent = [], []
 
     async def app(scope, receive, send):
-        asked.append(scope["type"])
+        received.append(scope["type"])
 
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Guard(app, LOCAL)(scope, None, send))
-    return asked, sent
+    asyncio.run(with_host_check(app, LOCAL)(scope, None, send))
+    return received, sent
 
 
-def test_a_refused_request_never_reaches_the_app():
-    asked, sent = answer({"type": "http", "headers": headers("evil.example")})
-    assert asked == []
+def test_refused_requests_do_not_reach_the_app():
+    received, sent = answer({"type": "http", "headers": headers("evil.example")})
+    assert received == []
     assert sent[0]["status"] == 403
-    assert b"the host 'evil.example' is not served" in sent[1]["body"]
-    asked, sent = answer({"type": "websocket", "headers": headers("evil.example")})
-    assert (asked, sent[0]["type"]) == ([], "websocket.close")
+    assert b"host 'evil.example' is not allowed" in sent[1]["body"]
+    received, sent = answer({"type": "websocket", "headers": headers("evil.example")})
+    assert (received, sent[0]["type"]) == ([], "websocket.close")
     assert answer({"type": "http", "headers": headers("localhost")}) == (["http"], [])
     assert answer({"type": "lifespan"}) == (["lifespan"], [])
 
 
 @pytest.fixture(params=["h11", "httptools"])
 def port(request):
-    """Of a server that gives up after 0.4 s without a byte."""
+    """Port of a server with an idle timeout of 0.4 s and a request timeout of 1.5 s."""
     uvicorn = pytest.importorskip("uvicorn")
     pytest.importorskip(request.param)
 
@@ -111,14 +117,14 @@ def port(request):
         while (await receive()).get("more_body"):
             pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        # A stream of events is slow to end, and no fault of the browser's.
+        # The response may take longer than the timeouts.
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await asyncio.sleep(1.2)
         await send({"type": "http.response.body", "body": b"b"})
 
     config = uvicorn.Config(app, port=0, http=request.param, log_level="error", lifespan="off")
     config.load()
-    config.http_protocol_class = impatient(config.http_protocol_class, idle=0.4, longest=1.5)
+    config.http_protocol_class = with_timeouts(config.http_protocol_class, idle=0.4, total=1.5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -132,7 +138,7 @@ def port(request):
 
 
 def read_all(connection):
-    """Bytes until the other side closes, and seconds that took."""
+    """Return the bytes sent until the connection is closed, and the seconds until then."""
     start, parts = time.monotonic(), []
     connection.settimeout(10)
     try:
@@ -143,7 +149,7 @@ def read_all(connection):
     return b"".join(parts), time.monotonic() - start
 
 
-def test_half_sent_requests_are_given_up(port):
+def test_incomplete_requests_time_out(port):
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nConnection: close\r\n"
     for half in (b"", b"GE", head, head + b"\r\n1234"):
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -158,7 +164,7 @@ def test_half_sent_requests_are_given_up(port):
     assert b"b" in content
 
 
-def test_a_request_byte_by_byte_has_an_end(port):
+def test_slow_requests_time_out(port):
     with socket.create_connection(("127.0.0.1", port)) as connection:
         start = time.monotonic()
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
@@ -171,8 +177,8 @@ def test_a_request_byte_by_byte_has_an_end(port):
         assert 1 < time.monotonic() - start < 7
 
 
-def test_errors_are_one_line_of_the_log(capfd):
-    short = ShortTraceback()
+def test_errors_are_logged_as_one_line(capfd):
+    short = one_line_traceback()
     try:
         raise KeyError("evil\n\x1b[31m" + "x" * 5000)
     except KeyError:
@@ -183,14 +189,14 @@ def test_errors_are_one_line_of_the_log(capfd):
     assert line.endswith(")")
     assert "test_guard.py:" in line
     assert len(line) < 500
-    assert "Traceback" in error  # the rest is the module's own
+    assert "Traceback" in error  # the other functions are unchanged
 
     records = []
-    logger = logging.getLogger("a test's")
+    logger = logging.getLogger("test")
     handler = logging.Handler()
     handler.emit = records.append
     logger.addHandler(handler)
-    logger.addFilter(OneLine())
+    logger.addFilter(shorten_record)
     try:
         raise ValueError("what")
     except ValueError:

@@ -17,7 +17,6 @@ MAY_IMPORT = {
     "io": set(),
     "streams": set(),
     "trust": {"config"},
-    "guard": {"data.errors"},
     "cli": BASE | {"streams"},
     "distributed": {"config", "cli"},
     "ops": set(),
@@ -32,7 +31,7 @@ MAY_IMPORT = {
     | {"distributed", "trust", "ops", "models", "weights", "checkpoints", "inference"},
     "export": BASE | {"cli", "ops", "kernels", "models", "checkpoints", "data", "inference"},
     "estimate": BASE | {"cli", "models", "data", "training"},
-    "demo": BASE | {"cli", "distributed", "guard", "checkpoints", "data", "inference"},
+    "demo": BASE | {"cli", "distributed", "checkpoints", "data", "inference"},
 }
 LOOP = "training/loop.py"
 STEP = "training/step.py"

@@ -1,4 +1,4 @@
-"""Files of unknown origin, through every reader: named in one line, at once, in little memory."""
+"""Untrusted files, through every reader, and atomic writes."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.sources import find_classes
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
-from ssd_jax.io import is_file, read_bytes, read_pieces, read_text
+from ssd_jax.io import atomic_write, is_file, read_bytes, read_pieces, read_text, reason, staged
 from ssd_jax.weights.command import main as weights_main
 from tests.data.folders import CLASSES, make_coco, make_folder, write_xml
 from train import main as train_main
@@ -19,15 +19,15 @@ from train import main as train_main
 
 @pytest.fixture(autouse=True)
 def no_hang():
-    """A reader that opens a pipe would wait for ever."""
+    """Fail a test that blocks, as a reader that opens a pipe would."""
 
-    class Hang(BaseException):
+    class HangError(BaseException):
         pass
 
-    def give_up(*_):
-        raise Hang
+    def fail(*_):
+        raise HangError
 
-    before = signal.signal(signal.SIGALRM, give_up)
+    before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(20)
     yield
     signal.alarm(0)
@@ -35,7 +35,7 @@ def no_hang():
 
 
 class TestReading:
-    def test_content(self, tmp_path):
+    def test_reads_the_whole_content(self, tmp_path):
         path = tmp_path / "a"
         path.write_bytes(b"\xef\xbb\xbfab\n")
         assert is_file(path)
@@ -45,13 +45,13 @@ class TestReading:
         path.write_bytes(b"")
         assert read_bytes(path, 0) == b""
 
-    def test_size(self, tmp_path):
+    def test_larger_file_is_refused(self, tmp_path):
         path = tmp_path / "a"
         path.write_bytes(b"x" * 11)
         with pytest.raises(OSError, match=r"it has 11 bytes, above 10"):
             read_bytes(path, 10)
 
-    def test_a_file_that_grows(self, tmp_path):
+    def test_growing_file_is_refused(self, tmp_path):
         path = tmp_path / "a"
         path.write_bytes(b"x" * 10)
         pieces = read_pieces(path, 15, size=10)
@@ -60,6 +60,64 @@ class TestReading:
             file.write(b"x" * 10)
         with pytest.raises(OSError, match="it has more than 15"):
             list(pieces)
+
+
+class TestStaged:
+    def test_file_appears_when_complete(self, tmp_path):
+        target = tmp_path / "new" / "clip.mp4"
+        with staged(target) as part:
+            part.parent.mkdir()
+            part.write_bytes(b"x")
+            assert part.suffix == ".mp4"
+            assert not target.exists()
+        assert target.read_bytes() == b"x"
+        assert list(target.parent.iterdir()) == [target]
+
+    def test_files_join_an_existing_folder(self, tmp_path):
+        target = tmp_path / "out"
+        for text in ("old", "new"):
+            with staged(target) as part:
+                (part / "sub").mkdir(parents=True)
+                (part / "sub" / text).write_text(text)
+                (part / "a").write_text(text)
+        files = {str(p.relative_to(target)): p.read_text() for p in target.rglob("*") if is_file(p)}
+        assert files == {"a": "new", "sub/old": "old", "sub/new": "new"}
+        assert list(tmp_path.iterdir()) == [target]
+
+    @pytest.mark.parametrize("existing", [True, False])
+    def test_error_leaves_nothing(self, tmp_path, existing):
+        target = tmp_path / "new" / "out"
+        if existing:
+            target.mkdir(parents=True)
+
+        def fail():
+            with staged(target) as part:
+                part.mkdir(parents=True)
+                (part / "a").write_text("a")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert list(tmp_path.rglob("*")) == ([target.parent, target] if existing else [])
+
+    def test_file_does_not_replace_a_folder(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        with pytest.raises(OSError, match="cannot write the file: Is a directory"):
+            atomic_write(tmp_path / "out", b"")
+        assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a/b"), "No such file or directory"),
+        (ValueError("writing a:\nNo space left on device\nsource: x"), "No space left on device"),
+        (ValueError("a\x00b\nc"), "a?b"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_reason_is_one_line(error, expected):
+    assert reason(error) == expected
 
 
 def pipe(path):
@@ -71,7 +129,7 @@ def zero(path):
 
 
 def endless(path):
-    """A file of 1 TB that takes no space."""
+    """Make a sparse file of 1 TB."""
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
@@ -138,7 +196,7 @@ READERS = [
 
 @pytest.mark.parametrize("make", [pipe, zero, endless])
 @pytest.mark.parametrize("reader", READERS)
-def test_odd_files(tmp_path, make, reader):
+def test_unreadable_file_is_one_error_line(tmp_path, make, reader):
     path = tmp_path / "odd"
     make(path)
     with pytest.raises(UserError) as error:

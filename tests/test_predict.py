@@ -189,7 +189,7 @@ def test_one_class_alone(predict, tmp_path):
         (["x.png", "--batch-size", "0"], "--batch-size is 0; use 1 or more"),
         (["x.png", "--batch-size", "x"], "--batch-size: invalid int value"),
         (["x.png", "--size", "3"], "unrecognized arguments: --size"),
-        (["x.png", "--checkpoint", "empty"], "--checkpoint: there is no checkpoint in empty"),
+        (["x.png", "--checkpoint", "empty"], "--checkpoint: no checkpoint found in empty"),
         (["x.jpg", "--out", "."], "x.jpg is an input; name another folder"),
         (["x.png", "--out", "x.jpg"], "--out: "),
     ],

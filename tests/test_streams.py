@@ -1,4 +1,4 @@
-"""Standard output that is closed, full or ASCII: the work is done all the same."""
+"""Programs whose standard output is closed, full or ASCII finish their work."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Prints, writes a file, and says with its status that it came to its end.
+# Prints, writes a file, and exits with the given status.
 PROGRAM = """
 import sys
 from ssd_jax.cli import run_main
@@ -29,7 +29,7 @@ raise SystemExit(run_main(main))
 
 
 def run(redirection, file, status=0, **environment):
-    """Status, stdout and stderr of the program under a shell's redirection."""
+    """Run the program under a shell redirection; return its status, stdout and stderr."""
     command = f'exec "$0" -c "$1" "$2" {status} {redirection}'
     done = subprocess.run(
         ["bash", "-c", command, sys.executable, PROGRAM, str(file)],
@@ -57,14 +57,14 @@ def run(redirection, file, status=0, **environment):
         (">/dev/full 2>/dev/full", 2, None),
     ],
 )
-def test_output_that_nobody_takes(redirection, status, message, tmp_path):
+def test_unwritable_output_does_not_stop_the_program(redirection, status, message, tmp_path):
     code, _, err = run(redirection, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "done"
     assert code == status
     assert err == ("" if message is None else "ä\n" + message)
 
 
-def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_it_all(tmp_path):
+def test_slow_reader_of_a_nonblocking_pipe_gets_all_output(tmp_path):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     program = subprocess.Popen(
@@ -84,12 +84,12 @@ def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_it_all(tmp_path):
     assert text.startswith(b"a line")
 
 
-def test_the_own_status_stays(tmp_path):
+def test_exit_status_is_kept(tmp_path):
     assert run(">/dev/full", tmp_path / "file", 1)[0] == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_what_the_encoding_lacks_is_an_escape(tmp_path, encoding):
+def test_characters_outside_the_encoding_are_escaped(tmp_path, encoding):
     code, out, err = run("", tmp_path / "file", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert (code, out.count("\n")) == (0, 2001)
     last = out.splitlines()[-1]
@@ -102,7 +102,7 @@ def test_what_the_encoding_lacks_is_an_escape(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("arguments", [["predict.py", "--help"], ["train.py", "--help"]])
-def test_help_to_a_full_device(arguments):
+def test_help_on_a_full_device_is_one_error_line(arguments):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, *arguments],

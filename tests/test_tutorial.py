@@ -1,4 +1,4 @@
-"""The tutorial: what is committed, and that it runs."""
+"""The tutorial notebook: its committed outputs, and its execution."""
 
 import json
 import os
@@ -12,14 +12,14 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
 
 
-def texts(notebook):
-    """What the cells print."""
+def printed_texts(notebook):
+    """Yield the printed output of all cells."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             yield "".join(output.get("text", ()))
 
 
-def test_what_is_committed_has_run_and_names_no_machine():
+def test_committed_outputs_have_no_errors_or_machine_paths():
     notebook = json.loads(NOTEBOOK.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(code) >= 8
@@ -27,7 +27,7 @@ def test_what_is_committed_has_run_and_names_no_machine():
         assert cell["outputs"], "".join(cell["source"])
         assert not {output["output_type"] for output in cell["outputs"]} & {"error"}
         assert not [o for o in cell["outputs"] if o.get("name") == "stderr"]
-    shown = "\n".join(texts(notebook))
+    shown = "\n".join(printed_texts(notebook))
     for trace in ("/root", "/home", "/tmp", "Warning", "\x1b"):
         assert trace not in shown
     assert NOTEBOOK.stat().st_size < 600_000
@@ -38,7 +38,7 @@ def test_what_is_committed_has_run_and_names_no_machine():
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path, monkeypatch):
+def test_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     nbformat = pytest.importorskip("nbformat")
@@ -47,7 +47,7 @@ def test_it_runs(tmp_path, monkeypatch):
     for name in ("train.py", "evaluate.py"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "docs").mkdir()
-    # The notebook's `python` is this one.
+    # `python` in the notebook's commands is this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     monkeypatch.setenv("PATH", path)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -65,7 +65,7 @@ def test_it_runs(tmp_path, monkeypatch):
         json.loads(line)
         for line in (tmp_path / "runs/tutorial/metrics.jsonl").read_text().splitlines()
     ]
-    # 0.69 when it was written; a network that has learned nothing has 0.
+    # Usually 0.69; an untrained network has 0.
     assert lines[-1]["mAP"] > 0.5
     assert (tmp_path / "runs/tutorial/eval/400/report.html").is_file()
-    assert "costs" in "\n".join(texts(notebook))
+    assert "costs" in "\n".join(printed_texts(notebook))

@@ -1,4 +1,4 @@
-"""A config that trains in seconds: small generated scenes, a sliver of a network."""
+"""Config that trains in seconds: small synthetic scenes and a narrow network."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ TINY = Config(
 
 
 def change(config, **sections):
-    """The config with fields of its sections replaced: change(c, train={"steps": 6})."""
+    """Replace fields of a config's sections, e.g. change(config, train={"steps": 6})."""
     return dataclasses.replace(
         config,
         **{k: dataclasses.replace(getattr(config, k), **v) for k, v in sections.items()},
@@ -38,7 +38,7 @@ def change(config, **sections):
 
 
 def write_config_file(path, config):
-    """A config file that returns `config`."""
+    """Write a config file that returns `config`."""
     from ssd_jax.config import to_json
 
     path.write_text(
@@ -49,7 +49,7 @@ def write_config_file(path, config):
 
 
 def lively(variables, factor):
-    """The variables with class heads that give scores from 0 to 1, as trained ones do."""
+    """Scale the class heads so that scores spread from 0 to 1, as after training."""
     params = {
         name: {**layer, "conf": {**layer["conf"], "kernel": factor * layer["conf"]["kernel"]}}
         if name.startswith("head_")

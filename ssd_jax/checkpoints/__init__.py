@@ -1,1 +1,1 @@
-"""Orbax checkpoints: what is in one, reading and writing."""
+"""Orbax checkpoints: items, reader, writer, trusted config fields."""

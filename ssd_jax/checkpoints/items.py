@@ -1,7 +1,8 @@
-"""Items of a checkpoint: arrays of the state and JSON, written with checksums, verified when read.
+"""Items of a checkpoint, arrays and JSON: written with checksums, verified when read.
 
-A checkpoint is a folder with the items `state`, `config` and, of a training run, `place`. The item
-`checksums` holds the CRC-32 of each array by its path in the state, and of each item of JSON.
+A checkpoint is a folder with the items `state`, `config` and, in a training run,
+`run_progress`. The item `checksums` holds the CRC-32 of each array, by its path in the state,
+and of each JSON item.
 """
 
 import asyncio
@@ -17,11 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ssd_jax.config import Config, ConfigError, UserError, to_json
+from ssd_jax.io import reason
 
-_JSON_ITEMS = ("config", "place")
+_JSON_ITEMS = ("config", "run_progress")
 _MAX_JSON_BYTES = 64 << 20
-_MAX_REASON = 200
-_SYSTEM_ERRORS = ("No space left on device", "Permission denied", "Read-only file system")
 
 
 class CheckpointError(UserError):
@@ -29,22 +29,22 @@ class CheckpointError(UserError):
 
 
 def checkpoint_args(
-    state: Any, config: Config, place: Mapping[str, Any] | None = None
+    state: Any, config: Config, run_progress: Mapping[str, Any] | None = None
 ) -> ocp.args.Composite:
-    """Build what Orbax saves as one checkpoint.
+    """Build the Orbax arguments that save one checkpoint.
 
     Args:
-        state: tree of NumPy arrays with `params`, `batch_stats` and, of a training run, the rest of
+        state: tree of NumPy arrays with `params`, `batch_stats` and, in a training run, the rest of
             its state.
-        config: the resolved one.
-        place: of the run beside the state, as JSON takes it; None: not of a training run.
+        config: resolved config.
+        run_progress: position of the training run apart from the state, as JSON; None: no run.
 
     Returns:
-        Arguments of Orbax for all items, with their checksums.
+        Arguments for all items, with their checksums.
     """
     items: dict[str, Any] = {"config": {"config": to_json(config)}}
-    if place is not None:
-        items["place"] = dict(place)
+    if run_progress is not None:
+        items["run_progress"] = dict(run_progress)
     checksums = {name: _array_checksum(array) for name, array in named_arrays(state).items()}
     checksums |= {name: _json_checksum(item) for name, item in items.items()}
     return ocp.args.Composite(
@@ -55,15 +55,14 @@ def checkpoint_args(
 
 
 class CheckpointReader:
-    """Reads the items of one checkpoint and verifies each one that it returns.
+    """Reader of one checkpoint that verifies every item it returns.
 
-    Every method raises CheckpointError, which names the checkpoint and the item, for one that is
-    damaged, and ConfigError for one that may not be read. Checkpoints written before the items of
-    JSON had checksums are read without those.
+    Every method raises CheckpointError, which names the checkpoint and the item, if the item is
+    damaged, and ConfigError if it may not be read. JSON items without a checksum are not verified.
 
     Args:
-        checkpoint: the folder of the checkpoint.
-        advice: what to do about a damaged one, at the end of the message.
+        checkpoint: folder of the checkpoint.
+        advice: end of the error message for a damaged checkpoint.
     """
 
     def __init__(self, checkpoint: Path, *, advice: str = "; use another checkpoint") -> None:
@@ -84,37 +83,37 @@ class CheckpointReader:
             self._checksums = dict(self._read_json("checksums"))
 
     def json(self, item: str) -> Any:
-        """Read an item of JSON."""
+        """Read a JSON item."""
         with self._refuse(item):
             value = self._read_json(item)
             checksum = _json_checksum(value)
         if self._checksums.get(item, checksum) != checksum:
-            raise self._damaged(f"{item} is not what was saved")
+            raise self._damaged(f"{item}: checksum mismatch")
         return value
 
     def shapes(self) -> Any:
-        """Read the tree of the state, with shapes and types instead of arrays."""
+        """Read the shapes and types of the state's arrays, as a tree."""
         with self._refuse("state"):
             tree = self._handler.metadata(self._state).tree
             names = set(named_arrays(tree))
-        known = set(self._checksums) - set(_JSON_ITEMS)
-        for name in sorted(names ^ known):
-            raise self._damaged(f"{name} has no {'array' if name in known else 'checksum'}")
+        expected = set(self._checksums) - set(_JSON_ITEMS)
+        for name in sorted(names ^ expected):
+            raise self._damaged(f"{name} has no {'array' if name in expected else 'checksum'}")
         return tree
 
     def arrays(self, like: Any) -> Any:
         """Read a part of the state or all of it.
 
         Args:
-            like: tree of the arrays wanted, of what has a shape and a type.
+            like: tree of the arrays to read; its leaves have a shape and a type.
 
         Returns:
-            The same tree of NumPy arrays. Parameters, batch statistics and their averages are
+            The same tree with NumPy arrays. Parameters, batch statistics and their averages are
             finite.
         """
         with self._refuse("state"):
-            # As NumPy arrays: where they were when they were saved does not matter.
-            found = self._handler.restore(
+            # NumPy arrays do not depend on the devices on which they were saved.
+            arrays = self._handler.restore(
                 self._state,
                 args=ocp.args.PyTreeRestore(
                     item=like,
@@ -125,12 +124,12 @@ class CheckpointReader:
                     partial_restore=True,
                 ),
             )
-        for name, array in named_arrays(found).items():
+        for name, array in named_arrays(arrays).items():
             if self._checksums.get(name) != _array_checksum(array):
-                raise self._damaged(f"{name} is not what was saved")
+                raise self._damaged(f"{name}: checksum mismatch")
             if name.startswith(("params/", "batch_stats/", "ema/")) and not is_finite(array):
                 raise self._damaged(f"{name} is not finite")
-        return found
+        return arrays
 
     @property
     def _state(self) -> Path:
@@ -139,12 +138,12 @@ class CheckpointReader:
     def _read_json(self, item: str) -> Any:
         file = self._path / item / "metadata"
         if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
+            raise ValueError(f"larger than {_MAX_JSON_BYTES:,} bytes")
         return json.loads(file.read_bytes())
 
     @contextlib.contextmanager
     def _refuse(self, item: str) -> Iterator[None]:
-        """Make a CheckpointError of whatever damaged bytes make of their reader."""
+        """Convert every error that damaged bytes cause in their reader to a CheckpointError."""
         try:
             yield
         except PermissionError:
@@ -160,16 +159,16 @@ class CheckpointReader:
         return CheckpointError(f"checkpoint {self._path} is damaged ({why}){self._advice}")
 
 
-class _SettledHandler(ocp.type_handlers.NumpyHandler):
-    """Reads and writes arrays in parallel, and waits for all of them before it raises an error.
+class _WaitingHandler(ocp.type_handlers.NumpyHandler):
+    """Handler that waits for all parallel reads or writes before it raises the first error.
 
-    Orbax closes the event loop as soon as one has failed. Tensorstore then has nobody to report the
-    others to, writes a traceback for each, and goes on writing files that are being removed.
+    Orbax closes the event loop at the first error. Tensorstore then cannot report the others,
+    prints a traceback for each, and continues to write files that are being removed.
     """
 
     def metadata(self, infos: Any) -> Any:
         read = super().metadata
-        return _Later(lambda: _gather(read([info]) for info in infos))
+        return _Lazy(lambda: _gather(read([info]) for info in infos))
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
         read = super().deserialize
@@ -182,8 +181,8 @@ class _SettledHandler(ocp.type_handlers.NumpyHandler):
         await _gather(write([v], [i], [a]) for v, i, a in arrays)
 
 
-class _Later:
-    """A call that starts when it is awaited; of a coroutine that never is, Python warns."""
+class _Lazy:
+    """Call that starts when awaited; Python warns of coroutines that are never awaited."""
 
     def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
         self._call = call
@@ -193,7 +192,7 @@ class _Later:
 
 
 async def _gather(calls: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Await all calls, then raise the first error or give the items of all results."""
+    """Await all calls, then raise the first error or return the items of all results."""
     results: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -202,13 +201,17 @@ async def _gather(calls: Iterable[Awaitable[Any]]) -> list[Any]:
 
 
 def item_handlers(processes: ocp.options.MultiprocessingOptions | None = None) -> dict[str, Any]:
-    """Build Orbax's handler of each item, for those processes that take part; None: all."""
+    """Build Orbax's handler of each item.
+
+    Args:
+        processes: processes that take part; None: all.
+    """
     processes = processes or ocp.options.MultiprocessingOptions()
     state = ocp.PyTreeCheckpointHandler(
         multiprocessing_options=processes,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, _SettledHandler()),
-            # Unused, but Orbax logs a warning where it is missing.
+            (np.ndarray, _WaitingHandler()),
+            # Unused, but Orbax logs a warning without it.
             (jax.Array, ocp.type_handlers.ArrayHandler()),
         ),
     )
@@ -220,24 +223,14 @@ def item_handlers(processes: ocp.options.MultiprocessingOptions | None = None) -
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:
-    """List the leaves of a tree by their paths, as in params/base/conv1_1/kernel."""
+    """Return the leaves of a tree by path, e.g. params/base/conv1_1/kernel."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether an array of floating-point numbers has neither NaN nor infinity."""
+    """Return whether the array holds floating-point numbers, all of them finite."""
     return bool(jax.numpy.issubdtype(array.dtype, np.inexact) and np.isfinite(array).all())
-
-
-def reason(error: BaseException) -> str:
-    """What the system said, on one line, out of messages of many."""
-    text = str(error)
-    for known in _SYSTEM_ERRORS:
-        if known in text:
-            return known
-    line = text.splitlines()[0][:_MAX_REASON] if text else type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _array_checksum(array: Any) -> int:

@@ -1,8 +1,6 @@
-"""A network from a checkpoint alone, its config and its variables, and such a checkpoint."""
+"""Read networks from checkpoints alone, and write checkpoints without a training run."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +13,28 @@ from ssd_jax.checkpoints.items import (
     is_finite,
     item_handlers,
     named_arrays,
-    reason,
 )
+from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
-from ssd_jax.io import exists
+from ssd_jax.io import exists, reason, staged
 from ssd_jax.models.ssd import SSD, make_model
-from ssd_jax.trust import with_local_fields
 
 BEST = "best"
-"""File in a run's checkpoints/ that holds the step of the best one."""
+"""File in a run's checkpoints/ that holds the step of the best checkpoint."""
 _STEP = re.compile("0|[1-9][0-9]*")
 
 
 def find_checkpoint(path: Path, *, best: bool = False, field: str = "--checkpoint") -> Path:
-    """Find the checkpoint that `path` means.
+    """Find the checkpoint at `path`.
 
     Args:
-        path: a checkpoint, a run or its checkpoints/, of which the newest is taken, or the file
+        path: a checkpoint; a run or its checkpoints/, for the newest one; or the file
             checkpoints/best.
-        best: of a run take the one that checkpoints/best names instead.
-        field: what gave the path, for the message.
+        best: of a run, return the checkpoint named by checkpoints/best instead.
+        field: option that set the path, for error messages.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no checkpoint was found.
     """
     try:
         if path.name == BEST and path.is_file():
@@ -58,15 +55,15 @@ def find_checkpoint(path: Path, *, best: bool = False, field: str = "--checkpoin
     except OSError as error:
         raise ConfigError(f"{field}: {path} cannot be read: {reason(error)}") from None
     raise ConfigError(
-        f"{field}: there is no checkpoint in {path}; name a run's folder or one of its "
+        f"{field}: no checkpoint found in {path}; name a run's folder or one of its "
         "checkpoints/STEP"
     )
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """List the steps of the checkpoints in a run's checkpoints/, whole or damaged, ascending.
+    """List the steps of the checkpoints in a run's checkpoints/, intact or not, in ascending order.
 
-    A file, or a folder of another name or without a checkpoint's items, is ignored.
+    Files, folders not named like a step, and folders without a checkpoint's items are ignored.
     """
     if not folder.is_dir():
         return []
@@ -78,7 +75,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def checkpoint_step(checkpoint: Path) -> int | None:
-    """Return the step in the name of a checkpoint's folder; None if it has another name."""
+    """Return the step that a checkpoint's folder is named after; None for any other name."""
     return int(checkpoint.name) if _STEP.fullmatch(checkpoint.name) else None
 
 
@@ -96,9 +93,11 @@ def _read_best(file: Path) -> Path:
 
 
 def read_config(checkpoint: Path) -> Config:
-    """Read the resolved config of a checkpoint, with this machine's own fields.
+    """Read the resolved config of a checkpoint, with the local values of LOCAL_FIELDS.
 
-    Raises CheckpointError for a damaged checkpoint, ConfigError for a config that is not valid.
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        ConfigError: the config is invalid.
     """
     text = CheckpointReader(checkpoint).json("config")
     try:
@@ -107,26 +106,19 @@ def read_config(checkpoint: Path) -> Config:
         raise ConfigError(f"{checkpoint} has no valid config: {error}") from None
 
 
-def read_variables(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """Read the parameters and batch statistics of a checkpoint, shaped as `like`.
+def read_variables(checkpoint: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read the parameters and batch statistics of a checkpoint.
 
-    They are the moving averages where the checkpoint has some.
+    They are the moving averages if the checkpoint has some.
 
-    Raises CheckpointError for a damaged checkpoint, ConfigError, naming the first array that
-    differs, for one of another shape.
+    Args:
+        checkpoint: folder of the checkpoint.
+        like: variables with the expected shapes; None: any shapes.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        ConfigError: a shape differs; names the first array.
     """
-    return _read(checkpoint, like)
-
-
-def read_saved_variables(checkpoint: Path) -> dict[str, Any]:
-    """Read the parameters and batch statistics of a checkpoint, averaged or not, of any shape.
-
-    Raises CheckpointError for a damaged checkpoint.
-    """
-    return _read(checkpoint, None)
-
-
-def _read(checkpoint: Path, like: dict[str, Any] | None) -> dict[str, Any]:
     reader = CheckpointReader(checkpoint)
     tree = reader.shapes()
     averages = tree.get("ema")
@@ -138,29 +130,31 @@ def _read(checkpoint: Path, like: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def check_shapes(checkpoint: Path, saved: Any, like: Any) -> None:
-    """Raises ConfigError, naming the first array that differs, if two trees are of other shapes.
+    """Raise ConfigError if the shapes of two trees differ, naming the first array.
 
     Args:
-        checkpoint: for the message.
-        saved: what the checkpoint holds: a tree of what has a shape.
-        like: what the config asks for: another one.
+        checkpoint: for the error message.
+        saved: arrays in the checkpoint; any leaves with a shape.
+        like: arrays of the network that the config describes.
     """
-    have, want = (
+    saved_shapes, shapes = (
         {name: leaf.shape for name, leaf in named_arrays(tree).items()} for tree in (saved, like)
     )
-    for name in sorted(set(have) | set(want)):
-        if have.get(name) != want.get(name):
+    for name in sorted(set(saved_shapes) | set(shapes)):
+        if saved_shapes.get(name) != shapes.get(name):
             raise ConfigError(
                 f"{checkpoint} does not fit the config: {name} is "
-                f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} by the config; "
-                "use the config that the checkpoint was trained with"
+                f"{saved_shapes.get(name, 'absent')} there and {shapes.get(name, 'absent')} by the "
+                "config; use the config that the checkpoint was trained with"
             )
 
 
 def restore_model(checkpoint: Path, config: Config) -> tuple[SSD, dict[str, Any]]:
-    """The network that `config` describes and its variables from the checkpoint.
+    """Build the network that `config` describes and read its variables from the checkpoint.
 
-    Raises ConfigError, naming the first array that differs, if they are of another shape.
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        ConfigError: a shape differs; names the first array.
     """
     model = make_model(config.model, config.priors)
     size = config.model.image_size
@@ -172,26 +166,22 @@ def restore_model(checkpoint: Path, config: Config) -> tuple[SSD, dict[str, Any]
 def write_checkpoint(run: Path, config: Config, variables: dict[str, Any]) -> None:
     """Write run/config.json and run/checkpoints/0, which `restore_model` reads.
 
-    The folder appears under its name only when it is complete. Raises ConfigError if it exists or
-    cannot be written.
+    Raises:
+        ConfigError: the folder exists or cannot be written, or an array is not finite.
     """
     if exists(run):
         raise ConfigError(f"--out: {run} exists; name a new folder")
-    part = run.absolute().with_name(f".{run.name}.{os.getpid()}.part")
     variables = jax.device_get(variables)
     for name, array in named_arrays(variables).items():
         if not is_finite(array):
             raise ConfigError(f"--out: {name} is not finite, so no checkpoint is written")
     try:
-        part.mkdir(parents=True)
-        (part / "config.json").write_text(to_json(config), encoding="utf-8")
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
-            writer.save(
-                part / "checkpoints" / "0",
-                args=checkpoint_args(variables, config),
-            )
-        part.rename(run)
+        with (
+            staged(run) as part,
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer,
+        ):
+            part.mkdir(parents=True)
+            (part / "config.json").write_text(to_json(config), encoding="utf-8")
+            writer.save(part / "checkpoints" / "0", args=checkpoint_args(variables, config))
     except OSError as error:
-        raise ConfigError(f"--out: {run} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise ConfigError(f"--out: {run} cannot be written: {reason(error)}") from None

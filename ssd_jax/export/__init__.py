@@ -1,1 +1,1 @@
-"""A trained network as a file that other runtimes load."""
+"""Export of trained networks to files for other runtimes."""

@@ -1,4 +1,4 @@
-"""The comparison of an exported file, in its own runtime, with the network that it was made of."""
+"""Compare an exported file, in its own runtime, with the network it was made from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,24 +13,30 @@ from ssd_jax.inference.detector import Detections, Detector, read_image
 from ssd_jax.inference.drawing import Image
 
 PIXELS = 0.5
-"""Most that a side of a box may differ by."""
+"""Largest accepted difference of a box side (pixels)."""
 SCORE = 1e-3
-"""Most that a score may differ by."""
-_SCENES = 8
+"""Largest accepted difference of a score."""
+_NUM_SCENES = 8
 
 
 class ExportError(UserError):
-    """A file that does not give what the network gives."""
+    """An exported file whose detections differ from the network's."""
 
 
 def check(network: Network, about: Path, files: Sequence[str] = ()) -> str:
-    """What was compared, as a line.
+    """Compare the detections of an exported file with those of the network.
 
-    `about` is the JSON beside the file, see `standalone.Model`. `files` are images to compare on,
-    each read as by `read_image`; none: generated scenes. The file's detections are those that the
-    module beside it gives, from a prepared image to pixels.
+    Args:
+        network: the network that was exported.
+        about: JSON file next to the exported file, see `standalone.Model`.
+        files: images to compare on; none: generated scenes.
 
-    Raises ExportError, naming the image, at a difference, and DataError for an unreadable image.
+    Returns:
+        One line with the number of images and detections and the largest differences.
+
+    Raises:
+        ExportError: the detections of an image differ.
+        DataError: an image cannot be read.
     """
     images = [read_image(file) for file in files] or _scenes(network.size)
     names = list(files) or [f"generated scene {k}" for k in range(len(images))]
@@ -44,25 +50,25 @@ def check(network: Network, about: Path, files: Sequence[str] = ()) -> str:
         batch = images[start : start + model.batch]
         inputs = np.zeros((model.batch, model.size, model.size, 3), np.uint8)
         inputs[: len(batch)] = [preprocess(image, model.size) for image in batch]
-        found = model.detect(inputs)[: len(batch)]
-        for k, (image, ours, (boxes, scores, labels)) in enumerate(
-            zip(batch, detector(batch), found, strict=True)
+        exported = model.detect(inputs)[: len(batch)]
+        for k, (image, expected, (boxes, scores, labels)) in enumerate(
+            zip(batch, detector(batch), exported, strict=True)
         ):
             height, width = image.shape[:2]
-            theirs = Detections(to_pixels(boxes, width, height), scores, labels - 1, ours.names)
-            apart = difference(
-                ours,
-                theirs,
+            boxes_px = to_pixels(boxes, width, height)
+            diff = difference(
+                expected,
+                Detections(boxes_px, scores, labels - 1, expected.names),
                 threshold=config.eval.score_threshold,
                 most=config.eval.detections_per_image,
             )
-            if apart is None or apart[0] > PIXELS or apart[1] > SCORE:
+            if diff is None or diff[0] > PIXELS or diff[1] > SCORE:
                 raise ExportError(
-                    f"{names[start + k]}: the file's detections are not the network's "
-                    f"({_tell(apart)}); nothing is left of it. Please report this"
+                    f"{names[start + k]}: the file's detections differ from the network's "
+                    f"({_describe(diff)}); the file is removed. Please report this"
                 )
-            largest = np.maximum(largest, apart[:2])
-            count += apart[2]
+            largest = np.maximum(largest, diff[:2])
+            count += diff[2]
     return (
         f"checked in its own runtime on {len(images)} images: {count} detections, boxes within "
         f"{largest[0]:.2g} pixels, scores within {largest[1]:.2g}"
@@ -72,12 +78,20 @@ def check(network: Network, about: Path, files: Sequence[str] = ()) -> str:
 def difference(
     a: Detections, b: Detections, *, threshold: float, most: int
 ) -> tuple[float, float, int] | None:
-    """The largest difference of a side (pixels) and of a score, and how many were compared.
+    """Measure the largest differences between two sets of detections of an image.
 
-    Each detection of one has to be in the other: same class, the nearest box of a like score.
-    Those within `SCORE` of the score `threshold` are left out, for rounding decides which of them
-    are told, and where there are `most` detections those within it of the last. None: one has a
-    detection that the other has not.
+    Each detection is compared with the nearest box of the same class and a similar score in the
+    other set. Scores within `SCORE` of a cut are ignored, since rounding decides about them.
+
+    Args:
+        a: detections of an image.
+        b: detections of the same image.
+        threshold: score threshold, a cut.
+        most: limit of detections per image; the last score of a full set is a cut as well.
+
+    Returns:
+        Largest difference of a box side (pixels) and of a score, and the number of detections
+        compared; None if a detection is in one set only.
     """
     pixels, score, count = 0.0, 0.0, 0
     for x, y, counted in ((a, b, True), (b, a, False)):
@@ -94,12 +108,12 @@ def difference(
     return pixels, score, count
 
 
-def _tell(apart: tuple[float, float, int] | None) -> str:
-    if apart is None:
-        return "one is missing"
-    return f"a box differs by {apart[0]:.3g} pixels, a score by {apart[1]:.3g}"
+def _describe(diff: tuple[float, float, int] | None) -> str:
+    if diff is None:
+        return "a detection is missing"
+    return f"a box differs by {diff[0]:.3g} pixels, a score by {diff[1]:.3g}"
 
 
 def _scenes(size: int) -> list[Image]:
-    source = SyntheticSource(_SCENES, "export", size)
+    source = SyntheticSource(_NUM_SCENES, "export", size)
     return [source.image(k) for k in range(len(source))]

@@ -1,4 +1,4 @@
-"""The ONNX form: the network, decoding and suppression in ONNX's operators, of opset 17."""
+"""ONNX format: network, decoding and NMS as operators of opset 17."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from ssd_jax.kernels.conv2d import ConvGeometry
 from ssd_jax.models.vgg import L2Norm
 
 _OPSET = 17
-# The format's version: what onnxruntime has read since 2024.
+# Version of the file format, read by onnxruntime since 2024.
 _IR_VERSION = 10
 
 
 class _Graph:
-    """Nodes and constants as they are added; tensors go by their names."""
+    """Nodes and constants of a graph; tensors are referred to by name."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """The name of the output of a new node, or the names of several."""
+        """Add a node; return the name of its output, or a list of names."""
         from onnx import helper
 
         names = [f"{operator}_{len(self.nodes)}_{k}" for k in range(outputs)]
@@ -32,7 +32,7 @@ class _Graph:
         return names[0] if outputs == 1 else names
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """The name of a constant."""
+        """Add a constant; return its name."""
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
@@ -41,12 +41,12 @@ class _Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        """The name of a constant of whole numbers [n]."""
+        """Add a constant of integers [n]; return its name."""
         return self.constant(values, np.int64)
 
 
 def write(network: Network, path: Path, batch: int | None) -> None:
-    """Write the detection of `batch` images (None: of any number) with all weights inside."""
+    """Write a model that detects in `batch` images (None: any number), with all weights."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -54,7 +54,7 @@ def write(network: Network, path: Path, batch: int | None) -> None:
     loc, conf = walk(_Layers(graph), network)
     outputs = _detections(graph, network, loc, conf)
     rows: int | str = "batch" if batch is None else batch
-    size, kept = network.size, _kept(network)
+    size, kept = network.size, _num_outputs(network)
     kinds = {
         "boxes": (TensorProto.FLOAT, [rows, kept, 4]),
         "scores": (TensorProto.FLOAT, [rows, kept]),
@@ -80,13 +80,12 @@ def write(network: Network, path: Path, batch: int | None) -> None:
 
 
 class _Layers:
-    """The layers as nodes of a graph; maps are [B, C, H, W] there."""
+    """GraphBuilder that adds nodes to a graph; feature maps are [B, C, H, W]."""
 
     def __init__(self, graph: _Graph) -> None:
         self._graph = graph
 
     def images(self, mean: Sequence[float]) -> str:
-        """The input as floats, without its mean."""
         add, constant = self._graph.add, self._graph.constant
         x = add("Sub", add("Cast", "images", to=1), constant(mean))
         return add("Transpose", x, perm=[0, 3, 1, 2])
@@ -105,101 +104,86 @@ class _Layers:
         )
 
     def relu(self, x: str) -> str:
-        """What is above 0."""
         return self._graph.add("Relu", x)
 
     def pool(self, x: str, size: int, *, ceil: bool) -> str:
-        """The maximum of 2x2 blocks, or of each cell's 3x3 neighbourhood."""
         geometry = {"strides": [2, 2], "ceil_mode": int(ceil)} if size == 2 else {"pads": [1] * 4}
         return self._graph.add("MaxPool", x, kernel_shape=[size, size], **geometry)
 
     def l2_norm(self, x: str, scale: np.ndarray) -> str:
-        """Channels at each cell to length 1, then times their factors."""
         add, constant = self._graph.add, self._graph.constant
         squares = add("ReduceSum", add("Mul", x, x), self._graph.ints(1), keepdims=1)
         norm = add("Sqrt", add("Add", squares, constant(L2Norm.epsilon)))
         return add("Mul", add("Div", x, norm), constant(scale[:, None, None]))
 
     def rows(self, x: str, values: int) -> str:
-        """A head's output as [B, p, values], by rows, columns and boxes."""
         x = self._graph.add("Transpose", x, perm=[0, 2, 3, 1])
         return self._graph.add("Reshape", x, self._graph.ints(0, -1, values))
 
     def concat(self, parts: Sequence[str]) -> str:
-        """Rows of all heads."""
         return self._graph.add("Concat", *parts, axis=1)
 
 
 def _detections(graph: _Graph, network: Network, loc: str, conf: str) -> Sequence[str]:
-    """Boxes, scores, labels and count, by the rules of ops/nms.py."""
+    """Add decoding and NMS, by the rules of ops/nms.py; return boxes, scores, labels and count."""
+    add, constant, ints = graph.add, graph.constant, graph.ints
     config = network.config.eval
     priors, classes = len(network.priors), network.config.model.num_classes
     boxes = _decode(graph, network, loc)
     if config.clip_boxes:
-        boxes = graph.add("Clip", boxes, graph.constant(0.0), graph.constant(1.0))
-    scores = graph.add("Transpose", graph.add("Softmax", conf, axis=-1), perm=[0, 2, 1])
+        boxes = add("Clip", boxes, constant(0.0), constant(1.0))
+    scores = add("Transpose", add("Softmax", conf, axis=-1), perm=[0, 2, 1])
     # Without background: [B, C - 1, P].
-    scores = graph.add("Slice", scores, graph.ints(1), graph.ints(classes), graph.ints(1))
+    scores = add("Slice", scores, ints(1), ints(classes), ints(1))
 
-    topk_candidates = min(config.topk_candidates, priors)
-    if topk_candidates < priors:
-        best, _ = graph.add("TopK", scores, graph.ints(topk_candidates), outputs=2, axis=2)
-        last = graph.add(
-            "Slice",
-            best,
-            graph.ints(topk_candidates - 1),
-            graph.ints(topk_candidates),
-            graph.ints(2),
-        )
-        is_candidate = graph.add("GreaterOrEqual", scores, last)
-        scores = graph.add("Where", is_candidate, scores, graph.constant(0.0))
-    kept = graph.add(
+    k = min(config.topk_candidates, priors)
+    if k < priors:
+        best, _ = add("TopK", scores, ints(k), outputs=2, axis=2)
+        last = add("Slice", best, ints(k - 1), ints(k), ints(2))
+        is_candidate = add("GreaterOrEqual", scores, last)
+        scores = add("Where", is_candidate, scores, constant(0.0))
+    kept = add(
         "NonMaxSuppression",
         boxes,
         scores,
-        graph.ints(topk_candidates),
-        graph.constant([config.nms_iou_threshold]),
-        graph.constant([config.score_threshold]),
+        ints(k),
+        constant([config.nms_iou_threshold]),
+        constant([config.score_threshold]),
     )  # [n, 3]: image, class, prior
-    left = graph.add(
-        "ScatterND",
-        graph.add("Mul", scores, graph.constant(0.0)),
-        kept,
-        graph.add("GatherND", scores, kept),
-    )
+    zeros = add("Mul", scores, constant(0.0))
+    scores = add("ScatterND", zeros, kept, add("GatherND", scores, kept))
     # Of equal scores the lower class comes first, then the lower prior.
-    left = graph.add("Reshape", left, graph.ints(0, -1))
-    top, place = graph.add("TopK", left, graph.ints(_kept(network)), outputs=2, axis=1)
-    there = graph.add("Greater", top, graph.constant(0.0))
-    divisor = graph.ints(priors)
-    label = graph.add("Add", graph.add("Div", place, divisor), graph.ints(1))
-    prior = graph.add("Unsqueeze", graph.add("Mod", place, divisor), graph.ints(2))
-    chosen = graph.add("GatherND", boxes, prior, batch_dims=1)
-    mask = graph.add("Cast", there, to=1)
+    scores = add("Reshape", scores, ints(0, -1))
+    top, index = add("TopK", scores, ints(_num_outputs(network)), outputs=2, axis=1)
+    valid = add("Greater", top, constant(0.0))
+    label = add("Add", add("Div", index, ints(priors)), ints(1))
+    prior = add("Unsqueeze", add("Mod", index, ints(priors)), ints(2))
+    top_boxes = add("GatherND", boxes, prior, batch_dims=1)
+    mask = add("Cast", valid, to=1)
     return (
-        graph.add("Mul", chosen, graph.add("Unsqueeze", mask, graph.ints(2))),
+        add("Mul", top_boxes, add("Unsqueeze", mask, ints(2))),
         top,
-        graph.add("Cast", graph.add("Where", there, label, graph.ints(0)), to=6),
-        graph.add("Cast", graph.add("ReduceSum", mask, graph.ints(1), keepdims=0), to=6),
+        add("Cast", add("Where", valid, label, ints(0)), to=6),
+        add("Cast", add("ReduceSum", mask, ints(1), keepdims=0), to=6),
     )
 
 
 def _decode(graph: _Graph, network: Network, loc: str) -> str:
-    """Boxes [B, P, 4], xyxy as fractions; ops/boxes.py's decode_boxes."""
-    centre, size = network.priors[:, :2], network.priors[:, 2:]
-    by_centre, by_size = network.config.priors.variances
-    move, growth = graph.add("Split", loc, graph.ints(2, 2), outputs=2, axis=2)
-    growth = graph.add("Mul", growth, graph.constant(by_size))
+    """Add `decode_boxes` of ops/boxes.py; return boxes [B, P, 4], xyxy as fractions."""
+    add, constant = graph.add, graph.constant
+    prior_center, prior_size = network.priors[:, :2], network.priors[:, 2:]
+    center_variance, size_variance = network.config.priors.variances
+    offset, log_scale = add("Split", loc, graph.ints(2, 2), outputs=2, axis=2)
+    log_scale = add("Mul", log_scale, constant(size_variance))
     if limit := network.config.eval.max_box_scale:
-        growth = graph.add("Min", growth, graph.constant(np.log(limit)))
-    move = graph.add("Mul", move, graph.constant(size * by_centre))
-    middle = graph.add("Add", move, graph.constant(centre))
-    half = graph.add("Mul", graph.add("Exp", growth), graph.constant(size / 2))
-    low, high = graph.add("Sub", middle, half), graph.add("Add", middle, half)
-    return graph.add("Concat", low, high, axis=2)
+        log_scale = add("Min", log_scale, constant(np.log(limit)))
+    offset = add("Mul", offset, constant(prior_size * center_variance))
+    center = add("Add", offset, constant(prior_center))
+    half = add("Mul", add("Exp", log_scale), constant(prior_size / 2))
+    return add("Concat", add("Sub", center, half), add("Add", center, half), axis=2)
 
 
-def _kept(network: Network) -> int:
-    """Rows of an image's outputs."""
+def _num_outputs(network: Network) -> int:
+    """Return the number of rows in an image's outputs."""
     classes = network.config.model.num_classes - 1
     return min(network.config.eval.detections_per_image, classes * len(network.priors))

@@ -1,4 +1,4 @@
-"""The StableHLO form: the very program of the evaluation, by jax.export."""
+"""StableHLO format: the compiled program of the evaluation, by jax.export."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ import numpy as np
 from ssd_jax.export.network import Network
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""Where the file runs."""
+"""Platforms that run the file."""
 
 
 def write(network: Network, path: Path, batch: int | None) -> None:
-    """Write the detection of `batch` images (None: of any number) with all weights inside."""
+    """Write a program that detects in `batch` images (None: any number), with all weights."""
     import jax
     from jax import export
 
     (rows,) = export.symbolic_shape("b") if batch is None else (batch,)
     size = network.size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
-    # A tuple: a reader needs none of our types.
+    # A tuple, so that readers need no types of this project.
     program = jax.jit(lambda images: tuple(network.detect(network.variables, images)))
     path.write_bytes(export.export(program, platforms=PLATFORMS)(images).serialize())

@@ -1,7 +1,7 @@
-"""From an image file to named boxes in its pixels, by an exported network.
+"""Detect objects in an image with an exported network.
 
-A copy of this module stands beside the exported file, ssd_onnx.py beside ssd.onnx, and so does
-ssd_onnx.json, which it reads. It needs NumPy, OpenCV and the file's own runtime: jax and
+A copy of this module, ssd_onnx.py, is written next to the exported file, ssd.onnx, together with
+ssd_onnx.json, which it reads. It needs NumPy, OpenCV and the runtime of the format: jax and
 flatbuffers, onnxruntime, ai-edge-litert or tensorflow.
 
     python ssd_onnx.py photo.jpg        prints class, score, xmin, ymin, xmax, ymax
@@ -20,9 +20,10 @@ import numpy as np
 
 
 class Model:
-    """An exported network; a call gives an image's detections.
+    """Exported network; call it with an image to get the detections.
 
-    about: the JSON file beside it; None: the one called as this module.
+    Args:
+        about: JSON file that describes the network; None: the one named like this module.
     """
 
     def __init__(self, about=None):
@@ -34,32 +35,35 @@ class Model:
         self._run = load(about.with_name(self.about["file"]), self.about["form"])
 
     def __call__(self, image, threshold=0.5):
-        """[(class name, score, (xmin, ymin, xmax, ymax)), ...] of an RGB image, by falling score.
+        """Detect objects in an RGB image, uint8 [H, W, 3].
 
-        Boxes are in continuous pixels of the image, and inside it.
+        Returns:
+            (class name, score, (xmin, ymin, xmax, ymax)) of each detection, in descending order of
+            score. Boxes are in continuous pixels, clipped to the image.
         """
         inputs = np.zeros((self.batch, self.size, self.size, 3), np.uint8)
         inputs[0] = preprocess(image, self.size)
         boxes, scores, labels = self.detect(inputs)[0]
         height, width = image.shape[:2]
-        boxes = to_pixels(boxes, width, height)
+        rows = zip(to_pixels(boxes, width, height), scores, labels, strict=True)
         return [
             (self.names[label - 1], float(score), tuple(map(float, box)))
-            for box, score, label in zip(boxes, scores, labels, strict=True)
+            for box, score, label in rows
             if score > threshold
         ]
 
     def detect(self, inputs):
-        """(boxes [n, 4] as fractions, scores [n], labels [n] from 1) of each prepared image."""
+        """Return (boxes [n, 4] as fractions, scores [n], labels [n] from 1) of each input image."""
         outputs = self._run(inputs)
         if self.about["suppressed"]:
             boxes, scores, labels, count = outputs
             return [(boxes[b, :n], scores[b, :n], labels[b, :n]) for b, n in enumerate(count)]
-        return [suppress(*each, **self.about["suppression"]) for each in zip(*outputs, strict=True)]
+        nms = self.about["suppression"]
+        return [suppress(*image, **nms) for image in zip(*outputs, strict=True)]
 
 
 def read_image(path):
-    """An image file as RGB uint8 [H, W, 3], turned as its EXIF says."""
+    """Read an image file as RGB uint8 [H, W, 3], rotated according to its EXIF data."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise OSError(f"{path} cannot be read as an image")
@@ -67,31 +71,34 @@ def read_image(path):
 
 
 def preprocess(image, size):
-    """The image, RGB uint8 [H, W, 3], as the network takes it: stretched to a square."""
+    """Resize an image, RGB uint8 [H, W, 3], to the square input of the network."""
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def to_pixels(boxes, width, height):
-    """Boxes as fractions of an image, in its pixels and clipped to it."""
+    """Convert boxes from fractions of an image to pixels, clipped to the image."""
     limits = np.array([width, height, width, height], np.float64)
     return np.clip(boxes.astype(np.float64) * limits, 0, limits).astype(np.float32)
 
 
 def suppress(boxes, scores, score_threshold, iou_threshold, topk_candidates, detections_per_image):
-    """Non-maximum suppression of an image: boxes [P, 4] and scores [P, C], class 0 is background.
+    """Apply non-maximum suppression to the boxes [P, 4] and scores [P, C] of an image.
 
-    In each class the `topk_candidates` best scores above the threshold are gone through by falling
-    score; one that overlaps one kept before by more than `iou_threshold` (IoU) is dropped. Of what
-    is kept the best `detections_per_image` are returned: boxes, scores, labels.
+    Class 0 is background. In each class, the best `topk_candidates` scores above the threshold are
+    visited in descending order; a box whose IoU with a kept box is above `iou_threshold` is
+    dropped.
+
+    Returns:
+        Boxes, scores and labels of the best `detections_per_image` kept boxes.
     """
     kept = []
     for label in range(1, scores.shape[1]):
-        of_class = scores[:, label]
-        order = np.argsort(-of_class, kind="stable")[:topk_candidates]
-        order = order[of_class[order] > score_threshold]
+        class_scores = scores[:, label]
+        order = np.argsort(-class_scores, kind="stable")[:topk_candidates]
+        order = order[class_scores[order] > score_threshold]
         while len(order):
             first, order = order[0], order[1:]
-            kept.append((-of_class[first], label, first))
+            kept.append((-class_scores[first], label, first))
             order = order[iou(boxes[first], boxes[order]) <= iou_threshold]
     kept = sorted(kept)[:detections_per_image]
     rows = np.array([prior for _, _, prior in kept], int)
@@ -100,7 +107,7 @@ def suppress(boxes, scores, score_threshold, iou_threshold, topk_candidates, det
 
 
 def iou(box, boxes):
-    """Intersection over union of a box with each of [n, 4], xyxy; 0 where one has no area."""
+    """Compute the IoU of a box with each of boxes [n, 4], xyxy; 0 if both have no area."""
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     inter = np.prod(np.maximum(sides, 0), axis=1)
     union = _area(box) + _area(boxes) - inter
@@ -112,7 +119,7 @@ def _area(boxes):
 
 
 def load(path, form):
-    """A function from prepared images, uint8 [B, S, S, 3], to the outputs of the file."""
+    """Load a file; return a function from images, uint8 [B, S, S, 3], to its outputs."""
     if form == "stablehlo":
         from jax import export
 
@@ -130,10 +137,10 @@ def load(path, form):
         run = interpreter.get_signature_runner()
 
         def predict(images):
-            found = run(images=images)
-            return found["boxes"], found["scores"]
+            outputs = run(images=images)
+            return outputs["boxes"], outputs["scores"]
 
-        predict.keep = interpreter  # the runner does not keep it alive
+        predict.interpreter = interpreter  # the runner does not keep it alive
         return predict
     if form == "savedmodel":
         import tensorflow as tf
@@ -142,10 +149,10 @@ def load(path, form):
         detect = module.signatures["serving_default"]
 
         def call(images):
-            found = detect(images=tf.constant(images))
-            return [found[name].numpy() for name in ("boxes", "scores", "labels", "count")]
+            outputs = detect(images=tf.constant(images))
+            return [outputs[name].numpy() for name in ("boxes", "scores", "labels", "count")]
 
-        call.keep = module  # the weights live as long as it
+        call.module = module  # keeps the weights alive
         return call
     raise ValueError(f"form is {form!r}; use stablehlo, onnx, tflite or savedmodel")
 

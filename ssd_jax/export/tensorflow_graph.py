@@ -1,9 +1,9 @@
-"""TensorFlow's forms: a SavedModel with decoding and suppression, and LiteRT's file without.
+"""TensorFlow formats: a SavedModel with decoding and NMS, and a LiteRT file without NMS.
 
-JAX's own way there, jax2tf, writes a program that TensorFlow 2.21 cannot read from JAX 0.10 (its
-StableHLO is newer), so the layers are built by TensorFlow's operators. LiteRT's own operators have
-no suppression of several classes of any number of images; its file gives the boxes and scores of
-all priors, and the module beside it suppresses in NumPy.
+The layers are built from TensorFlow's operators, since TensorFlow 2.21 cannot read the programs
+that jax2tf writes with JAX 0.10 (their StableHLO is newer). LiteRT has no operator for NMS over
+several classes and a variable number of images, so its file returns the boxes and scores of all
+priors, and the Python module next to the file applies NMS in NumPy.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from ssd_jax.models.vgg import L2Norm
 
 
 def write_saved_model(network: Network, path: Path, batch: int | None) -> None:
-    """Write the detection of `batch` images (None: of any number) as a folder."""
+    """Write a model that detects in `batch` images (None: any number), as a folder."""
     import tensorflow as tf
 
     def detect(images: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def write_saved_model(network: Network, path: Path, batch: int | None) -> None:
 
 
 def write_litert(network: Network, path: Path, batch: int) -> None:
-    """Write the boxes [B, P, 4] and scores [B, P, C] of all priors of `batch` images."""
+    """Write a model that returns the boxes [B, P, 4] and scores [B, P, C] of all priors."""
     import tensorflow as tf
 
     def predict(images: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _input(network: Network, batch: int | None) -> Any:
 
 
 class _Layers:
-    """The layers by TensorFlow; maps are [B, H, W, C]."""
+    """GraphBuilder that calls TensorFlow; feature maps are [B, H, W, C]."""
 
     def __init__(self, images: Any) -> None:
         import tensorflow as tf
@@ -63,7 +63,6 @@ class _Layers:
         self._images = images
 
     def images(self, mean: Sequence[float]) -> Any:
-        """The input as floats, without its mean."""
         return self._tf.cast(self._images, self._tf.float32) - self._tf.constant(mean)
 
     def conv(self, x: Any, kernel: np.ndarray, bias: np.ndarray, window: ConvGeometry) -> Any:
@@ -79,54 +78,49 @@ class _Layers:
         return y + bias
 
     def relu(self, x: Any) -> Any:
-        """What is above 0."""
         return self._tf.nn.relu(x)
 
     def pool(self, x: Any, size: int, *, ceil: bool) -> Any:
-        """The maximum of 2x2 blocks, or of each cell's 3x3 neighbourhood."""
         if size == 3:
             return self._tf.nn.max_pool2d(x, 3, 1, "SAME")
         return self._tf.nn.max_pool2d(x, 2, 2, "SAME" if ceil else "VALID")
 
     def l2_norm(self, x: Any, scale: np.ndarray) -> Any:
-        """Channels at each cell to length 1, then times their factors."""
         squares = self._tf.reduce_sum(x * x, axis=-1, keepdims=True)
         return x / self._tf.sqrt(squares + L2Norm.epsilon) * scale
 
     def rows(self, x: Any, values: int) -> Any:
-        """A head's output as [B, p, values]."""
         _, height, width, channels = x.shape
         rows = height * width * channels // values
-        # A batch of one stays a number: LiteRT's file is smaller and faster for it.
+        # A static batch size makes the LiteRT file smaller and faster.
         batch = -1 if x.shape[0] is None else x.shape[0]
         return self._tf.reshape(x, [batch, rows, values])
 
     def concat(self, parts: Sequence[Any]) -> Any:
-        """Rows of all heads."""
         return self._tf.concat(parts, axis=1)
 
 
 def _decoded(network: Network, images: Any) -> tuple[Any, Any]:
-    """Boxes [B, P, 4], xyxy as fractions, and scores [B, P, C] of all priors."""
+    """Decode all priors; return boxes [B, P, 4], xyxy as fractions, and scores [B, P, C]."""
     import tensorflow as tf
 
     config = network.config
     loc, conf = walk(_Layers(images), network)
     centre, size = network.priors[:, :2], network.priors[:, 2:]
-    by_centre, by_size = config.priors.variances
-    growth = loc[..., 2:] * by_size
+    center_variance, size_variance = config.priors.variances
+    log_scale = loc[..., 2:] * size_variance
     if config.eval.max_box_scale:
-        growth = tf.minimum(growth, np.float32(np.log(config.eval.max_box_scale)))
-    middle = loc[..., :2] * (size * by_centre) + centre
-    half = tf.exp(growth) * (size / 2)
-    boxes = tf.concat([middle - half, middle + half], axis=-1)
+        log_scale = tf.minimum(log_scale, np.float32(np.log(config.eval.max_box_scale)))
+    box_center = loc[..., :2] * (size * center_variance) + centre
+    half = tf.exp(log_scale) * (size / 2)
+    boxes = tf.concat([box_center - half, box_center + half], axis=-1)
     if config.eval.clip_boxes:
         boxes = tf.clip_by_value(boxes, 0.0, 1.0)
     return boxes, tf.nn.softmax(conf, axis=-1)
 
 
 def _suppress(network: Network, boxes: Any, scores: Any) -> dict[str, Any]:
-    """The detections, by the rules of ops/nms.py."""
+    """Apply NMS, by the rules of ops/nms.py."""
     import tensorflow as tf
 
     config = network.config.eval
@@ -135,7 +129,7 @@ def _suppress(network: Network, boxes: Any, scores: Any) -> dict[str, Any]:
     by_class = tf.transpose(scores, [0, 2, 1])
     last = tf.math.top_k(by_class, topk_candidates).values[..., -1]
     scores = tf.where(scores >= last[:, None, :], scores, 0.0)
-    found = tf.image.combined_non_max_suppression(
+    kept = tf.image.combined_non_max_suppression(
         boxes[:, :, None],
         scores,
         max_output_size_per_class=topk_candidates,
@@ -144,12 +138,12 @@ def _suppress(network: Network, boxes: Any, scores: Any) -> dict[str, Any]:
         score_threshold=config.score_threshold,
         clip_boxes=False,
     )
-    count = found.valid_detections
-    there = tf.sequence_mask(count, config.detections_per_image)
-    labels = tf.cast(found.nmsed_classes, tf.int32) + 1
+    count = kept.valid_detections
+    valid = tf.sequence_mask(count, config.detections_per_image)
+    labels = tf.cast(kept.nmsed_classes, tf.int32) + 1
     return {
-        "boxes": found.nmsed_boxes,
-        "scores": found.nmsed_scores,
-        "labels": tf.where(there, labels, 0),
+        "boxes": kept.nmsed_boxes,
+        "scores": kept.nmsed_scores,
+        "labels": tf.where(valid, labels, 0),
         "count": count,
     }

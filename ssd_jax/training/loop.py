@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax.checkpoints.reader import find_checkpoint, read_config
+from ssd_jax.checkpoints.reader import read_config
+from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.config import Config, ConfigError, UserError, to_json
 from ssd_jax.data.errors import DataError
@@ -57,9 +58,7 @@ from ssd_jax.training.step import (
     train_step,
 )
 from ssd_jax.training.workdir import Workdir
-from ssd_jax.trust import with_local_fields
-from ssd_jax.weights.finetune import init_from
-from ssd_jax.weights.pretrained import check_exists, load_pretrained
+from ssd_jax.weights.finetune import find_init, init_from
 
 
 class TrainingError(CollectiveError):
@@ -372,10 +371,8 @@ def resolve(config: Config, *, devices: int) -> Config:
 
 def _check_start(config: Config) -> None:
     """Raise ConfigError if what a fresh run starts from is missing, before the network is made."""
-    if config.model.pretrained:
-        check_exists(Path(config.model.pretrained))
     if config.model.init_from:
-        find_checkpoint(Path(config.model.init_from), field="model.init_from")
+        find_init(Path(config.model.init_from))
 
 
 def _check_batch_size(batch_size: int, records: int) -> None:
@@ -435,18 +432,9 @@ def _write_config(file: Path, config: Config) -> None:
 def _initial_variables(state: TrainState, config: Config) -> tuple[Params, list[str]]:
     """What a fresh run starts from, and what is to be told of it."""
     variables, notes = state.variables, []
-    if config.model.pretrained:
-        params, report = load_pretrained(
-            variables["params"],
-            config.model.pretrained,
-            channels=config.model.pretrained_channels,
-            scale=config.model.pretrained_scale,
-        )
-        variables = {**variables, "params": params}
-        notes.append(f"pretrained: {report}")
     if config.model.init_from:
-        variables, taken = init_from(variables, config)
-        notes.append(f"init_from: {taken}")
+        variables, report = init_from(variables, config)
+        notes.append(f"init_from: {report}")
     return variables, notes
 
 

@@ -1,1 +1,1 @@
-"""Weights from elsewhere: readers, name maps, importers, exporters and starts of a training."""
+"""Weights of other programs: files, name maps, importers, exporters, fine-tuning."""

@@ -1,9 +1,9 @@
-"""Names of the classes that published weights know, without background."""
+"""Class names of published weights, without background."""
 
 _VOC = """aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
 person pottedplant sheep sofa train tvmonitor"""
 VOC_CLASSES = tuple(_VOC.split())
-"""PASCAL VOC's, by name."""
+"""Classes of PASCAL VOC, in alphabetical order."""
 
 _COCO91 = """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,
 -,stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,backpack,
@@ -16,5 +16,5 @@ COCO91_CLASSES = tuple(
     f"N/A {i}" if name == "-" else name
     for i, name in enumerate(_COCO91.replace("\n", "").split(","), start=1)
 )
-"""COCO's by category id, as torchvision has them. Ten ids have no category; their rows are part of
-the softmax and stay, under a name of their own."""
+"""Classes of COCO by category id, as in torchvision. Ten ids have no category; their rows are part
+of the softmax, so they are kept, as N/A 12 and so on."""

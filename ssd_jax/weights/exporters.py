@@ -1,4 +1,4 @@
-"""A network of ours under other programs' names."""
+"""Convert networks to other programs' names."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,11 +15,12 @@ Target = Literal["ssd.pytorch", "torchvision", "safetensors"]
 
 
 def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) -> WeightFile:
-    """The network's arrays as `target` names them; `import_arrays` gives them back to the bit.
+    """Rename the network's arrays for `target`; `import_arrays` restores them bit for bit.
 
-    "safetensors" keeps our own names and the config. The others want RGB, as every network here.
+    "safetensors" keeps the names of this project and the config. All targets take RGB.
 
-    Raises ConfigError if the other program has no such network.
+    Raises:
+        ConfigError: the other program has no such network.
     """
     if target == "safetensors":
         flat = traverse_util.flatten_dict(
@@ -30,32 +31,32 @@ def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) 
         return WeightFile({name: np.asarray(value) for name, value in flat.items()}, metadata)
     model = config.model
     _check_same(model, target)
-    names = (
-        name_maps.ssd_pytorch_names(model)
-        if target == "ssd.pytorch"
-        else name_maps.torchvision_ssd_names(model)
+    get_names = (
+        name_maps.ssd_pytorch_names if target == "ssd.pytorch" else name_maps.torchvision_ssd_names
     )
     flat = traverse_util.flatten_dict(variables["params"])
-    return WeightFile(
-        {n: name_maps.hwio_to_oihw(np.asarray(flat[p])) for n, p in names.items()}, {}
-    )
+    arrays = {
+        name: name_maps.hwio_to_oihw(np.asarray(flat[path]))
+        for name, path in get_names(model).items()
+    }
+    return WeightFile(arrays, {})
 
 
 def _check_same(model: ModelConfig, target: Target) -> None:
-    """Raises ConfigError, naming the field, if `target` cannot hold the network."""
+    """Raise ConfigError, naming the field, if `target` cannot hold the network."""
     size = 512 if model.image_size == 512 and target == "ssd.pytorch" else 300
-    theirs = name_maps.ssd_model(size, model.classes)
+    published = name_maps.ssd_model(size, model.classes)
     for name in ("image_size", "width_multiplier", "feature_layers", "extras", "batch_norm"):
-        have, want = getattr(model, name), getattr(theirs, name)
-        if have != want:
+        value, required = getattr(model, name), getattr(published, name)
+        if value != required:
             raise ConfigError(
-                f"--to {target}: model.{name} is {have} and {target} has {want}; "
+                f"--to {target}: model.{name} is {value} and {target} has {required}; "
                 "use --to safetensors"
             )
 
 
 def export_notes(config: Config, target: Target) -> list[str]:
-    """What the user has to set in the other program, one line each."""
+    """List the settings that the user has to make in the other program."""
     if target == "safetensors":
         return []
     notes = []

@@ -1,48 +1,48 @@
-"""Files of named arrays: PyTorch's, safetensors, NumPy's, HDF5. Nothing in a file ever runs.
+"""Read and write files of named arrays: PyTorch, safetensors, NumPy and HDF5.
 
-A file comes from anywhere, so every way in which it can be wrong is one line that names it.
+Files are untrusted: no code in them is executed, and every error is one line that names the file.
 """
 
 import io
-import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ssd_jax.config import UserError
-from ssd_jax.io import exists, is_dir, is_file
+from ssd_jax.io import atomic_write, exists, is_dir, is_file, reason
 
 # The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
 MAX_BYTES = 4 << 30
 
 
 class WeightsError(UserError):
-    """A file of weights that cannot be used; the message names it and what to change."""
+    """A file of weights that cannot be used; the message names it and the correction."""
 
 
 class WeightFile(NamedTuple):
-    """What a file holds."""
+    """Content of a file."""
 
     values: dict[str, np.ndarray]
-    """WeightFile by the file's own names; floating point ones are float32."""
+    """Arrays by name; floating-point ones are float32."""
     metadata: dict[str, str]
-    """Text beside them; only safetensors has any."""
+    """Metadata, which only safetensors has."""
 
 
 def read_arrays(path: Path) -> WeightFile:
-    """The arrays in a .pth, .pt, .npz, .safetensors or .h5 file.
+    """Read the arrays in a .pth, .pt, .npz, .safetensors or .h5 file.
 
-    Raises WeightsError, naming the file, for one that is missing, of another kind, damaged, larger
-    than 4 GiB unpacked, or that needs a library which is not installed.
+    Raises:
+        WeightsError: the file is missing, damaged, in an unsupported format, larger than 4 GiB
+            unpacked, or needs a library that is not installed. The message names the file.
     """
     if is_dir(path):
         raise WeightsError(f"{path} is a folder; name a file of weights")
     if not is_file(path):
-        raise WeightsError(f"there is no file {path}")
+        raise WeightsError(f"file not found: {path}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise WeightsError(
@@ -51,7 +51,7 @@ def read_arrays(path: Path) -> WeightFile:
     with path.open("rb") as file:
         start = file.read(512).lstrip()
     if start[:1] == b"<":
-        raise WeightsError(f"{path} is a web page and no weights; download the file itself")
+        raise WeightsError(f"{path} is a web page, not weights; download the file itself")
     try:
         values, metadata = reader(path)
     except WeightsError:
@@ -60,9 +60,8 @@ def read_arrays(path: Path) -> WeightFile:
         raise WeightsError(
             f"{path}: reading it needs {error.name}; {_INSTALL.get(error.name or '', '')}"
         ) from None
-    except Exception as error:  # whatever a broken file makes its reader raise
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} cannot be read: {text}") from None
+    except Exception as error:  # a damaged file can make its reader raise anything
+        raise WeightsError(f"{path} cannot be read: {reason(error)}") from None
     if not values:
         raise WeightsError(f"{path} holds no array")
     return WeightFile({name: _as_float32(value) for name, value in values.items()}, metadata)
@@ -73,17 +72,36 @@ def _as_float32(value: np.ndarray) -> np.ndarray:
     return np.asarray(value, np.float32) if floating else value
 
 
+def check_array(
+    path: Path, name: str, value: np.ndarray, shape: tuple[int, ...], advice: str = ""
+) -> None:
+    """Raise WeightsError if an array of a file has another shape, is not floating or not finite."""
+    if value.shape != shape:
+        raise WeightsError(
+            f"{path}: {name} has shape {value.shape} and the network {shape}{advice}"
+        )
+    if not np.issubdtype(value.dtype, np.floating):
+        raise WeightsError(f"{path}: {name} is of type {value.dtype}; expected floating point")
+    if not np.all(np.isfinite(value)):
+        raise WeightsError(f"{path}: {name} is not finite")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first name and the number of the others."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def _check_zip(path: Path, *, packed: bool) -> None:
-    """Refuse an archive whose directory promises more than a file of weights has."""
+    """Refuse an archive that would unpack to more than weights need."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     size = sum(entry.file_size for entry in entries)
     if size > MAX_BYTES:
         raise WeightsError(
-            f"{path} would unpack to {size / 2**30:.0f} GiB; it is no set of weights"
+            f"{path} would unpack to {size / 2**30:.0f} GiB; the limit is {MAX_BYTES >> 30} GiB"
         )
     if not packed and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        # PyTorch never compresses; a small file that does could unpack to any size.
+        # PyTorch never compresses; a compressed file could unpack to any size.
         raise WeightsError(f"{path} is compressed, which PyTorch's files never are")
 
 
@@ -94,7 +112,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         _check_zip(path, packed=False)
     try:
         with warnings.catch_warnings():
-            # Old files make PyTorch warn about its own storages.
+            # For old files PyTorch warns about its own deprecated storages.
             warnings.simplefilter("ignore")
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -102,7 +120,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if "Unsupported" in text or "weights_only" in text or "WeightsUnpickler" in text:
             raise WeightsError(
                 f"{path} holds more than arrays, or is damaged; it was not loaded, since a pickle "
-                "can run code: save net.state_dict() where it comes from"
+                "can run code: save net.state_dict() in the program it comes from"
             ) from None
         raise
     # Training scripts wrap the state dict.
@@ -115,7 +133,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     for name, value in tree.items():
         if not isinstance(value, torch.Tensor):
             raise WeightsError(
-                f"{path}: {name} is a {type(value).__name__} and no array; expected a state dict"
+                f"{path}: {name} is a {type(value).__name__}, not an array; expected a state dict"
             )
         value = value.detach()
         # NumPy has no bfloat16.
@@ -141,14 +159,14 @@ def _read_h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     values: dict[str, np.ndarray] = {}
 
-    # visititems follows no link, so that a file cannot lead to another one.
+    # visititems follows no links, so a file cannot lead to another one.
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         if item.external or item.is_virtual:
-            raise WeightsError(f"{path}: {name} lies in another file; expected one file")
+            raise WeightsError(f"{path}: {name} is stored in another file; expected one file")
         if sum(v.nbytes for v in values.values()) + item.nbytes > MAX_BYTES:
-            raise WeightsError(f"{path} holds more than {MAX_BYTES >> 30} GiB; it is no weights")
+            raise WeightsError(f"{path} holds more than {MAX_BYTES >> 30} GiB, the limit")
         if np.issubdtype(item.dtype, np.number):
             values[name] = item[()]
 
@@ -166,14 +184,22 @@ _READERS: dict[str, Reader] = {
     ".h5": _read_h5,
     ".hdf5": _read_h5,
 }
+SUFFIXES = tuple(_READERS)
+"""Suffixes of files that `read_arrays` reads."""
 _INSTALL = {"torch": "pip install 'ssd_jax[torch]'", "h5py": "pip install h5py"}
 
 
 def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a .pth or .safetensors file; it appears under its name only when it is complete.
+    """Write a .pth or .safetensors file in one step.
 
-    `metadata` goes into safetensors alone. Raises WeightsError, naming the file, if it exists, is
-    of another kind, cannot be written, or needs a library which is not installed.
+    Args:
+        path: a new file.
+        values: arrays by name.
+        metadata: text to store; only safetensors can.
+
+    Raises:
+        WeightsError: the file exists, has an unsupported suffix, cannot be written, or needs a
+            library that is not installed. The message names the file.
     """
     if exists(path):
         raise WeightsError(f"--out: {path} exists; name another file")
@@ -194,11 +220,8 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
         data = buffer.getvalue()
     else:
         raise WeightsError(f"--out: {path} must end in .pth or .safetensors")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        atomic_write(path, data)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise WeightsError(f"--out: {path} cannot be written: {error.strerror}") from None
+        raise WeightsError(f"--out: {path} cannot be written: {reason(error)}") from None

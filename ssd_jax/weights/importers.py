@@ -1,4 +1,4 @@
-"""Other programs' weights as a network of ours: its config and its parameters."""
+"""Convert other programs' weights to a network: config and parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,21 +13,16 @@ from ssd_jax.config import Config, EvalConfig, ModelConfig, PriorConfig, TrainCo
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights import name_maps
 from ssd_jax.weights.class_names import COCO91_CLASSES, VOC_CLASSES
-from ssd_jax.weights.files import WeightFile, WeightsError
+from ssd_jax.weights.files import WeightFile, WeightsError, check_array, first_of
 from ssd_jax.weights.name_maps import Layout
-from ssd_jax.weights.reduced_fc import reduce_fc
+from ssd_jax.weights.vgg16 import IMAGE_MEANS, load_vgg16
 
 Flat = dict[name_maps.Path, np.ndarray]
 
 CONFIG_KEY = "ssd_jax_config"
-"""Metadata of a safetensors file that this project wrote."""
+"""Metadata key of the config in safetensors files written by `exporters`."""
 
-_MEAN_TORCHVISION = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
-_MEAN_KERAS = (123.68, 116.779, 103.939)
-# What torchvision's classifiers see: (image / 255 - mean) / std.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# The order that conv1_1 wants; a layout that is not here does not tell.
+# Channel order of conv1_1, by layout; the other layouts do not determine it.
 _CHANNELS = {
     "torchvision-ssd": "rgb",
     "torchvision-vgg16": "rgb",
@@ -37,16 +32,16 @@ _CHANNELS = {
 
 
 class Imported(NamedTuple):
-    """A network from a file."""
+    """A network read from a file."""
 
     config: Config
-    """The whole config, with what the other program does otherwise."""
+    """Resolved config, with the settings of the other program."""
     params: dict[str, Any]
-    """Parameters; of the base alone where the file holds a classifier."""
+    """Parameters; of the base network alone if the file holds a classifier."""
     batch_stats: dict[str, Any]
     """Running statistics; empty without batch norm."""
     summary: str
-    """One line: what it is."""
+    """Description in one line."""
 
 
 def import_arrays(
@@ -56,43 +51,49 @@ def import_arrays(
     layout: Layout | None = None,
     channels: str | None = None,
     classes: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
 ) -> Imported:
-    """The network in `arrays`, which were read from `path`.
+    """Convert the arrays of a file to a network.
 
-    `layout` None: found from the names. `channels` is the order, "rgb" or "bgr", that the first
-    convolution of the file wants; None where the layout tells. A bgr kernel is turned round, so
-    that every network here eats RGB. `classes` are the names without background, for a file whose
-    classes are not known.
+    Args:
+        path: the file with the arrays, for error messages.
+        arrays: content of the file.
+        layout: layout of the names; None: detected.
+        channels: channel order of the file's first convolution, "rgb" or "bgr"; None: the layout
+            determines it. A BGR kernel is reversed, so that every network takes RGB.
+        classes: class names without background, for a file without known ones.
+        base: parameters of the base network to load a VGG16 into, which may have any width, and
+            of which the file may hold a part. None: complete VGG16 at full width.
 
-    Raises WeightsError, naming the file, if it is of no known layout, if an array is missing,
-    surplus, of another shape or not finite, or if channels or classes do not fit.
+    Raises:
+        WeightsError: the layout is unknown, an array is missing, unexpected or not finite, or its
+            shape differs, or channels or classes do not fit. The message names the file.
     """
     values = {name.removeprefix("module."): v for name, v in arrays.values.items()}
     if layout is None and CONFIG_KEY in arrays.metadata:
         return _import_own(path, WeightFile(values, arrays.metadata))
     layout = layout or name_maps.detect_format(values)
     if layout is None:
-        some = ", ".join(sorted(values)[:3])
+        names = ", ".join(sorted(values)[:3])
         raise WeightsError(
-            f"{path} is of no known layout: it holds {some}; docs/weights.md has the known ones"
+            f"{path} is of no known layout: it holds {names}; docs/weights.md lists the known ones"
         )
     channels = channels or _CHANNELS.get(layout)
     if channels is None:
+        option = "--channels is missing" if base is None else "model.pretrained_channels is auto"
         raise WeightsError(
-            f"--channels is missing: {path} does not tell whether it wants rgb or bgr. Trained by "
-            "ssd.pytorch or torchvision: rgb; converted from Caffe: bgr. If in doubt evaluate "
-            "both: the wrong one loses some five points of mAP"
+            f"{option}: {path} can be rgb or bgr. Trained by ssd.pytorch or torchvision: rgb; "
+            "converted from Caffe: bgr. If in doubt evaluate both: the incorrect order loses about "
+            "five points of mAP"
         )
     if layout in ("ssd.pytorch", "torchvision-ssd"):
         imported = _import_ssd(path, values, layout, tuple(classes))
     else:
-        imported = _import_vgg(path, values, layout)
-    if channels == "bgr":
-        conv = imported.params["base"]["conv1_1"]["conv"]
-        conv["kernel"] = np.ascontiguousarray(conv["kernel"][:, :, ::-1])
-    turned = "turned from bgr" if channels == "bgr" else "as they are"
-    summary = f"{imported.summary}; channels {turned}"
-    return imported._replace(summary=summary)
+        imported = _import_vgg16(path, values, layout, base)
+    if channels == "bgr" and (layer := imported.params["base"].get("conv1_1")):
+        layer["conv"]["kernel"] = np.ascontiguousarray(layer["conv"]["kernel"][:, :, ::-1])
+    order = "reversed from bgr" if channels == "bgr" else "rgb"
+    return imported._replace(summary=f"{imported.summary}; channels {order}")
 
 
 def _import_ssd(
@@ -102,49 +103,49 @@ def _import_ssd(
     image_size = 512 if not torchvision and "extras.8.weight" in values else 300
     first = "head.classification_head.module_list.0.bias" if torchvision else "conf.0.bias"
     if first not in values:
-        raise WeightsError(f"{path} misses {first}; it is no {layout} state dict of an SSD")
+        raise WeightsError(f"{path} misses {first}; it is not a {layout} state dict of an SSD")
     num_classes, rest = divmod(values[first].size, 4)
     if rest or num_classes < 2:
         raise WeightsError(
-            f"{path}: {first} has shape {values[first].shape}; 4 boxes of at least 2 classes, with "
-            "background, were expected"
+            f"{path}: {first} has shape {values[first].shape}; expected 4 boxes of at least 2 "
+            "classes, with background"
         )
     names = _class_names(path, num_classes - 1, classes, torchvision)
     model = name_maps.ssd_model(image_size, names)
-    # ssd.pytorch's own rule: 21 classes have VOC's priors, all others COCO's.
+    # The rule of ssd.pytorch: VOC's priors for 21 classes, COCO's for all other numbers.
     kind = "voc" if num_classes == 21 and not torchvision else "coco"
     priors = name_maps.PRIORS[image_size, kind]
     if torchvision:
         config = Config(
-            model=replace(model, image_mean=_MEAN_TORCHVISION),
+            model=replace(model, image_mean=IMAGE_MEANS[layout]),
             priors=replace(priors, clip_wh=True),
             train=TrainConfig(matching="per_object"),
             eval=EvalConfig(clip_boxes=True, max_box_scale=1000 / 16),
         )
-        place = name_maps.torchvision_ssd_names(model)
+        paths = name_maps.torchvision_ssd_names(model)
     else:
-        # The best 200 of each class, and no limit to an image.
+        # The best 200 of each class, without a limit per image.
         config = Config(
             model=model,
             priors=replace(priors, clip=True),
             train=TrainConfig(matching="per_object"),
             eval=EvalConfig(topk_candidates=200, detections_per_image=200 * len(names)),
         )
-        place = name_maps.ssd_pytorch_names(model)
-    flat = _place_all(path, values, place, _shapes(model, priors))
+        paths = name_maps.ssd_pytorch_names(model)
+    flat = _to_flat_params(path, values, paths, _shapes(model, priors))
     summary = f"{layout} SSD{image_size}, {len(names)} classes, {kind.upper()}'s priors"
     return Imported(config, traverse_util.unflatten_dict(flat), {}, summary)
 
 
 def _class_names(
-    path: Path, count: int, given: tuple[str, ...], torchvision: bool
+    path: Path, count: int, names: tuple[str, ...], torchvision: bool
 ) -> tuple[str, ...]:
-    if given:
-        if len(given) != count:
+    if names:
+        if len(names) != count:
             raise WeightsError(
-                f"--classes names {len(given)} classes and {path} has {count} beside background"
+                f"--classes names {len(names)} classes and {path} has {count} without background"
             )
-        return given
+        return names
     if torchvision and count == 90:
         return COCO91_CLASSES
     if not torchvision and count == 20:
@@ -154,131 +155,62 @@ def _class_names(
 
 def _shapes(model: ModelConfig, priors: PriorConfig) -> dict[name_maps.Path, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "uint8")
-    tree = jax.eval_shape(make_model(model, priors).init, jax.random.key(0), image)["params"]
+    tree = jax.eval_shape(make_model(model, priors).init, jax.random.key(0), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-def _some(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def _place_all(
+def _to_flat_params(
     path: Path,
     values: Mapping[str, np.ndarray],
-    place: Mapping[str, name_maps.Path],
+    paths: Mapping[str, name_maps.Path],
     shapes: Mapping[name_maps.Path, tuple[int, ...]],
 ) -> Flat:
-    missing = [name for name in place if name not in values]
+    missing = [name for name in paths if name not in values]
     if missing:
-        raise WeightsError(f"{path} misses {_some(missing)}")
-    surplus = sorted(set(values) - set(place))
-    if surplus:
-        raise WeightsError(f"{path} has {_some(surplus)}, which no layer here takes")
+        raise WeightsError(f"{path} misses {first_of(missing)}")
+    unexpected = sorted(set(values) - set(paths))
+    if unexpected:
+        raise WeightsError(f"{path} has {first_of(unexpected)}, which no layer here takes")
     flat = {}
-    for name, ours in place.items():
-        shape = shapes[ours]
-        theirs = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
-        _check_array(path, name, values[name], theirs)
-        flat[ours] = name_maps.oihw_to_hwio(values[name])
+    for name, target in paths.items():
+        shape = shapes["params", *target]
+        oihw = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+        check_array(path, name, values[name], oihw)
+        flat[target] = name_maps.oihw_to_hwio(values[name])
     return flat
 
 
-def _check_array(path: Path, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
-    if value.shape != shape:
-        raise WeightsError(f"{path}: {name} has shape {value.shape} and the network {shape}")
-    if not np.issubdtype(value.dtype, np.floating):
-        raise WeightsError(f"{path}: {name} is of type {value.dtype}; expected floating point")
-    if not np.all(np.isfinite(value)):
-        raise WeightsError(f"{path}: {name} is not finite")
-
-
-def _import_vgg(path: Path, values: Mapping[str, np.ndarray], layout: Layout) -> Imported:
-    by_torch = layout in ("vgg16_reducedfc", "torchvision-vgg16")
-    found: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
-    for name, (layer, kind) in name_maps.vgg_names(layout, values).items():
-        value = values[name]
-        value = name_maps.oihw_to_hwio(value) if by_torch else value
-        found.setdefault(layer, {})[kind] = (name, value)
-    half = [layer for layer, kinds in found.items() if len(kinds) == 1]
-    if half:
-        raise WeightsError(f"{path} has only half of {half[0]}")
-
-    shapes = _shapes(ModelConfig(classes=("object",)), PriorConfig())
-    shapes |= _fc_shapes(by_torch)
-    base: dict[str, Any] = {}
-    features_only = False
-    for layer, kinds in found.items():
-        for kind, (name, value) in kinds.items():
-            if layer.startswith("fc") and layout == "torchvision-vgg16" and np.isnan(value).all():
-                # IMAGENET1K_FEATURES: the weights that SSD starts from have no classifier.
-                features_only = True
-                continue
-            _check_array(path, name, value, shapes["base", layer, "conv", kind])
-    if features_only:
-        found = {layer: kinds for layer, kinds in found.items() if not layer.startswith("fc")}
-    for layer, kinds in found.items():
-        if not layer.startswith("fc"):
-            base[layer] = {"conv": {kind: value for kind, (_, value) in kinds.items()}}
-    missing = [name for name in name_maps.BASE_LAYERS[:13] if name not in base]
-    if missing:
-        raise WeightsError(f"{path} misses {_some(missing)} of VGG16")
-    if "conv6" not in base and {"fc6", "fc7"} <= set(found):
-        fc = {f"{layer}_{kind}": found[layer][kind][1] for layer in ("fc6", "fc7") for kind in _FC}
-        if by_torch:  # Dense layers of PyTorch are [out, in], and their input is flat CHW.
-            kernel = fc["fc6_kernel"].reshape(4096, 512, 7, 7).transpose(2, 3, 1, 0)
-            fc |= {"fc6_kernel": kernel, "fc7_kernel": fc["fc7_kernel"].T}
-        else:
-            fc["fc6_kernel"] = fc["fc6_kernel"].reshape(7, 7, 512, 4096)
-        for layer, (kernel, bias) in reduce_fc(**fc).items():
-            base[layer] = {"conv": {"kernel": np.array(kernel), "bias": np.array(bias)}}
-        how = "conv6 and conv7 subsampled from fc6 and fc7"
+def _import_vgg16(
+    path: Path, values: Mapping[str, np.ndarray], layout: Layout, base: Mapping[str, Any] | None
+) -> Imported:
+    if base is None:
+        shapes = _shapes(ModelConfig(classes=("object",)), PriorConfig())
+        weights = load_vgg16(path, values, layout, shapes)
+        missing = [name for name in name_maps.BASE_LAYERS[:13] if name not in weights.base]
+        if missing:
+            raise WeightsError(f"{path} misses {first_of(missing)} of VGG16")
     else:
-        how = "conv6 and conv7 as they are" if "conv6" in base else "conv6 and conv7 start fresh"
-
-    mean = ModelConfig().image_mean
-    if layout == "keras-vgg16":
-        mean = _MEAN_KERAS
-    elif features_only:
-        mean = _MEAN_TORCHVISION
-    elif layout == "torchvision-vgg16":
-        # The division goes into the first kernel; padding is 0 before and after it.
-        mean = (255 * _IMAGENET_MEAN[0], 255 * _IMAGENET_MEAN[1], 255 * _IMAGENET_MEAN[2])
-        scale = 255 * np.array(_IMAGENET_STD, np.float64)[None, None, :, None]
-        conv = base["conv1_1"]["conv"]
-        conv["kernel"] = (conv["kernel"] / scale).astype(np.float32)
-    config = Config(model=ModelConfig(image_mean=mean))
-    summary = f"{layout}, the base of SSD; {how}; start from it with model.init_from"
-    return Imported(config, {"base": base}, {}, summary)
-
-
-_FC = ("kernel", "bias")
-
-
-def _fc_shapes(by_torch: bool) -> dict[name_maps.Path, tuple[int, ...]]:
-    shapes: dict[name_maps.Path, tuple[int, ...]] = {}
-    for layer, inputs in (("fc6", 7 * 7 * 512), ("fc7", 4096)):
-        shape = (4096, inputs) if by_torch else (inputs, 4096)
-        shapes["base", layer, "conv", "kernel"] = shape
-        shapes["base", layer, "conv", "bias"] = (4096,)
-    return shapes
+        shapes = {
+            k: v.shape
+            for k, v in traverse_util.flatten_dict({"params": {"base": dict(base)}}).items()
+        }
+        advice = "; VGG16's weights need model.width_multiplier 1.0"
+        weights = load_vgg16(path, values, layout, shapes, advice=advice)
+    config = Config(model=ModelConfig(image_mean=weights.image_mean))
+    summary = f"{layout} weights of SSD's base network; {weights.summary}"
+    return Imported(config, {"base": weights.base}, {}, summary)
 
 
 def _import_own(path: Path, arrays: WeightFile) -> Imported:
-    """What `exports` wrote: the same network, to the bit."""
+    """Import what `exporters` wrote: the same network, bit for bit."""
     config = from_json(arrays.metadata[CONFIG_KEY])
-    image = jax.ShapeDtypeStruct((1, config.model.image_size, config.model.image_size, 3), "uint8")
-    model = make_model(config.model, config.priors)
-    like = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image), sep="/")
-    missing, surplus = (
-        sorted(set(like) - set(arrays.values)),
-        sorted(set(arrays.values) - set(like)),
-    )
-    if missing:
-        raise WeightsError(f"{path} misses {_some(missing)}")
-    if surplus:
-        raise WeightsError(f"{path} has {_some(surplus)}, which no layer of its config takes")
-    for name, leaf in like.items():
-        _check_array(path, name, arrays.values[name], leaf.shape)
+    shapes = {"/".join(p): s for p, s in _shapes(config.model, config.priors).items()}
+    if missing := sorted(set(shapes) - set(arrays.values)):
+        raise WeightsError(f"{path} misses {first_of(missing)}")
+    if unexpected := sorted(set(arrays.values) - set(shapes)):
+        raise WeightsError(f"{path} has {first_of(unexpected)}, which no layer of its config takes")
+    for name, shape in shapes.items():
+        check_array(path, name, arrays.values[name], shape)
     tree = traverse_util.unflatten_dict(arrays.values, sep="/")
     summary = f"ssd_jax SSD{config.model.image_size}, {len(config.model.classes)} classes"
     return Imported(config, tree["params"], tree.get("batch_stats", {}), summary)

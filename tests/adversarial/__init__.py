@@ -1,1 +1,1 @@
-"""Hostile input by the thousand: one line and a refusal, or a result; no traceback, no hang."""
+"""Thousands of hostile inputs: each gives a result or an error of one line, within limits."""

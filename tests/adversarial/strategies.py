@@ -1,4 +1,4 @@
-"""Values that a program does not expect."""
+"""Hypothesis strategies for unexpected values and edited files."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ HOSTILE = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-"""The same cases in every run; the time of each is limited by guard.limits."""
+"""Settings with the same cases in every run; `limits.limits` limits the time of each."""
 
 NUMBERS = st.one_of(
     st.sampled_from(
@@ -45,12 +45,12 @@ VALUES = st.recursive(
 
 
 def edit_json(document: Any, draw: Any, edits: int) -> str:
-    """The document as text, with some of its nodes replaced, removed or doubled."""
+    """Replace, remove or duplicate some nodes of a JSON document; return its text."""
     document = json.loads(json.dumps(document))
     for _ in range(edits):
         nodes = list(_nodes(document))
         parent, key = draw(st.sampled_from(nodes))
-        action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "double"]))
+        action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "duplicate"]))
         if action == "replace":
             parent[key] = draw(VALUES)
         elif action == "remove":
@@ -77,19 +77,19 @@ def _nodes(document: Any) -> Any:
 
 @st.composite
 def edited_bytes(draw: Any, data: bytes) -> bytes:
-    """The data with bytes replaced, removed, doubled or cut off."""
+    """Replace, insert, remove, duplicate or cut off some bytes of `data`."""
     out = bytearray(data)
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, max(0, len(out) - 1)))
         end = min(len(out), start + draw(st.integers(0, 40)))
-        action = draw(st.sampled_from(["flip", "insert", "remove", "double", "cut"]))
+        action = draw(st.sampled_from(["flip", "insert", "remove", "duplicate", "cut"]))
         if action == "flip" and out:
             out[start] = draw(st.integers(0, 255))
         elif action == "insert":
             out[start:start] = draw(st.binary(max_size=20))
         elif action == "remove":
             del out[start:end]
-        elif action == "double":
+        elif action == "duplicate":
             out[start:start] = out[start:end] * draw(st.sampled_from([1, 2, 1000]))
         elif action == "cut":
             del out[start:]

@@ -1,4 +1,4 @@
-"""Damage by the thousand to a checkpoint: refused in one line, or the results are bit-identical."""
+"""Random damage to a checkpoint is refused in one line, or leaves results bit-identical."""
 
 import contextlib
 import dataclasses
@@ -40,12 +40,12 @@ KINDS["deleted"] = 1 - sum(KINDS.values())
 
 
 class Loaded(Exception):
-    """A main has read the checkpoint and was about to use it."""
+    """A command has read the checkpoint; raised instead of using it."""
 
 
 @functools.cache
 def make_state():
-    """A state of CONFIG with random numbers everywhere, as after step 5."""
+    """Make a training state of CONFIG at step 5 with random values."""
     model = make_model(CONFIG.model, CONFIG.priors)
     size = CONFIG.model.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
@@ -82,7 +82,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Mains raise Loaded with the variables and the config instead of using them."""
+    """Make commands raise Loaded with the variables and the config instead of using them."""
 
     def stop(*args, **_):
         raise Loaded(args)
@@ -91,13 +91,13 @@ def stopped(monkeypatch):
         raise Loaded(args)
 
     shapes = {}
-    true_eval_shape = jax.eval_shape
+    original_eval_shape = jax.eval_shape
 
     def eval_shape(function, *args):
-        """Trace each network once: that takes longer than anything else."""
+        """Trace each network only once, because tracing takes longest."""
         model = function.__self__
         if model not in shapes:
-            shapes[model] = true_eval_shape(function, *args)
+            shapes[model] = original_eval_shape(function, *args)
         return shapes[model]
 
     make_state()
@@ -108,8 +108,8 @@ def stopped(monkeypatch):
     monkeypatch.setattr(jax, "eval_shape", eval_shape)
 
 
-def used(main, *arguments):
-    """What a main is about to use, as bytes."""
+def loaded_values(main, *arguments):
+    """Run a command until it has read the checkpoint; return the values read, as bytes."""
     try:
         main([str(a) for a in arguments])
     except Loaded as loaded:
@@ -119,7 +119,7 @@ def used(main, *arguments):
             for a in args
             if isinstance(a, dict) or dataclasses.is_dataclass(a)
         ]
-    raise AssertionError("the main ended without using the checkpoint")
+    raise AssertionError("the command ended without using the checkpoint")
 
 
 def as_bytes(tree):
@@ -128,32 +128,32 @@ def as_bytes(tree):
 
 
 def resume(run, *, save):
-    """What `train.py --resume` goes on from; with `save` also what it does with the folder."""
+    """Restore the state as `train.py --resume` does; with `save`, also save and restore it."""
     checkpoints = CheckpointManager(run, CONFIG.train)
-    state, place, notes = checkpoints.restore(make_state())
+    state, run_progress, notes = checkpoints.restore(make_state())
     assert notes == []
     if save:
         later = state.replace(step=np.int32(6))
         with contextlib.closing(checkpoints):
             checkpoints.open()
             assert checkpoints.best == (5, 0.5)
-            checkpoints.save(state, place, CONFIG)
-            checkpoints.save(later, place, CONFIG)
+            checkpoints.save(state, run_progress, CONFIG)
+            checkpoints.save(later, run_progress, CONFIG)
         again, _, notes = CheckpointManager(run, CONFIG.train).restore(make_state())
         assert notes == []
         assert as_bytes(again) == as_bytes(later)
-    return as_bytes(state), place
+    return as_bytes(state), run_progress
 
 
 def readers(run, *, save):
-    """Each reader by name: a function that gives what it would use."""
+    """Functions that return the values which each reader restores, by name."""
     checkpoint, out = run / "checkpoints/5", run / "out"
     return {
-        "predict": lambda: used(
+        "predict": lambda: loaded_values(
             predict.main, run / "image.png", "--checkpoint", checkpoint, "--out", out
         ),
-        "evaluate": lambda: used(evaluate.main, "--checkpoint", checkpoint, "--out", out),
-        "export": lambda: used(
+        "evaluate": lambda: loaded_values(evaluate.main, "--checkpoint", checkpoint, "--out", out),
+        "export": lambda: loaded_values(
             *(export.main, "--checkpoint", checkpoint, "--to", "stablehlo", "--out", out / "x")
         ),
         "resume": lambda: resume(run, save=save),
@@ -161,22 +161,22 @@ def readers(run, *, save):
 
 
 def damage(file, rng):
-    """Change a file in a random way; returns the kind."""
+    """Damage a file randomly; return the kind of damage."""
     data = bytearray(file.read_bytes())
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "deleted":
         file.unlink()
         return kind
-    place = int(rng.integers(len(data)))
-    end = int(rng.integers(place, len(data))) + 1
+    start = int(rng.integers(len(data)))
+    end = int(rng.integers(start, len(data))) + 1
     if kind == "bit":
-        data[place] ^= 1 << int(rng.integers(8))
+        data[start] ^= 1 << int(rng.integers(8))
     elif kind == "truncated":
-        del data[place:]
+        del data[start:]
     elif kind == "bytes":
-        data[place:end] = rng.bytes(end - place)
+        data[start:end] = rng.bytes(end - start)
     elif kind == "zeros":
-        data[place:end] = bytes(end - place)
+        data[start:end] = bytes(end - start)
     else:
         data.clear()
     file.write_bytes(data)
@@ -185,9 +185,9 @@ def damage(file, rng):
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damage_is_refused_in_one_line_or_harmless(workdir, tmp_path, stopped, capfd, part):
-    """Each case goes through resume and, in turn, through one of the mains, which read alike.
+    """Check resume and, alternately, one of the commands, which share a reader, for each case.
 
-    Half of the cases go to files by their size, half to each file alike.
+    Half of the cases choose a file in proportion to its size, half with equal probability.
     """
     rng = np.random.default_rng(part)
     run = tmp_path / "run"
@@ -196,17 +196,17 @@ def test_damage_is_refused_in_one_line_or_harmless(workdir, tmp_path, stopped, c
     checkpoint = workdir / "checkpoints/5"
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
     sizes = np.array([p.stat().st_size for p in files], float)
-    alike = np.full(len(files), 1 / len(files))
+    uniform = np.full(len(files), 1 / len(files))
     counts, harmless = Counter(), Counter()
     for case in range(CASES // PARTS):
         shutil.rmtree(run)
         shutil.copytree(workdir, run)
-        file = files[rng.choice(len(files), p=alike if case % 2 else sizes / sizes.sum())]
+        file = files[rng.choice(len(files), p=uniform if case % 2 else sizes / sizes.sum())]
         name = file.relative_to(checkpoint)
         target = run / "checkpoints/5" / name
         kind = damage(target, rng)
         same = target.exists() and target.read_bytes() == file.read_bytes()
-        # Orbax reads files of its own again when it saves.
+        # Orbax reads its metadata files again when saving.
         save = name.name in ("_CHECKPOINT_METADATA", "commit_success.txt")
         reading = readers(run, save=save)
         for reader in (("predict", "evaluate", "export")[case % 3], "resume"):

@@ -1,4 +1,4 @@
-"""Command lines: an exit code of the documented ones and at most one line of error."""
+"""Command lines: a documented exit code and at most one error line."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_jax.cli import run_main
-from tests.adversarial.guard import check_line, limits
+from tests.adversarial.limits import assert_one_line, limits
 from tests.adversarial.strategies import HOSTILE, TEXTS
 
 pytestmark = pytest.mark.adversarial
@@ -24,7 +24,7 @@ WORDS = st.one_of(
     ),
     TEXTS.filter(lambda text: "\0" not in text and "\ud800" not in text),
 )
-# Programs that start work only with an input that exists, which no case names.
+# Programs that need an existing input, which no case names.
 PROGRAMS = {
     "train.py": "train:main",
     "evaluate.py": "evaluate:main",
@@ -39,15 +39,15 @@ PROGRAMS = {
 @pytest.mark.parametrize("program", PROGRAMS)
 @settings(HOSTILE, max_examples=60)
 @given(st.lists(WORDS, max_size=5))
-def test_any_words(program, tmp_path_factory, arguments):
+def test_random_arguments(program, tmp_path_factory, arguments):
     module, _, name = PROGRAMS[program].partition(":")
     main = getattr(importlib.import_module(module), name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("folder"))
         patch.setattr(sys, "argv", [program, *arguments])
         errors: list[str] = []
-        patch.setattr(sys, "stderr", _Lines(errors))
-        patch.setattr(sys, "stdout", _Lines([]))
+        patch.setattr(sys, "stderr", _ListStream(errors))
+        patch.setattr(sys, "stdout", _ListStream([]))
         with limits():
             try:
                 status = run_main(main)
@@ -57,19 +57,19 @@ def test_any_words(program, tmp_path_factory, arguments):
     assert status in (0, 1, 2), text
     assert "Traceback" not in text
     if status == 2:
-        check_line(text.rstrip("\n"))
+        assert_one_line(text.rstrip("\n"))
 
 
-class _Lines:
-    """A stream that keeps what is written to it."""
+class _ListStream:
+    """Stream that appends its text to a list."""
 
     encoding = "utf-8"
 
-    def __init__(self, kept):
-        self._kept = kept
+    def __init__(self, parts):
+        self._parts = parts
 
     def write(self, text):
-        self._kept.append(text)
+        self._parts.append(text)
         return len(text)
 
     def flush(self):

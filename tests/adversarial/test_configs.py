@@ -1,4 +1,4 @@
-"""Configs from Python, JSON and the command line: a Config, or one line."""
+"""Configs from Python, JSON and the command line: a Config, or one error line."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ssd_jax.cli import load_config, override
 from ssd_jax.config import Config, ConfigError, from_json, to_json
-from tests.adversarial.guard import answer
+from tests.adversarial.limits import result_or_error
 from tests.adversarial.strategies import HOSTILE, SCALARS, TEXTS, VALUES, edit_json, edited_bytes
 from tests.tiny import TINY
 
@@ -23,24 +23,25 @@ FIELDS = [
 ]
 
 
-def is_config_or_error(found):
-    return isinstance(found, Config | ConfigError)
+def is_config_or_error(result):
+    return isinstance(result, Config | ConfigError)
 
 
 @HOSTILE
 @given(st.sampled_from(FIELDS), VALUES)
-def test_any_value_of_any_field(field, value):
+def test_hostile_field_values(field, value):
     section, name = field
 
     def make():
         changed = dataclasses.replace(getattr(TINY, section), **{name: value})
         return dataclasses.replace(TINY, **{section: changed})
 
-    found = answer(make)
-    assert is_config_or_error(found)
-    if isinstance(found, Config):
-        # What is accepted can be saved and read again.
-        assert from_json(to_json(found)) == from_json(to_json(from_json(to_json(found))))
+    config = result_or_error(make)
+    assert is_config_or_error(config)
+    if isinstance(config, Config):
+        # A valid config can be saved and read again.
+        restored = from_json(to_json(config))
+        assert restored == from_json(to_json(restored))
 
 
 @HOSTILE
@@ -48,19 +49,19 @@ def test_any_value_of_any_field(field, value):
 def test_edited_json(data):
     document = json.loads(to_json(TINY))
     text = edit_json(document, data.draw, data.draw(st.integers(1, 4)))
-    assert is_config_or_error(answer(lambda: from_json(text)))
+    assert is_config_or_error(result_or_error(lambda: from_json(text)))
 
 
 @HOSTILE
 @given(edited_bytes(to_json(TINY).encode()))
 def test_damaged_json(data):
     text = data.decode("utf-8", "replace")
-    assert is_config_or_error(answer(lambda: from_json(text)))
+    assert is_config_or_error(result_or_error(lambda: from_json(text)))
 
 
-def test_nested_json():
+def test_deeply_nested_json():
     for text in ("[" * 100_000, '{"a":' * 100_000, '{"model": ' * 20_000 + "}" * 20_000):
-        assert isinstance(answer(lambda text=text: from_json(text)), ConfigError)
+        assert isinstance(result_or_error(lambda text=text: from_json(text)), ConfigError)
 
 
 @HOSTILE
@@ -73,7 +74,7 @@ def test_nested_json():
         max_size=3,
     )
 )
-def test_any_argument(pairs):
+def test_hostile_arguments(pairs):
     arguments = [word for pair in pairs for word in pair]
 
     def parse():
@@ -82,7 +83,7 @@ def test_any_argument(pairs):
         except SystemExit as exit_:  # --help
             return TINY if exit_.code in (0, None) else None
 
-    assert is_config_or_error(answer(parse))
+    assert is_config_or_error(result_or_error(parse))
 
 
 CONFIG_FILES = st.sampled_from(
@@ -106,7 +107,7 @@ CONFIG_FILES = st.sampled_from(
 
 @HOSTILE
 @given(CONFIG_FILES)
-def test_any_config_file(tmp_path_factory, text):
+def test_invalid_config_files(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("config") / "config.py"
     path.write_text(text)
-    assert isinstance(answer(lambda: load_config(path)), ConfigError)
+    assert isinstance(result_or_error(lambda: load_config(path)), ConfigError)

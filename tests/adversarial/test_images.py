@@ -1,4 +1,4 @@
-"""Images: pixels, or one line that names the file."""
+"""Image files: pixels, or one error line that names the file."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ssd_jax.config import UserError
 from ssd_jax.data.images import picture_size, read_picture
-from tests.adversarial.guard import answer
+from tests.adversarial.limits import result_or_error
 from tests.adversarial.strategies import HOSTILE, edited_bytes
 
 pytestmark = pytest.mark.adversarial
@@ -37,26 +37,26 @@ def read(path):
 def test_damaged_files(tmp_path_factory, suffix, data):
     path = tmp_path_factory.mktemp("image") / f"a{suffix}"
     path.write_bytes(data.draw(edited_bytes(encode(suffix))))
-    answer(lambda: read(path))
+    result_or_error(lambda: read(path))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(HOSTILE, max_examples=80)
 @given(st.data())
 def test_damaged_headers(tmp_path_factory, suffix, data):
-    """Edits in the first 64 bytes, where sizes and lengths are."""
+    """Edit the first 64 bytes, which contain sizes and lengths."""
     path = tmp_path_factory.mktemp("image") / f"a{suffix}"
     whole = encode(suffix)
     head = bytearray(whole[:64])
     for _ in range(data.draw(st.integers(1, 4))):
         head[data.draw(st.integers(0, 63))] = data.draw(st.sampled_from([0, 1, 127, 128, 255]))
     path.write_bytes(bytes(head) + whole[64:])
-    answer(lambda: read(path))
+    result_or_error(lambda: read(path))
 
 
 @settings(HOSTILE, max_examples=100)
 @given(st.binary(max_size=300))
-def test_anything(tmp_path_factory, data):
+def test_random_bytes(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("image") / "a.jpg"
     path.write_bytes(data)
-    assert isinstance(answer(lambda: read(path)), UserError)
+    assert isinstance(result_or_error(lambda: read(path)), UserError)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: every reader refuses them in one line, and nothing is written."""
+"""Damaged checkpoints: every reader reports them in one line and writes nothing."""
 
 import gc
 import json
@@ -18,11 +18,11 @@ from ssd_jax.checkpoints.reader import (
     checkpoint_step,
     find_checkpoint,
     read_config,
-    read_saved_variables,
+    read_variables,
     write_checkpoint,
 )
 from ssd_jax.config import ConfigError, to_json
-from ssd_jax.demo import LazyDetector
+from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.export import __main__ as export
 from ssd_jax.inference.detector import Detector
 from ssd_jax.weights import command
@@ -63,7 +63,7 @@ def main_of(module, *more):
 
 READERS = {
     "Detector": Detector.from_checkpoint,
-    "demo": lambda path: LazyDetector(path).detector(),
+    "demo": lambda path: LazyDetector(path).load(),
     "evaluate": main_of(evaluate, "--out", "out"),
     "predict": main_of(predict, "image.png", "--out", "out"),
     "predict --benchmark": main_of(predict, "--benchmark", "--out", "out"),
@@ -92,59 +92,61 @@ def test_every_reader_verifies_the_arrays(copy, reader, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["image.png", "run"]
 
 
-def test_a_changed_weight_is_named(copy):
-    """Bytes that the file format itself takes for good."""
+def test_changed_array_is_named(copy):
+    """A change that the file format itself accepts."""
     file = copy / "checksums/metadata"
     checksums = json.loads(file.read_text())
     checksums["params/base/conv1_1/conv/kernel"] ^= 1
     file.write_text(json.dumps(checksums))
-    with pytest.raises(CheckpointError, match=r"damaged \(params/base/conv1_1/conv/kernel is not"):
-        read_saved_variables(copy)
+    with pytest.raises(
+        CheckpointError, match=r"damaged \(params/base/conv1_1/conv/kernel: checksum mismatch"
+    ):
+        read_variables(copy)
 
 
 @pytest.mark.parametrize(
     "checksums",
     [b"", b"\x93\x00\xff", b"[]", b"{}", b"[" * 100_000, b'{"params/base/conv1_1": 1}', None],
 )
-def test_unusable_checksums(copy, checksums):
+def test_invalid_checksums_are_an_error(copy, checksums):
     file = copy / "checksums/metadata"
     if checksums is None:
         file.unlink()
     else:
         file.write_bytes(checksums)
     with pytest.raises(CheckpointError, match=r"checkpoints/0 is damaged \("):
-        read_saved_variables(copy)
+        read_variables(copy)
 
 
-def test_no_checksums(copy):
+def test_missing_checksums_are_an_error(copy):
     """As in checkpoints of versions that did not write them."""
     shutil.rmtree(copy / "checksums")
     with pytest.raises(CheckpointError, match=r"checkpoints/0 has no checksums .*import it again"):
-        read_saved_variables(copy)
+        read_variables(copy)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite(tmp_path, value):
+def test_nonfinite_arrays_are_an_error(tmp_path, value):
     variables = {"params": {"a": np.ones(3, np.float32), "b": np.full(3, value, np.float32)}}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
         writer.save(tmp_path / "0", args=checkpoint_args(variables, CONFIG))
     with pytest.raises(CheckpointError, match=r"/0 is damaged \(params/b is not finite\)"):
-        read_saved_variables(tmp_path / "0")
+        read_variables(tmp_path / "0")
     with pytest.raises(ConfigError, match="params/b is not finite"):
         write_checkpoint(tmp_path / "run", CONFIG, variables)
     assert [p.name for p in tmp_path.iterdir()] == ["0"]
 
 
-def test_a_changed_config(copy):
+def test_changed_config_is_an_error(copy):
     file = copy / "config/metadata"
     text = to_json(change(CONFIG, eval={"nms_iou_threshold": 0.55}))
     file.write_text(json.dumps({"config": text}))
-    with pytest.raises(CheckpointError, match=r"\(config is not what was saved\); use another"):
+    with pytest.raises(CheckpointError, match=r"\(config: checksum mismatch\); use another"):
         read_config(copy)
     file.write_bytes(b"[" * 100_000)
     with pytest.raises(CheckpointError, match=r"is damaged \(config: "):
         read_config(copy)
-    # By somebody who wrote a checksum too.
+    # Without a checksum.
     text = f'{{"model": {"[" * 100_000}'
     file.write_text(json.dumps({"config": text}))
     checksums = json.loads((copy / "checksums/metadata").read_text())
@@ -154,34 +156,34 @@ def test_a_changed_config(copy):
         read_config(copy)
 
 
-def test_a_missing_file_is_quiet(copy, capfd):
+def test_missing_file_prints_nothing_else(copy, capfd):
     """Many reads fail at once; warnings are errors, and so are tracebacks of other threads."""
     data_file(copy).unlink()
     with pytest.raises(CheckpointError, match=r"is damaged \(state: "):
-        read_saved_variables(copy)
+        read_variables(copy)
     assert capfd.readouterr().err == ""
 
 
-def test_a_damaged_type_is_quiet(copy, recwarn):
+def test_unknown_array_type_prints_nothing_else(copy, recwarn):
     file = copy / "state/_METADATA"
     file.write_text(file.read_text()[::-1].replace("yarradn.pn", "zarradn.pn", 1)[::-1])
     with pytest.raises(CheckpointError, match=r"is damaged \(state: "):
-        read_saved_variables(copy)
+        read_variables(copy)
     gc.collect()
     assert not recwarn.list
 
 
-def test_a_pipe_is_refused_at_once(copy):
+def test_pipe_is_an_error_at_once(copy):
     file = data_file(copy)
     file.unlink()
     os.mkfifo(file)
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=r"damaged \(checksums: state/.* is not a file\)"):
-        read_saved_variables(copy)
+        read_variables(copy)
     assert time.monotonic() - start < 5
 
 
-def test_permissions_are_no_damage(copy, monkeypatch):
+def test_missing_permission_is_not_damage(copy, monkeypatch):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -193,11 +195,11 @@ def test_permissions_are_no_damage(copy, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "step"), [("0", 0), ("120", 120), ("\u00b2", None), ("007", None), ("best", None)]
 )
-def test_the_step_of_a_checkpoint(tmp_path, name, step):
+def test_checkpoint_step(tmp_path, name, step):
     assert checkpoint_step(tmp_path / name) == step
 
 
-def test_the_best_checkpoint_of_a_run(copy):
+def test_find_best_checkpoint(copy):
     shutil.copytree(copy, copy.parent / "7")
     run = copy.parent.parent
     with pytest.raises(ConfigError, match=r"--best: .*run has no checkpoints/best, which a run"):

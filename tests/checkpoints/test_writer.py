@@ -1,4 +1,4 @@
-"""CheckpointManager that are kept, damaged, and on disks that are full."""
+"""Checkpoints that are kept, damaged, and on full disks."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tests.tiny import TINY
 
 
 def state_of(step, size=64):
-    """A state whose values follow from the step."""
+    """Make a state whose values depend on the step."""
     params = {"base": {"conv": jnp.arange(size * 4, dtype=jnp.float32).reshape(size, 4) + step}}
     return TrainState(
         step=jnp.int32(step),
@@ -51,30 +51,30 @@ def kept(workdir):
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def assert_is(found, step):
-    state, place, _ = found
+def assert_is(restored, step):
+    state, run_progress, _ = restored
     jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(state_of(step)))
-    assert place == {"at": step}
+    assert run_progress == {"at": step}
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_save_then_restore_is_identical(tmp_path):
     assert restore(tmp_path) is None
     assert save(tmp_path, 1, 2) == []
     assert_is(restore(tmp_path), 2)
 
 
-def test_the_latest_the_best_and_every_fourth_are_kept(tmp_path):
+def test_latest_best_and_every_fourth_are_kept(tmp_path):
     scores = [0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.5, 0.6, 0.7, 0.1]
     save(tmp_path, *range(1, 11), scores=scores, max_to_keep=2, keep_best=1, keep_period=4)
     assert kept(tmp_path) == [2, 4, 8, 9, 10]
 
 
-def test_a_checkpoint_that_was_not_evaluated_is_not_the_best(tmp_path):
+def test_best_checkpoint_has_a_finite_score(tmp_path):
     save(tmp_path, 1, 2, 3, scores=[0.5, math.nan, math.nan], max_to_keep=1, keep_best=1)
     assert kept(tmp_path) == [1, 3]
 
 
-def test_saving_a_step_twice_is_no_error(tmp_path):
+def test_saving_a_step_twice_is_allowed(tmp_path):
     save(tmp_path, 3)
     save(tmp_path, 3)
     assert_is(restore(tmp_path), 3)
@@ -91,9 +91,9 @@ def two(tmp_path_factory):
     return workdir
 
 
-def test_damage_anywhere_is_found_or_harmless(two, tmp_path):
-    """Whatever byte of whatever file changes, no other numbers come back than those saved."""
-    found = set()
+def test_any_damage_is_detected_or_harmless(two, tmp_path):
+    """No changed byte in any file makes `restore` return other values than those saved."""
+    noticed = set()
     for number, file in enumerate(files_of(two, 5)):
         for kind in ("changed", "deleted", "emptied"):
             workdir = tmp_path / f"{number}-{kind}"
@@ -107,20 +107,20 @@ def test_damage_anywhere_is_found_or_harmless(two, tmp_path):
             else:
                 data[len(data) // 2] ^= 0x55
                 target.write_bytes(data)
-            state, place, notes = restore(workdir)
-            assert_is((state, place, notes), int(state.step))
+            state, run_progress, notes = restore(workdir)
+            assert_is((state, run_progress, notes), int(state.step))
             if int(state.step) == 4:
                 (note,) = notes
                 assert "checkpoints/5 is damaged (" in note
                 assert "\n" not in note
                 assert kept(workdir) == [4]
-                assert (workdir / "damaged/5").is_dir()
-                found.add(kind)
-    assert found == {"changed", "deleted", "emptied"}
+                assert (workdir / "corrupt/5").is_dir()
+                noticed.add(kind)
+    assert noticed == {"changed", "deleted", "emptied"}
 
 
-def test_a_number_that_changed_is_named(two, tmp_path):
-    """Bytes that the file format itself takes for good."""
+def test_changed_array_is_named(two, tmp_path):
+    """A change that the file format itself accepts."""
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     file = workdir / "checkpoints/5/checksums/metadata"
@@ -128,53 +128,55 @@ def test_a_number_that_changed_is_named(two, tmp_path):
     checksums["params/base/conv"] ^= 1
     file.write_text(json.dumps(checksums))
     _, _, (note,) = restore(workdir)
-    assert "checkpoints/5 is damaged (params/base/conv is not what was saved)" in note
+    assert "checkpoints/5 is damaged (params/base/conv: checksum mismatch)" in note
 
 
-def test_a_changed_place_is_named(two, tmp_path):
+def test_changed_run_progress_is_named(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
-    (workdir / "checkpoints/5/place/metadata").write_text('{"at": 7}')
+    (workdir / "checkpoints/5/run_progress/metadata").write_text('{"at": 7}')
     _, _, (note,) = restore(workdir)
-    assert "checkpoints/5 is damaged (place is not what was saved)" in note
+    assert "checkpoints/5 is damaged (run_progress: checksum mismatch)" in note
 
 
-def test_half_a_checkpoint_is_not_used(two, tmp_path):
+def test_incomplete_checkpoint_is_quarantined(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     for file in files_of(workdir, 5)[::2]:
         file.unlink()
     assert_is(restore(workdir), 4)
-    # The step is free again, and a second damaged one finds a place beside the first.
+    # The step can be saved again, and quarantined a second time.
     save(workdir, 5)
     (workdir / "checkpoints/5/checksums/metadata").unlink()
     assert_is(restore(workdir), 4)
-    assert sorted(p.name for p in (workdir / "damaged").iterdir()) == ["5", "5-2"]
+    assert sorted(p.name for p in (workdir / "corrupt").iterdir()) == ["5", "5-2"]
 
 
-def test_without_a_whole_one_it_says_so_and_moves_nothing(two, tmp_path):
+def test_error_and_nothing_moved_if_all_are_damaged(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     for step in (4, 5):
         shutil.rmtree(workdir / f"checkpoints/{step}/state")
-    with pytest.raises(CheckpointError, match=r"checkpoints/5 .*checkpoints/4 .*no checkpoint is"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/5 .*checkpoints/4 .*no intact checkpoint is"
+    ):
         restore(workdir)
     assert kept(workdir) == [4, 5]
 
 
-def test_what_a_kill_left_is_named_and_removed(two, tmp_path):
+def test_incomplete_save_is_reported_and_removed(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     part = workdir / "checkpoints/6.orbax-checkpoint-tmp"
     part.mkdir()
     (part / "half").write_bytes(b"x")
     (note,) = save(workdir)
-    assert note == "6.orbax-checkpoint-tmp was not finished when the run ended; removed"
+    assert note == "6.orbax-checkpoint-tmp was incomplete when the run ended; removed"
     assert not part.exists()
     assert_is(restore(workdir), 5)
 
 
-def test_the_best_one_is_named(tmp_path):
+def test_best_file_names_the_best_checkpoint(tmp_path):
     file = tmp_path / "checkpoints/best"
     save(tmp_path, 1, 2, scores=[math.nan, math.nan])
     assert not file.exists()
@@ -194,7 +196,7 @@ def test_the_best_one_is_named(tmp_path):
     assert file.read_text() == "5\n"
 
 
-def test_what_is_no_checkpoint_hides_none(two, tmp_path):
+def test_other_files_are_ignored_or_quarantined(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     folder = workdir / "checkpoints"
@@ -205,18 +207,20 @@ def test_what_is_no_checkpoint_hides_none(two, tmp_path):
     assert_is(restore(workdir), 5)
     notes = save(workdir, 6)
     assert len(notes) == 3
-    assert f"{folder}/77 is not a checkpoint; moved to {workdir}/damaged/77" in notes
+    assert f"{folder}/77 is not a checkpoint; moved to {workdir}/corrupt/77" in notes
     assert_is(restore(workdir), 6)
 
 
-def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk, capfd):
+def test_full_disk_is_an_error_and_keeps_older_checkpoints(small_disk, capfd):
     workdir = small_disk / "run"
     save(workdir, 1)
     before = {p: p.read_bytes() for p in files_of(workdir, 1)}
     with pytest.raises(SaveError) as raised:
         save(workdir, 2, size=400_000)
     assert capfd.readouterr().err == ""
-    assert "(No space left on device); the newest whole one is 1; make room" in str(raised.value)
+    assert "(No space left on device); the newest intact checkpoint is 1; make room" in str(
+        raised.value
+    )
     assert {p: p.read_bytes() for p in files_of(workdir, 1)} == before
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["1"]
     assert_is(restore(workdir), 1)
@@ -224,10 +228,12 @@ def test_a_full_disk_stops_and_leaves_the_older_ones(small_disk, capfd):
     assert_is(restore(workdir), 2)
 
 
-def test_a_read_only_folder_stops(small_disk):
+def test_read_only_folder_is_an_error(small_disk):
     workdir = small_disk / "run"
     save(workdir, 1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(SaveError, match=r"\(Read-only file system\); the newest whole one is 1"):
+    with pytest.raises(
+        SaveError, match=r"\(Read-only file system\); the newest intact checkpoint is 1"
+    ):
         save(workdir, 2)
     assert_is(restore(workdir), 1)

@@ -1,4 +1,4 @@
-"""Exported files against the network that they were made of, each in its own runtime."""
+"""Exported files, in their own runtimes, agree with the network."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def checkpoint_of(path, config, seed=0, factor=1.0):
     image = jnp.zeros((1, size, size, 3), jnp.uint8)
     variables = jax.jit(model.init)(jax.random.key(seed), image)
     stats = variables.get("batch_stats", {})
-    # Batch norm that does something.
+    # Batch norm with statistics of its own.
     rng = np.random.default_rng(seed)
     stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32), stats)
     variables = {**variables, "batch_stats": stats} if stats else variables
@@ -61,7 +61,7 @@ def form(request):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Runs the command; its status and its lines on stdout and stderr."""
+    """Run the command; return its status and its lines on stdout and stderr."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
@@ -77,7 +77,7 @@ def names(folder):
 
 
 def photograph(path, seed=3):
-    """Something of another shape than the network's input, with edges."""
+    """Write a smooth random image that is not square."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (9, 13, 3), np.uint8)
     write_image(path, cv2.resize(small, (130, 90), interpolation=cv2.INTER_CUBIC))
@@ -85,7 +85,7 @@ def photograph(path, seed=3):
 
 
 @pytest.mark.parametrize("batch", ["free", "2"])
-def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint, run, tmp_path):
+def test_exported_file_works_without_this_project(form, batch, checkpoint, run, tmp_path):
     out = tmp_path / "out" / f"my.{form}"
     picture = photograph(tmp_path / "p.png")
     pictures = [picture, photograph(tmp_path / "q.png", 4), picture]
@@ -101,13 +101,13 @@ def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint
     assert about["input"]["shape"] == [None if batch == "free" else 2, 64, 64, 3]
     assert about["suppressed"] == (form != "tflite")
 
-    # The module beside it, in a process that can import neither this project nor, but for
-    # StableHLO, JAX.
+    # Run the module next to the file in a process that cannot import this project, nor JAX
+    # except for StableHLO.
     blocked = ["ssd_jax", "flax"] + (["jax"] if form != "stablehlo" else [])
     code = (
         f"import sys, json; sys.modules.update(dict.fromkeys({blocked}))\n"
         f"from {stem} import Model, read_image\n"
-        f"print('found', json.dumps(Model()(read_image({str(picture)!r}), threshold=0.2)))\n"
+        f"print('detections', json.dumps(Model()(read_image({str(picture)!r}), threshold=0.2)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -118,16 +118,16 @@ def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("found "))
-    found = json.loads(line.removeprefix("found "))
-    (ours,) = Detector.from_checkpoint(checkpoint, threshold=0.2)(picture)
-    assert [name for name, _, _ in found] == [ours.names[k] for k in ours.labels]
-    assert len(found) > 5
-    np.testing.assert_allclose([score for _, score, _ in found], ours.scores, atol=1e-3)
-    np.testing.assert_allclose([box for _, _, box in found], ours.boxes, atol=0.5)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("detections "))
+    detections = json.loads(line.removeprefix("detections "))
+    (expected,) = Detector.from_checkpoint(checkpoint, threshold=0.2)(picture)
+    assert [name for name, _, _ in detections] == [expected.names[k] for k in expected.labels]
+    assert len(detections) > 5
+    np.testing.assert_allclose([score for _, score, _ in detections], expected.scores, atol=1e-3)
+    np.testing.assert_allclose([box for _, _, box in detections], expected.boxes, atol=0.5)
 
 
-# StableHLO's is the network's own program.
+# A StableHLO file is the network's own program.
 @pytest.mark.parametrize("form", [name for name in FORMS if name != "stablehlo"], indirect=True)
 @pytest.mark.parametrize(
     "change_",
@@ -139,7 +139,7 @@ def test_a_file_is_checked_and_used_without_this_project(form, batch, checkpoint
     ],
     ids=["extras", "limits", "all candidates", "odd size"],
 )
-def test_every_kind_of_network(form, change_, run, tmp_path):
+def test_export_of_network_variants(form, change_, run, tmp_path):
     changes = {"eval": {}, "model": {}, "priors": {}} | change_
     if "feature_layers" in changes["model"]:
         changes["model"] |= {"extras": ((64, 64, 3, 2, 1), (64, 64, 3, 2, 1))}
@@ -151,13 +151,13 @@ def test_every_kind_of_network(form, change_, run, tmp_path):
     assert int(lines[-2].split(": ")[1].split()[0]) > 40
 
 
-def test_a_difference_leaves_nothing(form, checkpoint, run, tmp_path, monkeypatch):
+def test_different_detections_leave_no_files(form, checkpoint, run, tmp_path, monkeypatch):
     if form == "stablehlo":
-        # It is the network's own program; let its weights be others.
-        true = Network.detect
+        # It is the network's own program: change the weights.
+        detect_ = Network.detect
 
         def detect(self, variables, images):
-            return true(self, jax.tree.map(lambda x: 1.01 * x, variables), images)
+            return detect_(self, jax.tree.map(lambda x: 1.01 * x, variables), images)
 
         monkeypatch.setattr(Network, "detect", detect)
     else:
@@ -165,12 +165,12 @@ def test_a_difference_leaves_nothing(form, checkpoint, run, tmp_path, monkeypatc
     out = tmp_path / "f.x"
     status, lines, err = run("--checkpoint", checkpoint, "--to", form, "--out", out)
     assert status == 2
-    assert "generated scene 0: the file's detections are not the network's" in err[-1]
+    assert "generated scene 0: the file's detections differ from the network's" in err[-1]
     assert names(tmp_path) == []
     assert not any("checked" in line for line in lines)
 
 
-def test_wrong_commands(checkpoint, run, tmp_path):
+def test_invalid_arguments_are_one_error_line(checkpoint, run, tmp_path):
     pytest.importorskip("flatbuffers")
     good = {"--checkpoint": checkpoint, "--to": "stablehlo", "--out": tmp_path / "f.x"}
     (tmp_path / "there").write_text("")
@@ -189,7 +189,7 @@ def test_wrong_commands(checkpoint, run, tmp_path):
     says("--to is missing", to=None)
     says("--out is missing", out=None)
     says("invalid choice: 'coreml'", to="coreml")
-    says("--checkpoint: there is no checkpoint in", checkpoint=tmp_path / "none")
+    says("--checkpoint: no checkpoint found in", checkpoint=tmp_path / "none")
     says("there exists; name a new file", out=tmp_path / "there")
     says("--batch is 0; use free or a number from 1 on", batch="0")
     says("--batch is two; use", batch="two")
@@ -199,7 +199,7 @@ def test_wrong_commands(checkpoint, run, tmp_path):
     assert names(tmp_path) == ["text.jpg", "there"]
 
 
-def test_a_missing_extra_is_named(checkpoint, run, tmp_path, monkeypatch):
+def test_missing_extra_is_named(checkpoint, run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     status, _, err = run("--checkpoint", checkpoint, "--to", "onnx", "--out", tmp_path / "f.onnx")
     assert status == 2
@@ -208,13 +208,13 @@ def test_a_missing_extra_is_named(checkpoint, run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [300, 512])
-def test_the_networks_of_the_paper(form, size, run, tmp_path):
+def test_export_of_full_size_networks(form, size, run, tmp_path):
     sys.path.insert(0, "configs")
     try:
         module = __import__(f"ssd{size}_voc0712")
     finally:
         sys.path.pop(0)
-    config = change(module.get_config(), model={"pretrained": ""})
+    config = change(module.get_config(), model={"init_from": ""})
     path = tmp_path / "run"
     model = make_model(config.model, config.priors)
     image = jnp.zeros((1, size, size, 3), jnp.uint8)

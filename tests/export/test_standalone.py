@@ -1,3 +1,5 @@
+"""The standalone module agrees with the network's preprocessing and NMS."""
+
 import functools
 
 import jax
@@ -12,7 +14,7 @@ from ssd_jax.ops.nms import multiclass_nms
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_suppression_equals_the_networks_own(seed):
+def test_suppress_equals_multiclass_nms(seed):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 0.6, (60, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0, 0.5, (60, 2))], 1).astype(np.float32)
@@ -26,15 +28,15 @@ def test_suppression_equals_the_networks_own(seed):
         "topk_candidates": (8, 60)[seed % 3 == 0],
         "detections_per_image": (10, 100)[seed % 4 == 0],
     }
-    want = jax.jit(functools.partial(multiclass_nms, **rule))(boxes, scores)
-    n = int(want.count)
-    got = standalone.suppress(boxes, scores, **rule)
+    expected = jax.jit(functools.partial(multiclass_nms, **rule))(boxes, scores)
+    n = int(expected.count)
+    actual = standalone.suppress(boxes, scores, **rule)
     assert n > 5
-    for ours, theirs in zip(got, (want.boxes, want.scores, want.labels), strict=True):
-        np.testing.assert_array_equal(ours, theirs[:n])
+    for x, y in zip(actual, (expected.boxes, expected.scores, expected.labels), strict=True):
+        np.testing.assert_array_equal(x, y[:n])
 
 
-def test_suppression_of_nothing():
+def test_suppress_without_candidates():
     rule = {"iou_threshold": 0.5, "topk_candidates": 5, "detections_per_image": 5}
     boxes, scores, labels = standalone.suppress(
         np.zeros((3, 4), np.float32), np.full((3, 2), 0.5, np.float32), score_threshold=0.6, **rule
@@ -43,7 +45,7 @@ def test_suppression_of_nothing():
     assert len(scores) == len(labels) == 0
 
 
-def test_an_image_is_prepared_as_for_evaluation():
+def test_preprocess_equals_preprocess_eval():
     image = np.random.default_rng(0).integers(0, 256, (37, 91, 3), np.uint8)
     np.testing.assert_array_equal(standalone.preprocess(image, 64), preprocess_eval(image, 64))
 
@@ -53,7 +55,7 @@ def detections(*rows):
     return Detections(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int32), ("a", "b"))
 
 
-def test_what_counts_as_a_difference():
+def test_difference_of_detections():
     measure = functools.partial(difference, threshold=0.1, most=5)
     a = detections((0, 0.9, 0, 0, 10, 10), (1, 0.5, 5, 5, 9, 9))
     assert measure(a, a) == (0, 0, 2)
@@ -65,7 +67,7 @@ def test_what_counts_as_a_difference():
     assert measure(detections((0, 0.9, 0, 0, 10, 10)), a) is None
     assert measure(a, detections((0, 0.9, 0, 0, 10, 10), (0, 0.5, 5, 5, 9, 9))) is None
     assert measure(a, detections((0, 0.9, 0, 0, 10, 10), (1, 0.48, 5, 5, 9, 9))) is None
-    # Rounding may decide about one that lies on the threshold, or at the end of a full list.
+    # Scores at the threshold, or at the end of a full set, are ignored.
     low = detections((0, 0.9, 0, 0, 10, 10), (1, 0.5, 5, 5, 9, 9), (1, 0.1005, 0, 0, 1, 1))
     assert measure(a, low) == (0, 0, 2)
     full = difference(a, low, threshold=0.0, most=3)

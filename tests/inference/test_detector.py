@@ -306,7 +306,7 @@ def test_other_errors(detector, run, tmp_path):
         detector(IMAGES, threshold=1.5)
     with pytest.raises(ValueError, match="batch_size is 0"):
         Detector.from_checkpoint(run, batch_size=0)
-    with pytest.raises(ConfigError, match="there is no checkpoint in"):
+    with pytest.raises(ConfigError, match="no checkpoint found in"):
         Detector.from_checkpoint(tmp_path)
 
 

@@ -14,7 +14,7 @@ from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.importers import import_arrays
 from ssd_jax.weights.name_maps import _POSITIONS, hwio_to_oihw
-from ssd_jax.weights.reduced_fc import reduce_fc
+from ssd_jax.weights.vgg16 import reduce_fc
 from tests.conftest import SHARED
 
 SHAPES = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)]
@@ -71,7 +71,7 @@ def test_keras_in_all_its_names(convs, kernel, bias):
     imported = import_arrays("a.h5", WeightFile(keras_names(convs, kernel, bias), {}))
     assert_base_is(imported, convs, bgr=True)
     assert imported.config.model.image_mean == (123.68, 116.779, 103.939)
-    assert "start fresh" in imported.summary
+    assert "without conv6 and conv7" in imported.summary
 
 
 def test_h5(convs, tmp_path):
@@ -198,8 +198,8 @@ def imagenet(tmp_path_factory):
 
 def test_imagenets_convolutions_become_the_base(imagenet):
     (variables, report), file = imagenet
-    assert report.taken == 26
-    assert report.fresh[:2] == ("base/conv6/conv", "base/conv7/conv")
+    assert report.num_loaded == 26
+    assert report.reinitialized[:2] == ("base/conv6/conv", "base/conv7/conv")
     base = variables["params"]["base"]
     for layer in BASE_LAYERS[:13]:
         expected = file[f"{layer}/w"]

@@ -28,7 +28,7 @@ def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
 
     train(change(SHORT, model={"init_from": str(tmp_path / "old")}), tmp_path / "new")
     said = " ".join(capsys.readouterr().out.split())
-    assert "background, star carried over; start fresh: circle, square, triangle" in said
+    assert "background, star transferred; randomly initialized: circle, square, triangle" in said
     checkpoint = find_checkpoint(tmp_path / "new")
     new = restore_model(checkpoint, read_config(checkpoint))[1]
     base = [v["params"]["base"] for v in (old, new)]
@@ -40,6 +40,6 @@ def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
 
 def test_a_missing_checkpoint_stops_before_anything_is_written(tmp_path):
     config = change(SHORT, model={"init_from": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match=r"model.init_from: there is no checkpoint"):
+    with pytest.raises(ConfigError, match=r"model.init_from: no checkpoint found"):
         train(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -108,7 +108,7 @@ def test_networks_of_other_classes_are_not_compared(run, tmp_path):
     arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out"), "--compare"]
     with pytest.raises(ConfigError, match=r"--compare: .*other.* has other classes than"):
         evaluate_main.main([*arguments, str(tmp_path / "other")])
-    with pytest.raises(ConfigError, match=r"--compare: there is no checkpoint in"):
+    with pytest.raises(ConfigError, match=r"--compare: no checkpoint found in"):
         evaluate_main.main([*arguments, str(tmp_path / "none")])
     assert not (tmp_path / "out").exists()
 
@@ -182,7 +182,7 @@ def test_find_checkpoint(run, tmp_path):
     assert find_checkpoint(workdir, best=True) == newest
     assert find_checkpoint(workdir / "checkpoints", best=True) == newest
     assert find_checkpoint(workdir / "checkpoints/best") == newest
-    with pytest.raises(ConfigError, match="there is no checkpoint in"):
+    with pytest.raises(ConfigError, match="no checkpoint found in"):
         find_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match=r"--best: .*/2 has no checkpoints/best, which a run"):
         find_checkpoint(workdir / "checkpoints/2", best=True)

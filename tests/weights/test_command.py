@@ -165,7 +165,7 @@ def command(monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.pth", None, "there is no file"),
+        ("missing.pth", None, "file not found"),
         ("page.pth", b"\n<!DOCTYPE html><html>", "is a web page"),
         ("page.npz", b"<html>", "is a web page"),
         ("some.bin", b"123", "is of no known kind"),
@@ -231,7 +231,7 @@ def test_damaged_torch_files_are_one_line(tmp_path, monkeypatch, capsys):
     )
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": 1}, tmp_path / "number.pth")
-    cases = {"list.pth": "holds a list", "number.pth": "a is a int and no array"}
+    cases = {"list.pth": "holds a list", "number.pth": "a is a int, not an array"}
     for file in (whole, old):
         for part in (2, 10):
             name = f"{file.stem}{part}.pth"

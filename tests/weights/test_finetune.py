@@ -1,4 +1,4 @@
-"""A new network from a checkpoint's: what is taken, what starts fresh, what is refused."""
+"""Initialization from a checkpoint with the same or other classes."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ OLD = change(TINY, model={"classes": ("cat", "dog", "cow")})
 
 
 def variables(config, seed):
-    """Every array of its own, biases too."""
+    """Variables in which every array differs, biases too."""
     image = jax.ShapeDtypeStruct((1, config.model.image_size, config.model.image_size, 3), "uint8")
     init = make_model(config.model, config.priors).init
     tree = jax.eval_shape(init, jax.random.key(0), image)
@@ -25,7 +25,7 @@ def variables(config, seed):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(a run's folder, what it holds)."""
+    """A run's folder and its variables."""
     run = tmp_path_factory.mktemp("old") / "run"
     old = variables(OLD, 0)
     write_checkpoint(run, OLD, old)
@@ -40,20 +40,20 @@ def start(saved, config):
     return [traverse_util.flatten_dict(tree) for tree in (old, new, result)], report
 
 
-def test_the_same_classes_take_everything(saved):
+def test_same_classes_load_every_array(saved):
     (old, _, result), report = start(saved, OLD)
-    assert report.taken == len(old) == len(result)
+    assert report.num_loaded == len(old) == len(result)
     assert report[1:] == ((), (), (), ())
     for path, value in old.items():
         np.testing.assert_array_equal(result[path], value)
 
 
-def test_other_classes_take_all_but_the_class_heads(saved):
+def test_other_classes_transfer_rows_by_name(saved):
     classes = ("bird", "cow", "cat", "fish", "fly")
     (old, new, result), report = start(saved, change(OLD, model={"classes": classes}))
-    assert report.carried == ("cow", "cat")
+    assert report.transferred == ("cow", "cat")
     assert report.new_classes == ("bird", "fish", "fly")
-    assert "background, cow, cat carried over; start fresh: bird, fish, fly" in str(report)
+    assert "background, cow, cat transferred; randomly initialized: bird, fish, fly" in str(report)
     assert any(path[0] == "batch_stats" for path in result)
     heads = 0
     for path, value in result.items():
@@ -73,27 +73,27 @@ def test_other_classes_take_all_but_the_class_heads(saved):
     assert heads == 4
 
 
-def test_the_same_classes_in_another_order_are_found_by_name(saved):
+def test_reordered_classes_are_matched_by_name(saved):
     classes = ("dog", "cow", "cat")
     (old, _, result), report = start(saved, change(OLD, model={"classes": classes}))
-    assert report.carried == classes
+    assert report.transferred == classes
     path = ("params", "head_conv7", "conf", "bias")
     np.testing.assert_array_equal(result[path][:4], old[path][[0, 2, 3, 1]])
 
 
-def test_a_source_more_starts_fresh(saved):
+def test_additional_feature_layer_is_reinitialized(saved):
     more = change(
         OLD,
         model={"feature_layers": ("conv4_3", "conv7", "conv8_2"), "extras": ((8, 8, 3, 2, 1),)},
         priors={"sizes": (16, 32, 64, 90), "aspect_ratios": ((2,), (2,), (2,))},
     )
     (old, new, result), report = start(saved, more)
-    assert "extras/conv8_1/conv" in report.fresh
-    assert "head_conv8_2/loc" in report.fresh
+    assert "extras/conv8_1/conv" in report.reinitialized
+    assert "head_conv8_2/loc" in report.reinitialized
     path = ("params", "head_conv8_2", "loc", "kernel")
     np.testing.assert_array_equal(result[path], new[path])
-    assert report.taken == len(old)
-    assert "priors are not those" in str(report)
+    assert report.num_loaded == len(old)
+    assert "priors differ from those" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,16 @@ def test_a_source_more_starts_fresh(saved):
         ({"priors": {"aspect_ratios": ((2,), (2, 3))}}, "does not fit: params/head_conv7"),
     ],
 )
-def test_another_network_is_named(saved, more, message):
+def test_different_shape_is_an_error(saved, more, message):
     with pytest.raises(ConfigError, match=message):
         start(saved, change(OLD, **more))
 
 
-def test_another_mean_is_said(saved):
+def test_different_mean_is_reported(saved):
     _, report = start(saved, change(OLD, model={"image_mean": (1.0, 2.0, 3.0)}))
-    assert "the checkpoint was trained with (123.0, 117.0, 104.0)" in str(report)
+    assert "the weights were trained with (123.0, 117.0, 104.0)" in str(report)
 
 
-def test_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"model.init_from: there is no checkpoint in"):
+def test_missing_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"model.init_from: no checkpoint found in"):
         init_from({}, change(OLD, model={"init_from": str(tmp_path)}))
-
-
-def test_two_starts_are_one_too_many():
-    with pytest.raises(ConfigError, match="both set; start from one"):
-        change(OLD, model={"init_from": "a", "pretrained": "b"})

@@ -1,4 +1,4 @@
-"""Which fields of a checkpoint's config count, and which this machine decides."""
+"""Trusted and local fields of a checkpoint's config."""
 
 import dataclasses
 import sys
@@ -8,9 +8,9 @@ import pytest
 import evaluate as evaluate_main
 import train as train_main
 from ssd_jax.checkpoints.reader import read_config
+from ssd_jax.checkpoints.trust import LOCAL_FIELDS, TRUSTED_FIELDS, with_local_fields
 from ssd_jax.cli import run_main
 from ssd_jax.config import Config, to_json
-from ssd_jax.trust import LOCAL_FIELDS, TRUSTED_FIELDS, with_local_fields
 from tests.runs import write_run
 from tests.tiny import TINY, change
 
@@ -26,20 +26,20 @@ def names(fields):
     return sorted(f"{section}.{name}" for section in fields for name in fields[section])
 
 
-def test_every_field_is_in_one_of_the_lists():
-    every = [
+def test_every_config_field_is_in_exactly_one_list():
+    expected = [
         f"{section.name}.{field.name}"
         for section in dataclasses.fields(Config)
         for field in dataclasses.fields(section.type)
     ]
-    assert sorted(names(LOCAL_FIELDS) + names(TRUSTED_FIELDS)) == sorted(every)
+    assert sorted(names(LOCAL_FIELDS) + names(TRUSTED_FIELDS)) == sorted(expected)
 
 
-def test_what_runs_code_is_never_trusted():
+def test_compilation_cache_is_local():
     assert "runtime.compilation_cache_dir" in names(LOCAL_FIELDS)
 
 
-def test_local_fields_are_this_machine_s_and_no_other_changes():
+def test_with_local_fields_resets_local_fields_only():
     config = with_local_fields(FOREIGN)
     for section, fields in LOCAL_FIELDS.items():
         for name in fields:
@@ -58,7 +58,7 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("trust") / "run", FOREIGN)
 
 
-def test_a_checkpoint_s_config_has_none_of_them(run):
+def test_read_config_resets_local_fields(run):
     assert read_config(run / "checkpoints/0") == with_local_fields(FOREIGN)
     assert "/foreign" not in to_json(read_config(run / "checkpoints/0"))
 
@@ -67,10 +67,10 @@ def test_a_checkpoint_s_config_has_none_of_them(run):
     ("arguments", "folder"),
     [
         ([], Config().runtime.compilation_cache_dir),
-        (["--runtime.compilation-cache-dir", "mine"], "mine"),
+        (["--runtime.compilation-cache-dir", "cache"], "cache"),
     ],
 )
-def test_the_compile_cache_of_evaluate(run, monkeypatch, arguments, folder):
+def test_evaluate_uses_the_local_compilation_cache(run, monkeypatch, arguments, folder):
     used = []
 
     def use(folder):
@@ -83,9 +83,9 @@ def test_the_compile_cache_of_evaluate(run, monkeypatch, arguments, folder):
     assert used == [folder]
 
 
-def test_a_run_to_go_on_with_keeps_all_but_its_cache(run):
-    own = train_main.argparse.Namespace(config=None, resume=True, workdir=run)
-    config = train_main._base_config(own)
+def test_resume_keeps_every_field_but_the_compilation_cache(run):
+    args = train_main.argparse.Namespace(config=None, resume=True, workdir=run)
+    config = train_main._base_config(args)
     assert config == change(
         FOREIGN, runtime={"compilation_cache_dir": Config().runtime.compilation_cache_dir}
     )

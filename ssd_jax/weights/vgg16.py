@@ -1,0 +1,149 @@
+"""VGG16 classifiers of several programs as parameters of SSD's base network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from ssd_jax.config import BASE_LAYERS, ModelConfig
+from ssd_jax.weights import name_maps
+from ssd_jax.weights.files import WeightsError, check_array
+from ssd_jax.weights.name_maps import Layout
+
+IMAGE_MEANS = {
+    "torchvision-ssd": (0.48235 * 255, 0.45882 * 255, 0.40784 * 255),
+    "torchvision-vgg16": (0.485 * 255, 0.456 * 255, 0.406 * 255),
+    "keras-vgg16": (123.68, 116.779, 103.939),
+}
+"""RGB means (0 to 255) of the layouts whose mean is not Caffe's."""
+# torchvision's classifiers take (image / 255 - mean) / std.
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# Every third of fc6's 7x7 taps, every fourth of the 4096 units: 3x3x512x1024 and 1x1x1024x1024.
+_TAPS, _UNITS = 3, 4
+
+
+class VGG16Weights(NamedTuple):
+    """Layers of the base network."""
+
+    base: dict[str, Any]
+    """Parameters by layer, e.g. base["conv1_1"]["conv"]["kernel"]."""
+    image_mean: tuple[float, float, float]
+    """RGB mean with which the weights were trained (0 to 255)."""
+    summary: str
+    """Origin of conv6 and conv7, and unused arrays."""
+
+
+def load_vgg16(
+    path: Path,
+    values: Mapping[str, np.ndarray],
+    layout: Layout,
+    shapes: Mapping[name_maps.Path, tuple[int, ...]],
+    *,
+    advice: str = "",
+) -> VGG16Weights:
+    """Load the layers of a VGG16 that are in a file.
+
+    Args:
+        path: the file, for error messages.
+        values: arrays of the file by name.
+        layout: layout of the names.
+        shapes: shapes of the network's variables, by path.
+        advice: correction to name if a shape differs.
+
+    Raises:
+        WeightsError: an array is missing from a layer, has another shape or is not finite.
+    """
+    by_torch = layout in ("vgg16_reducedfc", "torchvision-vgg16")
+    names = name_maps.vgg_names(layout, values)
+    layers: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
+    for name, (layer, kind) in names.items():
+        value = name_maps.oihw_to_hwio(values[name]) if by_torch else values[name]
+        layers.setdefault(layer, {})[kind] = (name, value)
+    for layer, arrays in layers.items():
+        if len(arrays) == 1:
+            raise WeightsError(f"{path} has only half of {layer}: {next(iter(arrays.values()))[0]}")
+    fc = {layer: arrays for layer, arrays in layers.items() if layer.startswith("fc")}
+    # IMAGENET1K_FEATURES: SSD's initial weights, whose classifier is NaN.
+    features_only = layout == "torchvision-vgg16" and any(
+        np.isnan(value).all() for arrays in fc.values() for _, value in arrays.values()
+    )
+    base: dict[str, Any] = {}
+    for layer in (name for name in BASE_LAYERS if name in layers):
+        for kind, (name, value) in layers[layer].items():
+            check_array(path, name, value, shapes["params", "base", layer, "conv", kind], advice)
+        base[layer] = {"conv": {kind: value for kind, (_, value) in layers[layer].items()}}
+    if not base:
+        raise WeightsError(f"{path} has no layer of VGG16")
+    subsample = "conv6" not in base and len(fc) == 2 and not features_only
+    if subsample:
+        base |= _reduce_classifier(path, fc, by_torch=by_torch)
+        origin = "conv6 and conv7 subsampled from fc6 and fc7"
+    else:
+        origin = "conv6 and conv7 as in the file" if "conv6" in base else "without conv6 and conv7"
+    used = {name for name, (layer, _) in names.items() if subsample or layer not in fc}
+    unused = sorted(set(values) - used)
+
+    mean = IMAGE_MEANS.get(layout, ModelConfig().image_mean)
+    if features_only:
+        mean = IMAGE_MEANS["torchvision-ssd"]
+    elif layout == "torchvision-vgg16" and "conv1_1" in base:
+        # Fold the division by the deviation into the first kernel; padding is 0 in both cases.
+        scale = 255 * np.array(_IMAGENET_STD, np.float64)[None, None, :, None]
+        conv = base["conv1_1"]["conv"]
+        conv["kernel"] = (conv["kernel"] / scale).astype(np.float32)
+    return VGG16Weights(base, mean, origin + (f"; unused: {', '.join(unused)}" if unused else ""))
+
+
+def _reduce_classifier(
+    path: Path, fc: Mapping[str, Mapping[str, tuple[str, np.ndarray]]], *, by_torch: bool
+) -> dict[str, Any]:
+    """Convert the arrays of fc6 and fc7 in a file to parameters of conv6 and conv7."""
+    arrays = {}
+    for layer, inputs in (("fc6", 7 * 7 * 512), ("fc7", 4096)):
+        # PyTorch stores dense kernels as (out, in).
+        shape = (4096, inputs) if by_torch else (inputs, 4096)
+        for kind in ("kernel", "bias"):
+            name, value = fc[layer][kind]
+            check_array(path, name, value, shape if kind == "kernel" else (4096,))
+            arrays[f"{layer}_{kind}"] = value
+    if by_torch:  # PyTorch flattens maps as (channel, row, column).
+        fc6 = arrays["fc6_kernel"].reshape(4096, 512, 7, 7).transpose(2, 3, 1, 0)
+        arrays |= {"fc6_kernel": fc6, "fc7_kernel": arrays["fc7_kernel"].T}
+    else:
+        arrays["fc6_kernel"] = arrays["fc6_kernel"].reshape(7, 7, 512, 4096)
+    return {
+        layer: {"conv": {"kernel": np.array(kernel), "bias": np.array(bias)}}
+        for layer, (kernel, bias) in reduce_fc(**arrays).items()
+    }
+
+
+def reduce_fc(
+    fc6_kernel: Float[ndarray, "7 7 512 4096"],
+    fc6_bias: Float[ndarray, " 4096"],
+    fc7_kernel: Float[ndarray, "4096 4096"],
+    fc7_bias: Float[ndarray, " 4096"],
+) -> dict[str, tuple[Float[ndarray, "k k i 1024"], Float[ndarray, " 1024"]]]:
+    """Subsample fc6 and fc7 to the dilated 3x3 conv6 and the 1x1 conv7.
+
+    SSD, section 3: "we convert fc6 and fc7 to convolutional layers, subsample parameters from fc6
+    and fc7", as DeepLab-LargeFOV does (Chen et al., ICLR 2015). The remaining taps lie three apart
+    there; SSD dilates by 6.
+
+    Args:
+        fc6_kernel: axes are row, column, channel and unit.
+        fc6_bias: bias of each unit of fc6.
+        fc7_kernel: axes are unit of fc6 and unit of fc7.
+        fc7_bias: bias of each unit of fc7.
+
+    Returns:
+        Kernel (HWIO) and bias of conv6 and conv7.
+    """
+    kernel6 = fc6_kernel[::_TAPS, ::_TAPS, :, ::_UNITS]
+    kernel7 = fc7_kernel[::_UNITS, ::_UNITS][None, None]
+    return {
+        "conv6": (kernel6, fc6_bias[::_UNITS]),
+        "conv7": (kernel7, fc7_bias[::_UNITS]),
+    }

@@ -1,0 +1,73 @@
+"""Limits for every hostile input: time, memory, and errors of one line."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ssd_jax.config import UserError
+
+SECONDS = 20
+BYTES = 2e9
+LONGEST_LINE = 2000
+
+
+class Hang(BaseException):
+    """Time limit exceeded; a BaseException, so that the code under test does not catch it."""
+
+
+@contextlib.contextmanager
+def limits() -> Iterator[None]:
+    """Raise Hang after SECONDS, and AssertionError if peak memory grows by more than BYTES."""
+
+    def time_out(*_: object) -> None:
+        raise Hang(f"no result after {SECONDS} s")
+
+    previous_handler = signal.signal(signal.SIGALRM, time_out)
+    signal.alarm(SECONDS)
+    start = _reset_peak_memory()
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous_handler)
+    growth = _memory("VmHWM") - start
+    assert growth < BYTES, f"peak memory grew by {growth / 1e9:.1f} GB"
+
+
+def result_or_error(call: Callable[[], Any]) -> Any:
+    """Return the result of `call` within the limits, or the UserError that it raises.
+
+    The test fails with any other exception, or if the error is not one printable line.
+    """
+    with limits():
+        try:
+            return call()
+        except UserError as error:
+            assert_one_line(str(error))
+            return error
+
+
+def assert_one_line(line: str) -> None:
+    """Fail unless an error message is one printable line of readable length."""
+    assert line.strip(), "the error is empty"
+    assert line.isprintable(), f"not printable: {line[:200]!r}"
+    assert len(line) <= LONGEST_LINE, f"{len(line)} characters: {line[:200]!r}"
+
+
+def _reset_peak_memory() -> int:
+    """Reset the process's peak memory, if the system can; return its present memory in bytes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> int:
+    """Read a field of /proc/self/status in bytes; 0 on other systems."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    (line,) = (line for line in status.splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
