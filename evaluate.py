@@ -19,7 +19,7 @@ if typing.TYPE_CHECKING:
     from rich.console import Console
 
     from ssd_jax.evaluation.ground_truth import EvaluationData
-    from ssd_jax.evaluation.scores import Evaluation
+    from ssd_jax.evaluation.metrics.evaluation import Evaluation
 
 _DESCRIPTION = """Evaluate a checkpoint, or detections that are in files.
 
@@ -106,8 +106,8 @@ def _evaluate_checkpoint(
     from ssd_jax.data.sources import open_source
     from ssd_jax.distributed import is_main_process, use_compilation_cache
     from ssd_jax.evaluation.evaluate import evaluate_source
-    from ssd_jax.evaluation.ground_truth import data_set
-    from ssd_jax.evaluation.outputs import staged_by_first
+    from ssd_jax.evaluation.ground_truth import load_ground_truth
+    from ssd_jax.evaluation.report.output_dir import staged_on_main_process
     from ssd_jax.inference.detect import make_detect
     from ssd_jax.kernels.conv2d import set_cpu_conv
 
@@ -134,7 +134,7 @@ def _evaluate_checkpoint(
     console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
     evaluations = []
     # One process writes.
-    with staged_by_first(out_dir) as part:
+    with staged_on_main_process(out_dir) as part:
         # What does not fit is found before anything is detected.
         models = [restore_model(*each) for each in checkpoints]
         for (path, its_config), (model, variables), its_dir in zip(
@@ -155,7 +155,7 @@ def _evaluate_checkpoint(
             evaluations.append(evaluation)
         if own.compare is not None and is_main_process():
             images = config.eval.num_report_images
-            _compare(part, evaluations, data_set(source), console, images=images)
+            _compare(part, evaluations, load_ground_truth(source), console, images=images)
     for evaluation, its_dir in zip(evaluations, out_dirs, strict=True):
         console.print(
             f"mAP {evaluation.results[0].mean_ap:.4f}; metrics and images are in {its_dir}",
@@ -182,8 +182,8 @@ def _compare(
     images: int,
 ) -> None:
     """Print two evaluations side by side and write them to the folder."""
-    from ssd_jax.evaluation.outputs import write_comparison
-    from ssd_jax.evaluation.report import print_comparison
+    from ssd_jax.evaluation.report.console import print_comparison
+    from ssd_jax.evaluation.report.output_dir import write_comparison
 
     a, b = evaluations
     write_comparison(out_dir, a, b, data, images=images)
@@ -201,10 +201,10 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
     # JAX, which takes seconds to import, is not needed here.
     from rich.console import Console
 
-    from ssd_jax.evaluation.outputs import staged, write_evaluation
-    from ssd_jax.evaluation.report import print_errors, print_table
+    from ssd_jax.evaluation.metrics.evaluation import MetricName, evaluate_detections
+    from ssd_jax.evaluation.report.console import print_errors, print_metrics
+    from ssd_jax.evaluation.report.output_dir import staged, write_evaluation
     from ssd_jax.evaluation.result_files import read_annotations, read_detections
-    from ssd_jax.evaluation.scores import MetricName, evaluate_detections
 
     metrics = tuple((own.metrics or "voc07,voc,coco").split(","))
     names = typing.get_args(MetricName)
@@ -217,7 +217,7 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
     note = partial(console.print, markup=False)
     known = read_annotations(own.annotations, own.split or "", own.box_convention)
     pictures = own.annotations.expanduser() / "JPEGImages"
-    data = known.data_set(own.images or (pictures if is_dir(pictures) else None))
+    data = known.to_evaluation_data(own.images or (pictures if is_dir(pictures) else None))
     files = [own.detections] if own.compare is None else [own.detections, own.compare]
     parts = ["."] if own.compare is None else ["a", "b"]
     evaluations = []
@@ -230,10 +230,10 @@ def _evaluate_files(own: argparse.Namespace, unknown: Sequence[str]) -> None:
                 data,
                 metrics=typing.cast(tuple[MetricName, ...], metrics),
                 iou_threshold=iou_threshold,
-            ).with_box_convention(known.rule)
+            ).with_box_convention(known.reported_convention)
             extra = {"num_images": len(known.image_ids)}
             write_evaluation(out_dir / part, evaluation, data, extra=extra)
-            print_table(evaluation.results, console, evaluation.baseline)
+            print_metrics(evaluation.results, console, evaluation.baseline)
             print_errors(evaluation.analysis, console)
             evaluations.append(evaluation)
         if own.compare is not None:

@@ -10,7 +10,8 @@ from benchmarks.reference_voc_ap import voc_ap
 from benchmarks.report import print_comparison
 from benchmarks.runner import compare_in_process
 from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
-from ssd_jax.evaluation.metrics.voc_ap import DetectionTable, GroundTruth, evaluate_voc
+from ssd_jax.evaluation.metrics.voc_ap import evaluate_voc
+from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 
 def run(rounds: int) -> dict[str, Any]:
@@ -46,12 +47,12 @@ def make_tables(
     num_objects, num_detections = int(images * objects_per_image), images * detections_per_image
     ground_truth = GroundTruth(
         np.sort(rng.integers(0, images, num_objects)),
-        rng.integers(1, classes + 1, num_objects),
+        rng.integers(0, classes, num_objects),
         random_boxes(num_objects),
         rng.random(num_objects) < 0.1,
     )
     image = np.repeat(np.arange(images), detections_per_image)
-    label, boxes = rng.integers(1, classes + 1, num_detections), random_boxes(num_detections)
+    label, boxes = rng.integers(0, classes, num_detections), random_boxes(num_detections)
     near = rng.choice(num_detections, num_detections // 10, replace=False)
     target = rng.integers(0, num_objects, len(near))
     image[near], label[near] = ground_truth.image[target], ground_truth.label[target]
@@ -67,19 +68,18 @@ def evaluate_pycocotools(
     from pycocotools.cocoeval import COCOeval
 
     def xywh(boxes: np.ndarray) -> np.ndarray:
-        corner = boxes[:, :2] - 1
-        return np.concatenate([corner, boxes[:, 2:] - corner], 1)
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
             "images": [{"id": int(k)} for k in np.unique(detections.image)],
-            "categories": [{"id": k} for k in range(1, classes + 1)],
+            "categories": [{"id": k + 1} for k in range(classes)],
             "annotations": [
                 {
                     "id": k + 1,
                     "image_id": int(ground_truth.image[k]),
-                    "category_id": int(ground_truth.label[k]),
+                    "category_id": int(ground_truth.label[k]) + 1,
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": int(ground_truth.difficult[k]),
@@ -90,7 +90,12 @@ def evaluate_pycocotools(
         coco.createIndex()
         results = coco.loadRes(
             np.column_stack(
-                [detections.image, xywh(detections.boxes), detections.score, detections.label]
+                [
+                    detections.image,
+                    xywh(detections.boxes),
+                    detections.score,
+                    detections.label + 1,
+                ]
             )
         )
         evaluation = COCOeval(coco, results, "bbox")

@@ -8,7 +8,7 @@ import numpy as np
 def voc_ap(detections: Any, ground_truth: Any, classes: int) -> list[float]:
     """Return each class's area under the precision-recall curve."""
     aps = []
-    for label in range(1, classes + 1):
+    for label in range(classes):
         objects: dict[int, tuple[np.ndarray, np.ndarray, list[bool]]] = {}
         rows = np.flatnonzero(ground_truth.label == label)
         for image in np.unique(ground_truth.image[rows]):
@@ -27,10 +27,10 @@ def voc_ap(detections: Any, ground_truth: Any, classes: int) -> list[float]:
             if int(detections.image[i]) in objects:
                 boxes, difficult, taken = objects[int(detections.image[i])]
                 low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
-                sides = np.maximum(high - low + 1, 0)
+                sides = np.maximum(high - low, 0)
                 inter = sides[:, 0] * sides[:, 1]
-                area = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
-                iou = inter / (np.prod(box[2:] - box[:2] + 1) + area - inter)
+                area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+                iou = inter / (np.prod(box[2:] - box[:2]) + area - inter)
                 best, j = iou.max(), int(iou.argmax())
             if best < 0.5:
                 fp[d] = 1

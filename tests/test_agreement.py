@@ -15,7 +15,6 @@ import predict as predict_main
 from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
 from ssd_jax.config import ExtraBlock
 from ssd_jax.demo.detection import LazyDetector
-from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.export import __main__ as export
 from ssd_jax.export.check import PIXELS, SCORE, difference
@@ -155,8 +154,7 @@ def test_evaluate(checkpoint, folder, files, reference, tmp_path):
     for file in files[:56]:
         k = annotations.image_ids.index(file.stem)
         rows = table.select((table.image == k) & (table.score > THRESHOLD))
-        boxes = rows.boxes - VOC_PIXELS
-        results[file] = from_rows(np.column_stack([rows.label - 1, rows.score, boxes]))
+        results[file] = from_rows(np.column_stack([rows.label, rows.score, rows.boxes]))
     assert_agree(reference, results)
 
 

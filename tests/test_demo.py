@@ -171,7 +171,7 @@ def test_result_has_summary_table_and_downloads(demo, file):
         )
     ]
     for label in set(detections.labels.tolist()):
-        assert "rgb({} {} {})".format(*label_color(label + 1)) in page
+        assert "rgb({} {} {})".format(*label_color(label)) in page
     n = int((detections.labels == 0).sum())
     line = f"photo <1>.png (130 x 90 pixels): {len(detections)} detections above 0.40: "
     assert html.escape(line) in page
@@ -183,7 +183,7 @@ def test_result_has_summary_table_and_downloads(demo, file):
     assert json.loads(data) == detection_rows(detections, image_id=1, file_name="photo <1>.png")
     kind, data = links(page)["photo <1>-detections.jpg"]
     drawn = draw_boxes(
-        *(result.display_image, detections.boxes * 800 / 130, detections.labels + 1),
+        *(result.display_image, detections.boxes * 800 / 130, detections.labels),
         *(detections.names, detections.scores),
     )
     assert kind == "image/jpeg"

@@ -268,7 +268,7 @@ def _draw_objects(
     height, width = scaled.shape[:2]
     corner = (side - width) // 2, (side - height) // 2
     boxes_px = boxes * np.tile((width, height), 2) + np.tile(corner, 2)
-    return draw_boxes(square, boxes_px, labels + 1, classes)
+    return draw_boxes(square, boxes_px, labels, classes)
 
 
 def _match_panel(

@@ -25,9 +25,7 @@ def render_result(result: DemoResult, threshold: float, classes: Collection[str]
     """Render the detections above a score: a summary, the image, download links and a table."""
     detections = result.filter(threshold, classes)
     boxes, labels, names = detections.boxes, detections.labels, detections.names
-    image = draw_boxes(
-        result.display_image, boxes * result.scale, labels + 1, names, detections.scores
-    )
+    image = draw_boxes(result.display_image, boxes * result.scale, labels, names, detections.scores)
     rows = detection_rows(detections, image_id=1, file_name=result.file_name)
     return _TEMPLATES.get_template("result.html").render(
         summary=_summarize(result, detections, threshold),
@@ -35,7 +33,7 @@ def render_result(result: DemoResult, threshold: float, classes: Collection[str]
         image_url=_data_url("image/jpeg", encode_image(image, ".jpg")),
         json_url=_data_url("application/json", json.dumps(rows, indent=1).encode()),
         table=[
-            (names[label], label_color(label + 1), score, (x0, y0, x1 - x0, y1 - y0))
+            (names[label], label_color(label), score, (x0, y0, x1 - x0, y1 - y0))
             for (x0, y0, x1, y1), score, label in zip(
                 boxes.tolist(), detections.scores.tolist(), labels.tolist(), strict=True
             )

@@ -1,6 +1,6 @@
-"""The evaluation of a network on a source: detect, score, report."""
+"""Evaluation of a network on a source: detect, score, report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,15 @@ import numpy as np
 from rich.console import Console
 
 from ssd_jax.config import Config
-from ssd_jax.data.sources import DataSource
+from ssd_jax.data.types import DataSource
 from ssd_jax.distributed import is_main_process
-from ssd_jax.evaluation.ground_truth import data_set
-from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
-from ssd_jax.evaluation.outputs import write_evaluation
-from ssd_jax.evaluation.report import Sample, print_errors, print_table, write_pictures
+from ssd_jax.evaluation.ground_truth import load_ground_truth
+from ssd_jax.evaluation.metrics.evaluation import Evaluation, evaluate_detections
+from ssd_jax.evaluation.report.console import print_errors, print_metrics
+from ssd_jax.evaluation.report.images import Sample, write_images
+from ssd_jax.evaluation.report.output_dir import write_evaluation
 from ssd_jax.evaluation.result_files import write_results
-from ssd_jax.evaluation.scores import Evaluation, evaluate_detections
+from ssd_jax.evaluation.tables import DetectionTable
 from ssd_jax.inference.detect import DetectFn, Variables, detect_source, never
 
 
@@ -32,15 +33,28 @@ def evaluate_source(
     save_detections: bool = False,
     stop: Callable[[], bool] = never,
 ) -> Evaluation:
-    """The evaluation of the network on `source` by eval.metrics.
+    """Evaluate a network on a source, print the metrics and write the output files.
 
-    A table is printed, and to `out_dir` are written metrics.json, with `extra` in it, pictures of
-    detections beside ground truth, with eval.report what `write_evaluation` writes, where `name`
-    says what was evaluated, and with `save_detections` the detections, see `write_results`. Of
-    several processes each detects its share, all get the evaluation, and the first one writes.
-    Raises StoppedError if `stop` said so.
+    Every process detects in its share of the images and returns the evaluation; the main process
+    writes.
+
+    Args:
+        detect: the compiled detection, see `make_detect`.
+        variables: parameters and batch statistics.
+        source: the images and annotations.
+        config: its `eval` section selects the metrics and their settings.
+        out_dir: folder of metrics.json, images of predictions beside ground truth, and, with
+            eval.report, the files of `write_evaluation`.
+        console: prints the tables.
+        name: of the checkpoint, for the report.
+        extra: further entries of metrics.json.
+        save_detections: also write the detections, see `write_results`.
+        stop: called after each batch; true stops the evaluation.
+
+    Raises:
+        StoppedError: `stop` returned true.
     """
-    found = detect_source(
+    detections = detect_source(
         detect,
         variables,
         source,
@@ -48,10 +62,10 @@ def evaluate_source(
         batch_size=config.eval.batch_size,
         stop=stop,
     )
-    data = data_set(source)
+    data = load_ground_truth(source)
     evaluation = evaluate_detections(
         name,
-        found,
+        detections,
         data,
         metrics=config.eval.metrics,
         iou_threshold=config.eval.iou_threshold,
@@ -66,38 +80,34 @@ def evaluate_source(
         data,
         extra={"num_images": len(source), **extra},
         facts=[f"{key} {value}" for key, value in extra.items()],
-        page=config.eval.report,
+        html=config.eval.report,
         images=config.eval.num_report_images,
     )
     if save_detections:
-        write_results(out_dir, found, source, config.data.eval_split)
-    write_pictures(
-        _pictures(source, found, config.eval.num_visualizations),
+        write_results(out_dir, detections, source, config.data.eval_split)
+    write_images(
+        _samples(source, detections, config.eval.num_visualizations),
         source.classes,
         out_dir,
-        min_score=config.eval.report_score_threshold,
+        score_threshold=config.eval.report_score_threshold,
     )
-    print_table(evaluation.results, console, evaluation.baseline)
+    print_metrics(evaluation.results, console, evaluation.baseline)
     print_errors(evaluation.analysis, console)
     return evaluation
 
 
-def _pictures(source: DataSource, found: DetectionTable, count: int) -> Sequence[Sample]:
-    """Up to `count` images, spread over the source."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
-    pictures = []
-    for i in map(int, chosen):
-        rows = found.image == i
-        known = source.annotation(i)
-        pictures.append(
-            Sample(
-                name=known.image_id,
-                image=source.image(i),
-                boxes=found.boxes[rows] - VOC_PIXELS,
-                labels=found.label[rows],
-                scores=found.score[rows],
-                gt_boxes=known.boxes_px,
-                gt_labels=known.labels + 1,
-            )
+def _samples(source: DataSource, detections: DetectionTable, count: int) -> Iterator[Sample]:
+    """Yield up to `count` images, evenly spaced over the source."""
+    indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
+    for i in map(int, indices):
+        rows = detections.select(detections.image == i)
+        annotation = source.annotation(i)
+        yield Sample(
+            name=annotation.image_id,
+            image=source.image(i),
+            boxes=rows.boxes,
+            labels=rows.label,
+            scores=rows.score,
+            gt_boxes=annotation.boxes_px,
+            gt_labels=annotation.labels,
         )
-    return pictures

@@ -1,4 +1,4 @@
-"""What an evaluation knows of a data set: its objects, and its images to look at."""
+"""Ground truth of a data set for evaluation and reports."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.data.types import DataSource
-from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, GroundTruth
+from ssd_jax.evaluation.tables import GroundTruth
 
 Array = np.ndarray[Any, Any]
 
@@ -17,36 +17,35 @@ class EvaluationData:
     """The ground truth of a data set whose images are numbered from 0."""
 
     classes: tuple[str, ...]
-    """Names; label k of `objects` is classes[k - 1]."""
+    """Name of each class id."""
     objects: GroundTruth
-    """Boxes in VOC's pixels."""
     area: Array
-    """float64 [N], square pixels of each object: of its segmentation, else of its box."""
+    """float64 [N], area of each object (square pixels): of its segmentation, else of its box."""
     image_names: Sequence[str]
-    """A name for each image, which no other has."""
+    """Unique name of each image."""
     read_image: Callable[[int], Array | None]
-    """The pixels of an image, RGB uint8 [H, W, 3], as its boxes count them; None: not to be had."""
+    """Returns an image, RGB uint8 [H, W, 3], or None if it is not available."""
     image_sizes: Array | None = None
-    """int [images, 2], width and height in pixels; None where they are not known."""
+    """int [images, 2], width and height in pixels; None if unknown."""
 
 
-def data_set(source: DataSource) -> EvaluationData:
-    """The data set that a source gives."""
-    known = [source.annotation(i) for i in range(len(source))]
+def load_ground_truth(source: DataSource) -> EvaluationData:
+    """Read the annotations of a source."""
+    annotations = [source.annotation(i) for i in range(len(source))]
     areas = []
-    for one in known:
-        sides = np.asarray(one.boxes_px[:, 2:] - one.boxes_px[:, :2], np.float64)
-        areas.append(sides.prod(axis=1) if one.area is None else one.area)
+    for a in annotations:
+        sides = np.asarray(a.boxes_px[:, 2:] - a.boxes_px[:, :2], np.float64)
+        areas.append(sides.prod(axis=1) if a.area is None else a.area)
     return EvaluationData(
         classes=tuple(source.classes),
         objects=GroundTruth(
-            image=np.repeat(np.arange(len(known)), [len(a.labels) for a in known]),
-            label=np.concatenate([a.labels for a in known]) + 1,
-            boxes=np.concatenate([a.boxes_px for a in known]) + VOC_PIXELS,
-            difficult=np.concatenate([a.difficult for a in known]),
+            image=np.repeat(np.arange(len(annotations)), [len(a.labels) for a in annotations]),
+            label=np.concatenate([a.labels for a in annotations]),
+            boxes=np.concatenate([a.boxes_px for a in annotations]),
+            difficult=np.concatenate([a.difficult for a in annotations]),
         ),
         area=np.concatenate(areas),
-        image_names=[a.image_id for a in known],
+        image_names=[a.image_id for a in annotations],
         read_image=source.image,
-        image_sizes=np.array([(a.width, a.height) for a in known]).reshape(-1, 2),
+        image_sizes=np.array([(a.width, a.height) for a in annotations]).reshape(-1, 2),
     )

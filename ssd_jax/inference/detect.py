@@ -15,7 +15,7 @@ from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import DataSource
 from ssd_jax.distributed import all_gather
-from ssd_jax.evaluation.metrics.voc_ap import VOC_PIXELS, DetectionTable
+from ssd_jax.evaluation.tables import DetectionTable
 from ssd_jax.kernels.nms import batched_nms
 from ssd_jax.models.layers import INFERENCE_CACHE
 from ssd_jax.models.ssd import SSD, make_inference_cache, model_priors
@@ -135,12 +135,11 @@ def detect_source(
     batch_size: int,
     stop: Callable[[], bool] = never,
 ) -> DetectionTable:
-    """The detections of a whole source, boxes in VOC's pixels of the original images.
+    """Detect objects in a whole source; boxes are in pixels of the original images.
 
-    VOC counts pixels from 1 and includes the last one; boxes are clipped to the image. The next
-    batch is given to the devices before the last one's result is read. Several processes share
-    the images, each with batches of its own, and all get the whole table, rows in the order of the
-    source.
+    The next batch is given to the devices before the last one's result is read. Several processes
+    share the images, each with batches of its own, and all get the whole table, rows in the order
+    of the source.
 
     Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.
     """
@@ -168,10 +167,16 @@ def detect_source(
     index = np.concatenate([index for index, _ in parts])
     found = jax.tree.map(lambda *fields: np.concatenate(fields), *(found for _, found in parts))
     index, found = jax.tree.map(_one_axis, all_gather((index, found)))
+    columns = []
+    for b in np.argsort(index, kind="stable"):
+        record = int(index[b])
+        if record < 0:  # padding of the last batch
+            continue
+        annotation = source.annotation(record)
+        boxes, scores, labels = to_pixels(found, b, annotation.width, annotation.height)
+        columns.append((np.full(len(scores), record), labels, scores, boxes))
     # A source has at least one image, and each gives a row, if an empty one.
-    columns = _rows(source, index, found)
-    image, label, score, boxes = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return DetectionTable(image=image, label=label, score=score, boxes=boxes)
+    return DetectionTable(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _one_axis(x: np.ndarray) -> np.ndarray:
@@ -179,19 +184,24 @@ def _one_axis(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _rows(
-    source: DataSource, index: np.ndarray, found: Detections
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(image, label, score, boxes) of each image, in the order of the source."""
-    boxes, scores, labels, counts = (np.asarray(field) for field in found)
-    rows = []
-    for b in np.argsort(index, kind="stable"):
-        record = index[b]
-        if record < 0:  # padding of the last batch
-            continue
-        n = int(counts[b])
-        known = source.annotation(int(record))
-        size = np.array([known.width, known.height] * 2, np.float64)
-        in_pixels = np.clip(boxes[b, :n].astype(np.float64) * size, 0, size) + VOC_PIXELS
-        rows.append((np.full(n, record), labels[b, :n], scores[b, :n], in_pixels))
-    return rows
+def to_pixels(
+    detections: Detections, k: int, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Convert the network's detections in image k of a batch to pixels and class ids.
+
+    Background, class 0 of the network, is stripped here and nowhere else.
+
+    Args:
+        detections: of a batch, on the host.
+        k: index of the image in the batch.
+        width: of the original image.
+        height: of the original image.
+
+    Returns:
+        Boxes, float64 [n, 4], xyxy in continuous pixels clipped to the image; scores, float32 [n],
+        in descending order; labels, int32 [n], 0-based class ids.
+    """
+    n = int(detections.count[k])
+    size = np.array([width, height] * 2, np.float64)
+    boxes = np.clip(detections.boxes[k, :n].astype(np.float64) * size, 0, size)
+    return boxes, np.asarray(detections.scores[k, :n]), np.asarray(detections.labels[k, :n]) - 1

@@ -1,8 +1,9 @@
-"""How fast a checkpoint detects: latency, throughput, and what takes the time.
+"""Latency and throughput of detection with a checkpoint.
 
-A batch goes through three parts: reading and resizing on the host, the network, and
-post-processing (softmax, decoding, suppression). The whole is timed as `Detector` runs it, one
-program for the last two; for their shares each is compiled and timed as a program of its own.
+Detection in a batch has three stages: preprocessing (reading and resizing on the host), the
+network, and postprocessing (softmax, decoding, suppression). The whole is timed as `Detector` runs
+it, with the last two stages in one program; for their shares, each stage is compiled and timed
+separately.
 """
 
 import resource
@@ -29,29 +30,38 @@ from ssd_jax.models.ssd import model_priors
 if TYPE_CHECKING:
     from rich.console import Console
 
-PARTS = ("pre", "network", "post")
-"""Reading and resizing; the network; softmax, decoding and suppression."""
+STAGES = ("pre", "network", "post")
+"""Preprocessing; the network; postprocessing."""
 
 _SCENES = 32
 _SCENE_SIDE = 500
-# Enough for a median, and for the 5th and 95th of a hundred to be of several values.
-_LEAST_ROUNDS, _MOST_ROUNDS, _LEAST_SECONDS = 5, 60, 5.0
+# Enough for a median and for the 5th and 95th percentiles to average several values.
+_MIN_ROUNDS, _MAX_ROUNDS, _MIN_SECONDS = 5, 60, 5.0
 
 
 def benchmark(
     checkpoint: Path, batch_sizes: Sequence[int], files: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The figures of a checkpoint at each batch size, for JSON; see docs/predict.md.
+    """Measure the detection speed of a checkpoint at each batch size.
 
-    `files` are the images to detect in; none: generated scenes, already in memory. Raises
-    ConfigError for a checkpoint that cannot be read and DataError for an image.
+    Args:
+        checkpoint: folder of the checkpoint.
+        batch_sizes: to measure.
+        files: images to detect in; none: generated scenes in memory.
+
+    Returns:
+        The measurements, serializable as JSON; see docs/predict.md.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read.
+        DataError: an image cannot be read.
     """
-    # What is compiled before must not make the first compilation look short.
+    # The compile times are not to be shortened by cached programs.
     jax.config.update("jax_compilation_cache_dir", None)
     config = read_config(checkpoint)
     set_cpu_conv(config.runtime.cpu_conv)
     model, variables = restore_model(checkpoint, config)
-    given: list[Image | str] = list(files) or list(_scenes())
+    images: list[Image | str] = list(files) or list(_scenes())
     for file in files:
         read_image(file)
     device = jax.devices()[0]
@@ -68,7 +78,7 @@ def benchmark(
         else f"{_SCENES} generated scenes of {_SCENE_SIDE}x{_SCENE_SIDE}, in memory",
         "batches": {},
     }
-    finish = jax.jit(
+    postprocess = jax.jit(
         partial(
             post_process,
             priors=model_priors(config.model, config.priors),
@@ -80,32 +90,32 @@ def benchmark(
     network = jax.jit(model.apply)
     for size in batch_sizes:
         detector = Detector(model, config, prepared, batch_size=size)
-        batch = [given[k % len(given)] for k in range(size)]
+        batch = [images[k % len(images)] for k in range(size)]
         started = time.perf_counter()
         detector(batch)
         first = time.perf_counter() - started
-        inputs = jax.device_put(_prepare(batch, config.model.image_size))
+        inputs = jax.device_put(_preprocess(batch, config.model.image_size))
         outputs = network(prepared, inputs)
         programs: dict[str, Callable[[], Any]] = {
             "whole": partial(detector, batch),
-            "pre": partial(_prepare, batch, config.model.image_size),
+            "pre": partial(_preprocess, batch, config.model.image_size),
             "network": partial(network, prepared, inputs),
-            "post": partial(finish, *outputs),
+            "post": partial(postprocess, *outputs),
         }
-        times = _take_turns(programs)
+        times = _time_alternately(programs)
         figures["batches"][str(size)] = _summary(size, first, times)
     figures["peak_memory_mb"] = _peak_memory_mb(device)
     return figures
 
 
-def _take_turns(programs: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
-    """Seconds of many calls of each program, which take turns."""
+def _time_alternately(programs: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
+    """Measure the seconds of many calls of each program, in alternation."""
     for program in programs.values():
         jax.block_until_ready(program())
     times: dict[str, list[float]] = {name: [] for name in programs}
-    begun = time.perf_counter()
-    for k in range(_MOST_ROUNDS):
-        if k >= _LEAST_ROUNDS and time.perf_counter() - begun > _LEAST_SECONDS:
+    start = time.perf_counter()
+    for k in range(_MAX_ROUNDS):
+        if k >= _MIN_ROUNDS and time.perf_counter() - start > _MIN_SECONDS:
             break
         for name, program in programs.items():
             started = time.perf_counter()
@@ -116,7 +126,7 @@ def _take_turns(programs: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]
 
 def _summary(size: int, first: float, times: dict[str, np.ndarray]) -> dict[str, Any]:
     whole = float(np.median(times["whole"]))
-    parts = {name: float(np.median(times[name])) for name in PARTS}
+    parts = {name: float(np.median(times[name])) for name in STAGES}
     total = sum(parts.values())
     return {
         "latency_ms": 1e3 * whole,
@@ -132,7 +142,7 @@ def _summary(size: int, first: float, times: dict[str, np.ndarray]) -> dict[str,
 
 
 def print_benchmark(figures: dict[str, Any], console: "Console") -> None:
-    """Print the figures of `benchmark` as a table."""
+    """Print the measurements of `benchmark` as a table."""
     from rich import box
     from rich.table import Table
 
@@ -146,19 +156,19 @@ def print_benchmark(figures: dict[str, Any], console: "Console") -> None:
     names = ("batch", "ms", "5 to 95 %", "images/s", "pre", "network", "post", "compile s")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for size, of in figures["batches"].items():
+    for size, row in figures["batches"].items():
         table.add_row(
             size,
-            _ms(of["latency_ms"]),
-            f"{_ms(of['latency_ms_p5'])} to {_ms(of['latency_ms_p95'])}",
-            f"{of['images_per_s']:.1f}",
-            *(f"{of['shares'][name]:.0%}" for name in PARTS),
-            f"{of['compile_s']:.1f}",
+            _ms(row["latency_ms"]),
+            f"{_ms(row['latency_ms_p5'])} to {_ms(row['latency_ms_p95'])}",
+            f"{row['images_per_s']:.1f}",
+            *(f"{row['shares'][name]:.0%}" for name in STAGES),
+            f"{row['compile_s']:.1f}",
         )
     console.print(table)
     console.print(
-        "ms: median of a batch, from image to boxes. pre, network, post: shares of the parts, each "
-        f"timed alone. Most memory: {figures['peak_memory_mb']:,.0f} MB",
+        "ms: median of a batch, from image to boxes. pre, network, post: shares of the stages, "
+        f"timed separately. Peak memory: {figures['peak_memory_mb']:,.0f} MB",
         markup=False,
     )
 
@@ -167,9 +177,9 @@ def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
 
 
-def _prepare(batch: Sequence[Image | str], size: int) -> np.ndarray:
-    """The network's input, as the detector makes it."""
-    images = [read_image(given) if isinstance(given, str) else given for given in batch]
+def _preprocess(batch: Sequence[Image | str], size: int) -> np.ndarray:
+    """Preprocess a batch as the detector does."""
+    images = [read_image(image) if isinstance(image, str) else image for image in batch]
     return np.stack([preprocess_eval(image, size) for image in images])
 
 
@@ -179,7 +189,7 @@ def _scenes() -> list[Image]:
 
 
 def _peak_memory_mb(device: jax.Device) -> float:
-    """The most memory used: the device's where it counts it, else the process's."""
+    """Return the peak memory of the device, or of the process if the device does not report it."""
     stats = device.memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e6

@@ -29,8 +29,8 @@ from ssd_jax.distributed import (
     use_compilation_cache,
 )
 from ssd_jax.evaluation.evaluate import evaluate_source
-from ssd_jax.evaluation.outputs import OutputError, staged_by_first
-from ssd_jax.evaluation.report import flat_metrics, metric_names
+from ssd_jax.evaluation.report.metrics_json import flat_metrics, metric_names
+from ssd_jax.evaluation.report.output_dir import OutputError, staged_on_main_process
 from ssd_jax.inference.detect import StoppedError, make_detect
 from ssd_jax.io import atomic_write
 from ssd_jax.kernels.conv2d import set_cpu_conv
@@ -209,7 +209,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             interrupts.stop_point = "in the evaluation, then saving"
             with (
                 display.phase(f"evaluating after step {step}"),
-                staged_by_first(out_dir := workdir / "eval" / str(step)) as part,
+                staged_on_main_process(out_dir := workdir / "eval" / str(step)) as part,
             ):
                 evaluate_state = partial(
                     evaluate_source,
@@ -234,7 +234,7 @@ def _train(config: Config, folder: Workdir, display: Display, *, resume: bool) -
             if (best := checkpoints.add_score(step, score)) is not None:
                 values["best_step"] = best
             log.write(step, values, kind="eval")
-            log.picture(step, "detections", out_dir / "pictures.jpg")
+            log.picture(step, "detections", out_dir / "images.jpg")
 
         first = logged = step
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.data.types import Annotation
-from ssd_jax.evaluation.ground_truth import data_set
+from ssd_jax.evaluation.ground_truth import load_ground_truth
 from ssd_jax.inference.detect import StoppedError, detect_source, make_detect
 from ssd_jax.kernels.conv2d import use_cpu_conv
 from ssd_jax.kernels.winograd import transform_kernel
@@ -76,7 +76,7 @@ def test_the_batch_size_does_not_matter():
     np.testing.assert_allclose(one.boxes, three.boxes, atol=1e-4)
 
 
-def test_boxes_are_in_pixels_of_the_original_image():
+def test_boxes_are_continuous_pixels_of_the_original_image():
     """The best detection of the first image, worked out by hand."""
     found = table(2)
     model, weights = variables()
@@ -88,17 +88,20 @@ def test_boxes_are_in_pixels_of_the_original_image():
     priors = model_priors(CONFIG.model, CONFIG.priors)
     box = np.asarray(decode_boxes(loc[0], priors, (0.1, 0.2)))[prior].clip(0, 1)
     first = np.flatnonzero(found.image == 0)[0]
-    assert found.label[first] == label + 1
+    assert found.label[first] == label
     np.testing.assert_allclose(found.score[first], scores.max(), rtol=1e-5)
-    known = box * [40, 20, 40, 20] + [1, 1, 0, 0]
+    known = box * [40, 20, 40, 20]
     np.testing.assert_allclose(found.boxes[first], known, atol=1e-3)
 
 
-def test_ground_truth_counts_pixels_from_one():
-    truth = data_set(Wide()).objects
+def test_ground_truth_has_continuous_pixels_and_class_ids_from_zero():
+    truth = load_ground_truth(Wide()).objects
     np.testing.assert_array_equal(truth.image, [0, 0, 2, 2])
-    np.testing.assert_array_equal(truth.boxes[0], [1, 1, 10, 10])
-    np.testing.assert_array_equal(truth.boxes[1], [6, 6, 40, 20])
+    np.testing.assert_array_equal(
+        truth.label, Wide().annotation(0).labels.tolist() * 2 - np.ones(4)
+    )
+    np.testing.assert_array_equal(truth.boxes[0], [0, 0, 10, 10])
+    np.testing.assert_array_equal(truth.boxes[1], [5, 5, 40, 20])
 
 
 def test_detection_stops_between_batches_on_request():

@@ -1,4 +1,4 @@
-"""The detector for users: the evaluation's detections, in continuous pixels."""
+"""The Python API: the same detections as in an evaluation."""
 
 import dataclasses
 import functools
@@ -68,45 +68,43 @@ class Images:
         return IMAGES[i]
 
 
-def test_the_detections_are_the_evaluations(detector):
-    """VOC counts pixels from 1 and includes the last, so its left and upper edges are 1 more."""
+def test_detections_equal_those_of_an_evaluation(detector):
     model = make_model(CONFIG.model, CONFIG.priors)
-    known = detect_source(
+    expected = detect_source(
         make_detect(model, CONFIG), variables(), Images(), image_size=64, batch_size=2
     )
-    found = detector(IMAGES)
-    assert len(found) == 3
-    for i, each in enumerate(found):
-        rows = known.image == i
+    detections = detector(IMAGES)
+    assert len(detections) == 3
+    for i, each in enumerate(detections):
+        rows = expected.image == i
         assert rows.sum() == len(each) > 0
-        np.testing.assert_array_equal(each.scores, known.score[rows])
-        np.testing.assert_array_equal(each.labels + 1, known.label[rows])
-        in_voc = (each.boxes + np.array([[1, 1, 0, 0]])).astype(np.float32)
-        np.testing.assert_allclose(in_voc, known.boxes[rows], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(each.scores, expected.score[rows])
+        np.testing.assert_array_equal(each.labels, expected.label[rows])
+        np.testing.assert_allclose(each.boxes, expected.boxes[rows], rtol=0, atol=1e-5)
 
 
-def test_types_and_limits(detector):
-    for (width, height), found in zip(SIZES, detector(IMAGES), strict=True):
-        assert found.boxes.dtype == found.scores.dtype == np.float32
-        assert found.labels.dtype == np.int32
-        assert set(found.labels.tolist()) <= {0, 1}
-        assert found.names == ("a", "b")
-        assert (np.diff(found.scores) <= 0).all()
-        assert (found.scores > 0.3).all()
-        assert (found.boxes >= 0).all()
-        assert (found.boxes <= [width, height, width, height]).all()
+def test_dtypes_and_ranges(detector):
+    for (width, height), detections in zip(SIZES, detector(IMAGES), strict=True):
+        assert detections.boxes.dtype == detections.scores.dtype == np.float32
+        assert detections.labels.dtype == np.int32
+        assert set(detections.labels.tolist()) <= {0, 1}
+        assert detections.names == ("a", "b")
+        assert (np.diff(detections.scores) <= 0).all()
+        assert (detections.scores > 0.3).all()
+        assert (detections.boxes >= 0).all()
+        assert (detections.boxes <= [width, height, width, height]).all()
 
 
-def test_one_image_or_many_files_or_arrays(detector, tmp_path):
+def test_single_images_lists_files_and_arrays(detector, tmp_path):
     files = [tmp_path / f"{k}.png" for k in range(3)]
     for file, pixels in zip(files, IMAGES, strict=True):
         write_image(file, pixels[..., ::-1])
     together = detector(IMAGES)
     for k, file in enumerate(files):
-        for given in (IMAGES[k], file, str(file), [file]):
-            (found,) = detector(given)
-            np.testing.assert_allclose(found.boxes, together[k].boxes, atol=1e-3)
-            np.testing.assert_allclose(found.scores, together[k].scores, atol=1e-5)
+        for images in (IMAGES[k], file, str(file), [file]):
+            (detections,) = detector(images)
+            np.testing.assert_allclose(detections.boxes, together[k].boxes, atol=1e-3)
+            np.testing.assert_allclose(detections.scores, together[k].scores, atol=1e-5)
     assert detector([]) == []
     assert len(detector(np.stack([IMAGES[1]] * 3))) == 3
 
@@ -118,7 +116,7 @@ def png(pixels):
 
 
 @pytest.mark.parametrize("kind", ["jax", "pil", "bytes", "bytearray", "memoryview", "pathlike"])
-def test_images_of_other_libraries_and_encoded_ones(detector, tmp_path, kind):
+def test_jax_and_pil_images_bytes_and_paths(detector, tmp_path, kind):
     pil = pytest.importorskip("PIL.Image") if kind == "pil" else None
     make = {
         "jax": jnp.asarray,
@@ -128,19 +126,19 @@ def test_images_of_other_libraries_and_encoded_ones(detector, tmp_path, kind):
         "memoryview": lambda pixels: memoryview(png(pixels)),
         "pathlike": lambda pixels: File(tmp_path / f"{len(pixels)}.png", png(pixels)),
     }[kind]
-    known = detector(IMAGES)
+    expected = detector(IMAGES)
     (alone,) = detector(IMAGES[0])
-    (found,) = detector(make(IMAGES[0]))
-    np.testing.assert_array_equal(found.boxes, alone.boxes)
-    for each, expected in zip(detector([make(i) for i in IMAGES]), known, strict=True):
-        np.testing.assert_array_equal(each.boxes, expected.boxes)
+    (detections,) = detector(make(IMAGES[0]))
+    np.testing.assert_array_equal(detections.boxes, alone.boxes)
+    for each, other in zip(detector([make(i) for i in IMAGES]), expected, strict=True):
+        np.testing.assert_array_equal(each.boxes, other.boxes)
     if kind == "jax":
         several = detector(jnp.stack([IMAGES[1]] * 3))
-        assert [len(each) for each in several] == [len(known[1])] * 3
+        assert [len(each) for each in several] == [len(expected[1])] * 3
 
 
 class File:
-    """A path that is neither a text nor pathlib's."""
+    """A path that is neither a str nor a pathlib.Path."""
 
     def __init__(self, path, content):
         path.write_bytes(content)
@@ -150,14 +148,14 @@ class File:
         return str(self.path)
 
 
-def test_other_modes_of_pil(detector):
+def test_pil_modes(detector):
     pil = pytest.importorskip("PIL.Image")
     grey = pil.fromarray(IMAGES[0]).convert("L")
-    (known,) = detector(np.repeat(np.asarray(grey)[..., None], 3, 2))
+    (expected,) = detector(np.repeat(np.asarray(grey)[..., None], 3, 2))
     for mode in ("L", "RGBA", "P"):
-        (found,) = detector(grey.convert(mode))
-        np.testing.assert_array_equal(found.boxes, known.boxes)
-    with pytest.raises(ValueError, match=r"an image is PIL's of mode I;16; convert it to RGB"):
+        (detections,) = detector(grey.convert(mode))
+        np.testing.assert_array_equal(detections.boxes, expected.boxes)
+    with pytest.raises(ValueError, match=r"a PIL image has mode I;16; convert it to RGB"):
         detector(pil.fromarray(np.zeros((4, 4), np.uint16)))
     cut = pil.open(io.BytesIO(png(IMAGES[1])[:-3000]))
     with pytest.raises(DataError, match="a PIL image cannot be read"):
@@ -165,7 +163,7 @@ def test_other_modes_of_pil(detector):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("images", "error", "message"),
     [
         (None, TypeError, "images is None; give an array, a PIL image, the path of an image file"),
         ({"a": 1}, TypeError, "images is of type dict; give"),
@@ -176,20 +174,20 @@ def test_other_modes_of_pil(detector):
         ([[1, 2, 3]], TypeError, "an image is of type list; give"),
         ("https://example.org/a.jpg", TypeError, "is the address https://example.org/a.jpg; down"),
         (["s3://bucket/a.jpg"], TypeError, "an image is the address s3://bucket/a.jpg; download"),
-        (b"", DataError, "0 bytes given is not an image that can be decoded"),
-        (b"no image", DataError, "8 bytes given is not an image that can be decoded"),
+        (b"", DataError, "image of 0 bytes is not an image that can be decoded"),
+        (b"no image", DataError, "image of 8 bytes is not an image that can be decoded"),
         (np.zeros((4, 4)), ValueError, r"an image is float64 \[4, 4\]; give uint8"),
         (jnp.zeros((4, 4, 3)), ValueError, r"an image is float32 \[4, 4, 3\]; give uint8"),
         (np.uint8(3), ValueError, r"an image is uint8 \[\]; give uint8"),
     ],
     ids=str,
 )
-def test_what_is_no_image(detector, given, error, message):
+def test_unsupported_images_are_errors(detector, images, error, message):
     with pytest.raises(error, match=message):
-        detector(given)
+        detector(images)
 
 
-def test_it_uses_the_compile_cache_of_the_machine(run, monkeypatch):
+def test_from_checkpoint_uses_the_compilation_cache(run, monkeypatch):
     used = []
     monkeypatch.setattr(
         "ssd_jax.inference.detector.use_compilation_cache", lambda: used.append("default")
@@ -198,8 +196,8 @@ def test_it_uses_the_compile_cache_of_the_machine(run, monkeypatch):
     assert used == ["default"]
 
 
-def test_few_programs_are_compiled(detector):
-    """Of whatever sizes and however many the images are."""
+def test_at_most_two_programs_are_compiled(detector):
+    """For any number and size of images."""
     detector(IMAGES)
     detector(IMAGES[0])
     with Compilations() as count:
@@ -210,26 +208,26 @@ def test_few_programs_are_compiled(detector):
 
 
 class Compilations:
-    """Names of what JAX compiles meanwhile."""
+    """Records the compilations within a block."""
 
     def __enter__(self):
-        self.found = []
+        self.events = []
 
         def listen(event, duration, **kwargs):
             if event == "/jax/core/compile/backend_compile_duration":
-                self.found.append(event)
+                self.events.append(event)
 
         self.listen = listen
         jax.monitoring.register_event_duration_secs_listener(listen)
-        return self.found
+        return self.events
 
     def __exit__(self, *_):
         jax.monitoring.unregister_event_duration_listener(self.listen)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_turned_upright(tmp_path, orientation):
-    """As OpenCV turns it when it is asked to."""
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    """Compare with OpenCV's handling of EXIF."""
     stored = cv2.resize(image(1, 3, 2), (48, 32), interpolation=cv2.INTER_NEAREST)
     ok, data = cv2.imencode(".jpg", stored)
     assert ok
@@ -239,14 +237,14 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation):
     file = tmp_path / "turned.jpg"
     length = (len(exif) + 2).to_bytes(2, "big")
     file.write_bytes(data[:2] + b"\xff\xe1" + length + exif + data[2:])
-    known = cv2.cvtColor(cv2.imread(str(file), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    expected = cv2.cvtColor(cv2.imread(str(file), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     upright = read_image(file)
-    np.testing.assert_array_equal(upright, known)
+    np.testing.assert_array_equal(upright, expected)
     assert upright.flags["C_CONTIGUOUS"]
     assert upright.shape[:2] == ((48, 32) if orientation > 4 else (32, 48))
 
 
-def test_an_unknown_orientation_changes_nothing():
+def test_unknown_orientations_have_no_effect():
     np.testing.assert_array_equal(turn_upright(IMAGES[0], 0), IMAGES[0])
     np.testing.assert_array_equal(turn_upright(IMAGES[0], 9), IMAGES[0])
 
@@ -264,24 +262,24 @@ def test_drawing():
 
     grey = np.full((300, 400, 3), 128, np.uint8)
     drawn = FOUND.draw(grey)
-    known = draw_boxes(grey, FOUND.boxes, np.array([2, 1]), FOUND.names, FOUND.scores)
-    np.testing.assert_array_equal(drawn, known)
-    assert tuple(drawn[100, 10]) == label_color(2)
+    expected = draw_boxes(grey, FOUND.boxes, np.array([1, 0]), FOUND.names, FOUND.scores)
+    np.testing.assert_array_equal(drawn, expected)
+    assert tuple(drawn[100, 10]) == label_color(1)
     twice = FOUND.draw(grey, factor=2)
     assert twice.shape == (600, 800, 3)
-    assert tuple(twice[200, 20]) == label_color(2)
+    assert tuple(twice[200, 20]) == label_color(1)
 
 
 def test_select_and_supervision():
     first = FOUND.select(FOUND.scores > 0.7)
     assert len(first) == 1
     assert len(FOUND) == 2
-    given = FOUND.to_supervision()
-    assert set(given) == {"xyxy", "confidence", "class_id", "data"}
-    assert given["xyxy"].shape == (2, 4)
-    assert given["class_id"].dtype == int
-    assert given["class_id"].tolist() == [1, 0]
-    assert given["data"]["class_name"].tolist() == ["b", "a"]
+    converted = FOUND.to_supervision()
+    assert set(converted) == {"xyxy", "confidence", "class_id", "data"}
+    assert converted["xyxy"].shape == (2, 4)
+    assert converted["class_id"].dtype == int
+    assert converted["class_id"].tolist() == [1, 0]
+    assert converted["data"]["class_name"].tolist() == ["b", "a"]
     none = FOUND.select(np.zeros(2, bool)).to_supervision()
     assert none["xyxy"].shape == (0, 4)
     assert none["data"]["class_name"].shape == (0,)
@@ -296,7 +294,7 @@ def test_select_and_supervision():
         ([np.zeros((0, 8, 3), np.uint8)], r"uint8 \[0, 8, 3\]; give uint8"),
     ],
 )
-def test_images_of_another_kind(detector, wrong, message):
+def test_arrays_of_other_dtypes_and_shapes_are_errors(detector, wrong, message):
     with pytest.raises(ValueError, match=message):
         detector(wrong)
 
@@ -312,19 +310,21 @@ def test_other_errors(detector, run, tmp_path):
         Detector.from_checkpoint(tmp_path)
 
 
-def test_a_detection_cannot_be_changed():
+def test_detections_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FOUND.names = ()
 
 
-def test_supervision_takes_and_draws_them():
+def test_supervision_accepts_and_draws_detections():
     sv = pytest.importorskip("supervision")
     canvas = np.zeros((120, 160, 3), np.uint8)
-    for found in (FOUND, FOUND.select(np.zeros(2, bool))):
-        given = sv.Detections(**found.to_supervision())
-        assert len(given) == len(found)
-        np.testing.assert_array_equal(given.xyxy, found.boxes)
-        assert list(given.data["class_name"]) == [found.names[k] for k in found.labels]
-        drawn = sv.BoxAnnotator().annotate(canvas.copy(), given)
-        drawn = sv.LabelAnnotator().annotate(drawn, given)
-        assert drawn.any() == (len(found) > 0)
+    for detections in (FOUND, FOUND.select(np.zeros(2, bool))):
+        converted = sv.Detections(**detections.to_supervision())
+        assert len(converted) == len(detections)
+        np.testing.assert_array_equal(converted.xyxy, detections.boxes)
+        assert list(converted.data["class_name"]) == [
+            detections.names[k] for k in detections.labels
+        ]
+        drawn = sv.BoxAnnotator().annotate(canvas.copy(), converted)
+        drawn = sv.LabelAnnotator().annotate(drawn, converted)
+        assert drawn.any() == (len(detections) > 0)

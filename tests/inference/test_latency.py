@@ -39,8 +39,8 @@ def run(tmp_path_factory, variables):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Few calls, and the tests' compile cache as it was."""
-    monkeypatch.setattr(module, "_LEAST_ROUNDS", 2)
-    monkeypatch.setattr(module, "_MOST_ROUNDS", 2)
+    monkeypatch.setattr(module, "_MIN_ROUNDS", 2)
+    monkeypatch.setattr(module, "_MAX_ROUNDS", 2)
     cache = jax.config.jax_compilation_cache_dir
     yield
     jax.config.update("jax_compilation_cache_dir", cache)

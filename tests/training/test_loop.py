@@ -18,7 +18,7 @@ from ssd_jax.checkpoints.reader import (
 )
 from ssd_jax.checkpoints.writer import SaveError
 from ssd_jax.config import ConfigError, UserError, from_json
-from ssd_jax.evaluation.outputs import OutputError
+from ssd_jax.evaluation.report.output_dir import OutputError
 from ssd_jax.inference.detect import StoppedError
 from ssd_jax.models.ssd import make_model
 from ssd_jax.training import loop
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_docs_say(run):
     assert config.model.classes == ("circle", "square", "triangle", "star")
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4", "best"]
     assert list((workdir / "tensorboard").iterdir())
-    assert (workdir / "eval/4/pictures.jpg").stat().st_size > 0
+    assert (workdir / "eval/4/images.jpg").stat().st_size > 0
     assert "Evaluation of straight, step 4" in (workdir / "eval/4/report.html").read_text()
     lines = read_lines(workdir)
     assert [(line["kind"], line["step"]) for line in lines] == [

@@ -1,10 +1,10 @@
-"""COCO's twelve figures, by the hotcoco library, which counts as pycocotools does.
+"""COCO's twelve metrics, by the hotcoco library, which agrees with pycocotools.
 
-The rule is COCO's (cocodataset.org/#detection-eval; pycocotools' cocoeval.py): AP is the mean over
-the IoU thresholds 0.50, 0.55, ..., 0.95 and over the classes of the precision at 101 recalls; AR
-the mean over both of the recall that 1, 10 or 100 detections of a class an image reach. Small
-objects are below 32^2 pixels, large ones above 96^2. Unlike VOC's rule a detection takes the best
-object that is still free, and a threshold is looked at for itself.
+The protocol is COCO's (cocodataset.org/#detection-eval; pycocotools' cocoeval.py). AP is the mean
+over the IoU thresholds 0.50, 0.55, ..., 0.95 and over the classes of the precision at 101 recalls.
+AR is the mean over both of the highest recall with 1, 10 or 100 detections per class and image.
+Small objects are below 32^2 pixels, large ones above 96^2. Unlike in VOC's protocol, a detection
+takes the best object that is still unmatched, and each threshold is matched separately.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from typing import Any, Literal
 import hotcoco
 import numpy as np
 
-from ssd_jax.evaluation.metrics.voc_ap import BoxConvention, DetectionTable, GroundTruth
+from ssd_jax.evaluation.metrics.class_metrics import ClassMetrics
+from ssd_jax.evaluation.tables import DetectionTable, GroundTruth, object_areas, rows_by_class
 
 Array = np.ndarray[Any, Any]
 
-# Name -> (precision or recall, IoU threshold or None for all ten, area, detections an image),
-# areas and detections as indices of COCO's: all, small, medium, large; 1, 10, 100.
+# Name -> (precision or recall, IoU threshold or None for all ten, area, detections per image);
+# areas and detections are indices of COCO's: all, small, medium, large; 1, 10, 100.
 _FIGURES: dict[str, tuple[str, float | None, int, int]] = {
     "AP": ("precision", None, 0, 2),
     "AP50": ("precision", 0.5, 0, 2),
@@ -36,43 +37,28 @@ _FIGURES: dict[str, tuple[str, float | None, int, int]] = {
 }
 
 FIGURES = tuple(_FIGURES)
-"""The names of the twelve figures, in the order that pycocotools prints them."""
+"""Names of the twelve metrics, in the order in which pycocotools prints them."""
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Sizes and corners that were written in decimals are themselves again after VOC's offset, so that
-# an IoU of exactly a threshold stays one (pixels).
+# Rounding restores widths and corners that were written in decimals, so that an IoU exactly at a
+# threshold stays there (pixels).
 _DIGITS = 9
-_GROUP = 500_000  # detections that the library has at once, as far as classes can be told apart
-
-
-@dataclass(frozen=True)
-class CocoClass:
-    """The figures of one class."""
-
-    name: str
-    ap: float
-    """AP over the ten thresholds, 0 to 1; nan for a class without objects."""
-    num_objects: int
-    """Objects that are no crowds."""
-    num_detections: int
-    """Detections, with those that COCO leaves out after the 100th of a class in an image."""
-    ap_by_size: tuple[float, float, float]
-    """AP of the small, medium and large objects alone; nan where there is none."""
+_GROUP = 500_000  # detections in memory at once, if no single class has more
 
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The evaluation of a data set by COCO's rule."""
+    """COCO's metrics of a data set."""
 
     figures: dict[str, float]
-    """`FIGURES`, 0 to 1; nan where there is no object to find, for which COCO writes -1."""
-    classes: tuple[CocoClass, ...]
+    """Value of each of `FIGURES`, 0 to 1; nan without objects, where COCO writes -1."""
+    classes: tuple[ClassMetrics, ...]
 
     metric: Literal["coco"] = "coco"
 
     @property
     def mean_ap(self) -> float:
-        """COCO's AP, 0 to 1; nan where no class has objects."""
+        """COCO's AP, 0 to 1; nan if no class has objects."""
         return self.figures["AP"]
 
     @property
@@ -87,58 +73,48 @@ def evaluate_coco(
     classes: Sequence[str],
     *,
     area: Array | None = None,
-    box_convention: BoxConvention = "inclusive",
 ) -> CocoResult:
-    """COCO's figures over all of `classes`, where label k is classes[k - 1].
+    """Compute COCO's metrics over all classes.
 
     Args:
-        detections: any number of an image; COCO takes the best 100 of each class. Equal scores
-            keep the order of the images, then that of the rows, as in pycocotools.
-        ground_truth: `difficult` objects are COCO's crowds: nobody asks for them, and a detection
-            that lies in one by the threshold is neither right nor wrong.
-        classes: names; those without objects have ap nan and do not enter the means.
-        area: float [N], square pixels of each object; COCO's own is that of its segmentation.
-            None: that of its box, which is larger, so APs, APm and APl differ a little.
-        box_convention: inclusive: boxes are xmax - xmin + 1 pixels wide; exclusive: xmax - xmin.
+        detections: any number per image; COCO uses the best 100 of each class. Equal scores keep
+            the order of the images, then that of the rows, as in pycocotools.
+        ground_truth: `difficult` objects are COCO's crowds: they are not required, and a detection
+            that lies in one by the threshold is ignored.
+        classes: name of each class id; those without objects have AP nan and are excluded from
+            means.
+        area: float [N], area of each object (square pixels); COCO's is that of its segmentation.
+            None: the area of its box, which is larger, so APs, APm and APl differ slightly.
 
-    Raises ValueError for a label outside 1..len(classes), or areas of another number.
+    Raises:
+        ValueError: a label is out of range, or there is not one area per object.
     """
-    for table, what in ((detections, "detections"), (ground_truth, "ground truth")):
-        outside = (table.label < 1) | (table.label > len(classes))
-        if outside.any():
-            raise ValueError(
-                f"{what} have label {table.label[outside][0]} and there are {len(classes)} "
-                f"classes; use 1 to {len(classes)}, 0 is background"
-            )
-    gt_boxes = _to_xywh(ground_truth.boxes, box_convention)
-    areas = gt_boxes[:, 2] * gt_boxes[:, 3] if area is None else np.asarray(area, np.float64)
-    if areas.shape != ground_truth.label.shape:
-        raise ValueError(
-            f"area has shape {areas.shape} and there are {len(ground_truth.label)} objects; "
-            "give one value an object"
-        )
+    det_rows = rows_by_class(detections, len(classes))
+    gt_rows = rows_by_class(ground_truth, len(classes))
+    gt_boxes = _to_xywh(ground_truth.boxes)
+    areas = object_areas(gt_boxes[:, 2] * gt_boxes[:, 3] if area is None else area, ground_truth)
     precision, recall = _accumulate_in_groups(
-        detections, ground_truth, gt_boxes, areas, len(classes), box_convention
+        detections, ground_truth, gt_boxes, areas, len(classes)
     )
     tables = {"precision": precision, "recall": recall}
+
+    def class_ap(k: int, size: int) -> float:
+        return _defined_mean(precision[:, :, k, size, 2])
+
     return CocoResult(
         figures={
-            name: _mean(tables[kind][_rows(iou)][..., size, most])
-            for name, (kind, iou, size, most) in _FIGURES.items()
+            name: _defined_mean(tables[table][_threshold_rows(iou)][..., size, most])
+            for name, (table, iou, size, most) in _FIGURES.items()
         },
         classes=tuple(
-            CocoClass(
+            ClassMetrics(
                 name=name,
-                ap=_mean(precision[:, :, k, 0, 2]),
-                num_objects=int(np.sum((ground_truth.label == k + 1) & ~ground_truth.difficult)),
-                num_detections=int(np.sum(detections.label == k + 1)),
-                ap_by_size=(
-                    _mean(precision[:, :, k, 1, 2]),
-                    _mean(precision[:, :, k, 2, 2]),
-                    _mean(precision[:, :, k, 3, 2]),
-                ),
+                ap=class_ap(k, 0),
+                num_objects=int(np.sum(~ground_truth.difficult[gt])),
+                num_detections=len(det),
+                ap_by_size=(class_ap(k, 1), class_ap(k, 2), class_ap(k, 3)),
             )
-            for k, name in enumerate(classes)
+            for k, (name, det, gt) in enumerate(zip(classes, det_rows, gt_rows, strict=True))
         ),
     )
 
@@ -149,26 +125,25 @@ def _accumulate_in_groups(
     gt_boxes: Array,
     areas: Array,
     num_classes: int,
-    box_convention: BoxConvention,
 ) -> tuple[Array, Array]:
-    """As `_accumulate`, some classes at a time: the library takes 250 bytes a detection."""
-    counts = np.bincount(detections.label, minlength=num_classes + 1)[1:]
+    """Call `_accumulate` for groups of classes: the library takes 250 bytes per detection."""
+    counts = np.bincount(detections.label, minlength=num_classes)
     group = np.cumsum(counts) // _GROUP
     precisions, recalls = [np.zeros((10, 101, 0, 4, 3))], [np.zeros((10, 0, 4, 3))]
     for number in np.unique(group):
-        first, last = np.flatnonzero(group == number)[[0, -1]] + 1
+        first, last = np.flatnonzero(group == number)[[0, -1]]
         det = np.flatnonzero((first <= detections.label) & (detections.label <= last))
         gt = np.flatnonzero((first <= ground_truth.label) & (ground_truth.label <= last))
         precision, recall = _accumulate(
             DetectionTable(
                 detections.image[det],
-                detections.label[det] - first + 1,
+                detections.label[det] - first,
                 detections.score[det],
-                _to_xywh(detections.boxes[det], box_convention),
+                _to_xywh(detections.boxes[det]),
             ),
             GroundTruth(
                 ground_truth.image[gt],
-                ground_truth.label[gt] - first + 1,
+                ground_truth.label[gt] - first,
                 gt_boxes[gt],
                 ground_truth.difficult[gt],
             ),
@@ -181,53 +156,49 @@ def _accumulate_in_groups(
 
 
 def _accumulate(
-    detections: DetectionTable,
-    ground_truth: GroundTruth,
-    areas: Array,
-    num_classes: int,
+    detections: DetectionTable, ground_truth: GroundTruth, areas: Array, num_classes: int
 ) -> tuple[Array, Array]:
-    """(precision [10, 101, classes, 4, 3], recall [10, classes, 4, 3]); -1 where not defined.
+    """Accumulate precision and recall of tables whose boxes are x, y, width, height.
 
-    The boxes of both tables are x, y, width, height.
+    Returns:
+        precision [10, 101, classes, 4, 3] and recall [10, classes, 4, 3]; -1 where not defined.
     """
-    # An image that is in neither table changes nothing. Numbers from 1: some readers of COCO's
-    # files take an id of 0 for none.
-    names = np.unique(np.concatenate([detections.image, ground_truth.image]))
-    known = hotcoco.COCO.from_arrays(
-        [{"id": k + 1, "width": 0, "height": 0} for k in range(len(names))],
+    # Images that are in neither table have no effect. Ids start from 1: some readers of COCO's
+    # files take an id of 0 for a missing one.
+    images = np.unique(np.concatenate([detections.image, ground_truth.image]))
+    coco_gt = hotcoco.COCO.from_arrays(
+        [{"id": k + 1, "width": 0, "height": 0} for k in range(len(images))],
         [{"id": k + 1, "name": str(k + 1)} for k in range(num_classes)],
-        np.searchsorted(names, ground_truth.image) + 1,
-        ground_truth.label,
+        np.searchsorted(images, ground_truth.image) + 1,
+        ground_truth.label + 1,
         ground_truth.boxes,
         area=areas,
         iscrowd=ground_truth.difficult.astype(np.int64),
     )
-    image = np.searchsorted(names, detections.image) + 1
-    found = known.load_res(
-        np.column_stack([image, detections.boxes, detections.score, detections.label])
+    image = np.searchsorted(images, detections.image) + 1
+    coco_dt = coco_gt.load_res(
+        np.column_stack([image, detections.boxes, detections.score, detections.label + 1])
     )
-    evaluation = hotcoco.COCOeval(known, found, "bbox")
+    evaluation = hotcoco.COCOeval(coco_gt, coco_dt, "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     result = evaluation.eval
-    assert result is not None  # accumulate() has run
+    assert result is not None  # set by accumulate()
     return np.asarray(result["precision"]), np.asarray(result["recall"])
 
 
-def _to_xywh(boxes: Array, box_convention: BoxConvention) -> Array:
-    """[N, 4] x, y, width, height in continuous pixels; x and y count from 0 with inclusive."""
-    if box_convention not in ("inclusive", "exclusive"):
-        raise ValueError(f"box_convention is {box_convention!r}; use inclusive or exclusive")
-    corner = boxes[:, :2] - (1.0 if box_convention == "inclusive" else 0.0)
+def _to_xywh(boxes: Array) -> Array:
+    """Convert boxes [N, 4] from xyxy to x, y, width, height."""
+    corner = boxes[:, :2]
     return np.round(np.concatenate([corner, boxes[:, 2:] - corner], axis=1), _DIGITS)
 
 
-def _rows(iou: float | None) -> Any:
-    """The index of the thresholds that are asked for."""
+def _threshold_rows(iou: float | None) -> Any:
+    """Return the index of an IoU threshold; None: all of them."""
     return slice(None) if iou is None else np.isclose(_THRESHOLDS, iou)
 
 
-def _mean(values: Array) -> float:
-    """The mean of what is defined; nan where nothing is."""
+def _defined_mean(values: Array) -> float:
+    """Compute the mean of the values that are defined (not -1); nan if none is."""
     values = values[values > -1]
     return float(values.mean()) if values.size else float("nan")

@@ -1,6 +1,6 @@
-"""What lies behind the figures of an evaluation: curves, errors, confusions, best and worst images.
+"""Error analysis: curves, TIDE's errors, the confusion matrix, best and worst images.
 
-All of it goes by VOC's rule at one IoU, whatever metrics were asked for.
+All of it follows VOC's protocol at one IoU threshold, whatever metrics are evaluated.
 """
 
 from collections.abc import Sequence
@@ -9,98 +9,97 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax.evaluation.metrics.matching import BoxConvention
 from ssd_jax.evaluation.metrics.tide import (
-    OUTCOMES,
+    IGNORED,
+    TRUE_POSITIVE,
     Outcomes,
+    classify_outcomes,
     confusion_matrix,
     count_errors,
-    find_outcomes,
-    gains,
+    delta_ap,
 )
-from ssd_jax.evaluation.metrics.voc_ap import (
-    BoxConvention,
-    DetectionTable,
-    GroundTruth,
-    VocResult,
-    evaluate_voc,
-)
+from ssd_jax.evaluation.metrics.voc_ap import VocResult, evaluate_voc
+from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 Array = np.ndarray[Any, Any]
 
-REPORT_SCORE = 0.3
-"""Score from which a detection is counted and drawn. An evaluation keeps up to 200 of an image,
-down to 0.01, which belong to the curves and which nobody who uses a detector looks at."""
+REPORT_SCORE_THRESHOLD = 0.3
+"""Default lowest score of detections that are counted and drawn. An evaluation keeps up to 200
+detections of an image, down to score 0.01; the low ones matter for the curves only."""
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What the images have; int64 [images] each."""
+    """Counts of each image; int64 [images] each."""
 
-    right: Array
-    """Detections that are right."""
-    wrong: Array
+    tp: Array
+    """True positives."""
+    fp: Array
     """False positives."""
-    missing: Array
-    """Objects, not difficult, that no detection finds."""
+    fn: Array
+    """False negatives: objects, not difficult, without a true positive."""
 
     def f1(self) -> Array:
-        """Harmonic mean of an image's precision and recall, float64; nan with nothing in it."""
-        both = 2 * self.right
-        total = both + self.wrong + self.missing
-        return np.where(total > 0, both / np.maximum(total, 1), np.nan)
+        """Compute the F1 score of each image, float64; nan without objects and detections."""
+        total = 2 * self.tp + self.fp + self.fn
+        return np.where(total > 0, 2 * self.tp / np.maximum(total, 1), np.nan)
 
     def worst(self, count: int) -> list[int]:
-        """Up to `count` images with errors, lowest F1 first, of equals the one with most errors."""
-        errors = self.wrong + self.missing
+        """Return up to `count` images with errors: lowest F1 first, then most errors."""
+        errors = self.fp + self.fn
         order = np.lexsort((-errors, self.f1()))
         return [int(i) for i in order if errors[i] > 0][:count]
 
     def best(self, count: int) -> list[int]:
-        """Up to `count` images with something right, highest F1 first, of equals most objects."""
-        order = np.lexsort((-self.right, -self.f1()))
-        return [int(i) for i in order if self.right[i] > 0][:count]
+        """Return up to `count` images with true positives: highest F1 first, then most objects."""
+        order = np.lexsort((-self.tp, -self.f1()))
+        return [int(i) for i in order if self.tp[i] > 0][:count]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The analysis of the detections of a data set."""
+    """Error analysis of the detections of a data set."""
 
     curves: VocResult
-    """Of all detections, area under the curve."""
-    gains: dict[str, float]
-    """What mean AP would gain if all errors of a kind were mended, see `errors.gains`."""
-    score: float
-    """What follows counts detections from this score on."""
+    """Precision-recall curves of all detections, by the metric voc."""
+    delta_ap: dict[str, float]
+    """TIDE's delta AP of each error type, over all detections; see `tide.delta_ap`."""
+    score_threshold: float
+    """Lowest score of the detections that the following fields count."""
     counts: dict[str, int]
-    """The number of each of `errors.ERRORS`."""
+    """Number of errors of each type in `tide.ERRORS`."""
     confusion: Array
-    """int64 [classes + 1, classes + 1], see `errors.confusion_matrix`."""
+    """int64 [classes + 1, classes + 1], see `tide.confusion_matrix`."""
     images: ImageCounts
 
 
-def analyse(
+def analyze_errors(
     detections: DetectionTable,
     ground_truth: GroundTruth,
     classes: Sequence[str],
     num_images: int,
     *,
     area: Array | None = None,
-    score: float = REPORT_SCORE,
+    score_threshold: float = REPORT_SCORE_THRESHOLD,
     iou_threshold: float = 0.5,
     box_convention: BoxConvention = "inclusive",
 ) -> Analysis:
-    """The analysis of detections whose images are numbered from 0 to `num_images` - 1.
+    """Analyze the errors of detections whose images are numbered from 0 to `num_images` - 1.
 
-    `area`, `iou_threshold` and `box_convention` as for `evaluate_voc`; `score` as
-    `Analysis.score`.
+    `score_threshold` is that of `Analysis`; the other arguments are those of `evaluate_voc`.
     """
-    k = len(classes)
-    everything = find_outcomes(
-        detections, ground_truth, k, iou_threshold=iou_threshold, box_convention=box_convention
+    num_classes = len(classes)
+    outcomes = classify_outcomes(
+        detections,
+        ground_truth,
+        num_classes,
+        iou_threshold=iou_threshold,
+        box_convention=box_convention,
     )
-    is_told = detections.score >= score
-    told = detections.select(is_told)
-    outcomes = everything.above(is_told, ground_truth.difficult)
+    kept = detections.score >= score_threshold
+    kept_detections = detections.select(kept)
+    kept_outcomes = outcomes.select(kept, ground_truth.difficult)
     return Analysis(
         curves=evaluate_voc(
             detections,
@@ -110,22 +109,22 @@ def analyse(
             iou_threshold=iou_threshold,
             box_convention=box_convention,
         ),
-        gains=gains(detections, ground_truth, k, everything),
-        score=score,
-        counts=count_errors(outcomes),
-        confusion=confusion_matrix(told, ground_truth, k, outcomes),
-        images=_count_images(told, ground_truth, outcomes, num_images),
+        delta_ap=delta_ap(detections, ground_truth, num_classes, outcomes),
+        score_threshold=score_threshold,
+        counts=count_errors(kept_outcomes),
+        confusion=confusion_matrix(kept_detections, ground_truth, num_classes, kept_outcomes),
+        images=_count_images(kept_detections, ground_truth, kept_outcomes, num_images),
     )
 
 
 def _count_images(
     detections: DetectionTable, ground_truth: GroundTruth, outcomes: Outcomes, num_images: int
 ) -> ImageCounts:
-    right = outcomes.kind == OUTCOMES.index("right")
-    wrong = ~right & (outcomes.kind != OUTCOMES.index("set aside"))
-    missing = ~outcomes.found & ~ground_truth.difficult
+    tp = outcomes.kind == TRUE_POSITIVE
+    fp = ~tp & (outcomes.kind != IGNORED)
+    fn = ~outcomes.detected & ~ground_truth.difficult
     return ImageCounts(
-        right=np.bincount(detections.image[right], minlength=num_images),
-        wrong=np.bincount(detections.image[wrong], minlength=num_images),
-        missing=np.bincount(ground_truth.image[missing], minlength=num_images),
+        tp=np.bincount(detections.image[tp], minlength=num_images),
+        fp=np.bincount(detections.image[fp], minlength=num_images),
+        fn=np.bincount(ground_truth.image[fn], minlength=num_images),
     )

@@ -1,8 +1,8 @@
-"""What the false positives of an evaluation are, and what each kind of error costs.
+"""Types of detection errors and their cost in AP, after TIDE (Bolya et al., ECCV 2020, section 2).
 
-After TIDE (Bolya et al., ECCV 2020, section 2): every false positive is given the one change that
-would make it right, and the gain in mean AP if all of a kind were changed says what the kind costs.
-Which detections are right is VOC's rule here, as in `evaluate_voc`, whose mean AP is gained.
+Every false positive has the type of the one correction that would make it a true positive. The
+cost of a type is its delta AP: the increase of mean AP if all errors of the type were corrected.
+True positives and mean AP are those of `evaluate_voc`.
 """
 
 from dataclasses import dataclass
@@ -10,70 +10,79 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax.evaluation.metrics.matching import BoxConvention, best_objects
 from ssd_jax.evaluation.metrics.voc_ap import (
-    BoxConvention,
-    DetectionTable,
-    GroundTruth,
     average_precision,
-    curve,
     match_detections,
-    mean_of_known,
-    pair_iou,
-    pairs,
-    rows_of_classes,
+    nan_mean,
+    precision_recall_curve,
 )
+from ssd_jax.evaluation.tables import DetectionTable, GroundTruth, rows_by_class, split_by_label
 
 Array = np.ndarray[Any, Any]
 
-FALSE_POSITIVES = ("wrong class", "poor box", "wrong class and poor box", "duplicate", "background")
-"""The kinds of false positives."""
+FALSE_POSITIVES = ("classification", "localization", "both", "duplicate", "background")
+"""The types of false positives."""
 
 ERRORS = (*FALSE_POSITIVES, "missed")
-"""The kinds of errors: false positives, and objects that are missed."""
+"""The types of errors: those of false positives, and missed objects."""
 
-OUTCOMES = ("right", "set aside", *FALSE_POSITIVES)
-"""What a detection can be."""
+OUTCOMES = ("true positive", "ignored", *FALSE_POSITIVES)
+"""The possible outcomes of a detection."""
 
-_RIGHT, _SET_ASIDE, _WRONG_CLASS, _POOR_BOX, _BOTH, _DUPLICATE, _BACKGROUND = range(7)
+(
+    TRUE_POSITIVE,
+    IGNORED,
+    _CLASSIFICATION,
+    _LOCALIZATION,
+    _BOTH,
+    _DUPLICATE,
+    _BACKGROUND,
+) = range(len(OUTCOMES))
 
 _BLOCK = 1 << 17  # detections whose pairs with objects are in memory at once
 
 BACKGROUND_IOU = 0.1
-"""Below this IoU with every object a detection shows background."""
+"""A false positive whose IoU with every object is lower is a background error."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of the detections [N] and of the objects [G] of an evaluation."""
+    """The outcomes of the detections [N] and of the objects [G] of an evaluation."""
 
     kind: Array
     """int64 [N], index into `OUTCOMES`."""
     object: Array
-    """int64 [N], the row of the object that is found, or that would be if a wrong class or a poor
-    box were mended; -1 for all others."""
-    found: Array
-    """bool [G]."""
+    """int64 [N], the row of the object that the detection matches, or would match if its
+    classification or localization error were corrected; -1 for all others."""
+    detected: Array
+    """bool [G], objects with a true positive."""
     missed: Array
-    """bool [G]: not difficult, not found, and no wrong class or poor box is all that is between."""
+    """bool [G], objects, not difficult, that neither a true positive nor a classification or
+    localization error covers."""
 
-    def above(self, kept: Array, difficult: Array) -> "Outcomes":
-        """Return the outcomes of the detections above a score alone.
+    def select(self, kept: Array, difficult: Array) -> "Outcomes":
+        """Return the outcomes of the detections above some score alone.
 
-        Detections of lower scores change nothing for them.
+        Detections of lower scores do not affect them.
 
         Args:
-            kept: bool [N], the detections of at least some score.
+            kept: bool [N], detections of at least some score.
             difficult: bool [G], of the objects.
         """
-        kind, target = self.kind[kept], self.object[kept]
-        found = np.zeros_like(self.found)
-        found[target[kind == _RIGHT]] = True
-        missed = ~found & ~difficult
-        missed[target[target >= 0]] = False
-        return Outcomes(kind, target, found, missed)
+        return _outcomes(self.kind[kept], self.object[kept], difficult)
 
 
-def find_outcomes(
+def _outcomes(kind: Array, target: Array, difficult: Array) -> Outcomes:
+    """Derive the outcomes of the objects from those of the detections."""
+    detected = np.zeros(len(difficult), bool)
+    detected[target[kind == TRUE_POSITIVE]] = True
+    missed = ~detected & ~difficult
+    missed[target[target >= 0]] = False
+    return Outcomes(kind, target, detected, missed)
+
+
+def classify_outcomes(
     detections: DetectionTable,
     ground_truth: GroundTruth,
     num_classes: int,
@@ -81,26 +90,26 @@ def find_outcomes(
     iou_threshold: float = 0.5,
     box_convention: BoxConvention = "inclusive",
 ) -> Outcomes:
-    """The outcome of each detection and of each object.
+    """Determine the outcome of each detection and of each object.
 
-    A false positive is, by its highest IoU with the objects of its class in the image (same) and
-    with those of other classes (other), the first of these that holds:
+    The type of a false positive depends on its highest IoU with the objects of its class in the
+    image (same) and with those of other classes (other), t being `iou_threshold`. It is the first
+    of these that applies:
 
-    - duplicate: same from the threshold on; a better detection has that object;
-    - poor box: same from `BACKGROUND_IOU` on;
-    - wrong class: other from the threshold on;
-    - wrong class and poor box: other from `BACKGROUND_IOU` on;
+    - duplicate: same >= t, but a detection with a higher score matches the object;
+    - localization: same >= `BACKGROUND_IOU`;
+    - classification: other >= t;
+    - both: other >= `BACKGROUND_IOU`;
     - background.
 
-    The threshold is `iou_threshold`. Difficult objects count for `other` too: they are there.
+    Difficult objects count as objects of other classes too.
     """
-    count, objects = len(detections.label), len(ground_truth.label)
+    count = len(detections.label)
     kind = np.full(count, _BACKGROUND)
     target = np.full(count, -1)
-    found = np.zeros(objects, bool)
     same = np.zeros(count)
-    det_rows = rows_of_classes(detections.label, num_classes, "detections")
-    gt_rows = rows_of_classes(ground_truth.label, num_classes, "ground truth")
+    det_rows = rows_by_class(detections, num_classes)
+    gt_rows = rows_by_class(ground_truth, num_classes)
     for det, gt in zip(det_rows, gt_rows, strict=True):
         det = det[np.argsort(-detections.score[det], kind="stable")]
         matches = match_detections(
@@ -112,79 +121,85 @@ def find_outcomes(
             iou_threshold=iou_threshold,
             box_convention=box_convention,
         )
-        kind[det[matches.true_positive]] = _RIGHT
-        kind[det[matches.ignored]] = _SET_ASIDE
+        kind[det[matches.true_positive]] = TRUE_POSITIVE
+        kind[det[matches.ignored]] = IGNORED
         same[det] = matches.iou
         overlaps = matches.iou > 0
         target[det[overlaps]] = gt[matches.object[overlaps]]
-        found[gt[matches.object[matches.true_positive]]] = True
 
-    wrong = kind == _BACKGROUND
+    false_positive = kind == _BACKGROUND
     low = min(BACKGROUND_IOU, iou_threshold)
-    # The others are decided by their own class.
-    undecided = np.flatnonzero(wrong & ((same < low) | (same == 0)))
+    # The type of all others follows from the objects of their class.
+    undecided = np.flatnonzero(false_positive & ((same < low) | (same == 0)))
     other, other_object = np.zeros(count), np.full(count, -1)
     for start in range(0, len(undecided), _BLOCK):
         rows = undecided[start : start + _BLOCK]
-        other[rows], other_object[rows] = _of_other_classes(
-            detections, rows, ground_truth, box_convention
+        other[rows], other_object[rows] = best_objects(
+            detections.image[rows],
+            detections.boxes,
+            rows,
+            ground_truth.image,
+            ground_truth.boxes,
+            box_convention,
+            labels=(detections.label[rows], ground_truth.label),
         )
-    kind[wrong & (other >= low) & (other > 0)] = _BOTH
-    kind[wrong & (other >= iou_threshold) & (other > 0)] = _WRONG_CLASS
-    kind[wrong & (same >= low) & (same > 0)] = _POOR_BOX
-    kind[wrong & (same >= iou_threshold) & (same > 0)] = _DUPLICATE
-    wrong_class = kind == _WRONG_CLASS
-    target[wrong_class] = other_object[wrong_class]
-    target[~np.isin(kind, (_RIGHT, _WRONG_CLASS, _POOR_BOX))] = -1
-
-    missed = ~found & ~ground_truth.difficult
-    missed[target[target >= 0]] = False
-    return Outcomes(kind, target, found, missed)
+    # In ascending order of precedence.
+    for error, iou, threshold in (
+        (_BOTH, other, low),
+        (_CLASSIFICATION, other, iou_threshold),
+        (_LOCALIZATION, same, low),
+        (_DUPLICATE, same, iou_threshold),
+    ):
+        kind[false_positive & (iou >= threshold) & (iou > 0)] = error
+    target = np.where(kind == _CLASSIFICATION, other_object, target)
+    target[~np.isin(kind, (TRUE_POSITIVE, _CLASSIFICATION, _LOCALIZATION))] = -1
+    return _outcomes(kind, target, ground_truth.difficult)
 
 
 def count_errors(outcomes: Outcomes) -> dict[str, int]:
-    """The number of each of `ERRORS`."""
-    counts = np.bincount(outcomes.kind, minlength=len(OUTCOMES))[2:]
+    """Count the errors of each type in `ERRORS`."""
+    counts = np.bincount(outcomes.kind, minlength=len(OUTCOMES))[_CLASSIFICATION:]
     return dict(zip(ERRORS, [*map(int, counts), int(outcomes.missed.sum())], strict=True))
 
 
-def gains(
+def delta_ap(
     detections: DetectionTable,
     ground_truth: GroundTruth,
     num_classes: int,
     outcomes: Outcomes,
 ) -> dict[str, float]:
-    """What mean AP (area under the curve) would gain if all errors of one kind were mended.
+    """Compute the increase of mean AP (metric voc) if all errors of one type were corrected.
 
-    For each of `ERRORS`: a wrong class or a poor box becomes right, or vanishes where its object
-    has a detection already; other false positives vanish; missed objects are not asked for. The
-    gains of all kinds do not add up to what is missing to 1: mending one brings others forth.
+    For each type in `ERRORS`: a classification or localization error becomes a true positive, or
+    is removed if its object has a detection already; other false positives are removed; missed
+    objects are not required. The values do not add up to the difference of the mean AP and 1, as
+    correcting one type reveals errors of others.
     """
     objects = np.bincount(
-        ground_truth.label[~ground_truth.difficult], minlength=num_classes + 1
+        ground_truth.label[~ground_truth.difficult], minlength=num_classes
     ).astype(np.int64)
-    asked = np.flatnonzero(objects[1:]) + 1
-    right = outcomes.kind == _RIGHT
-    kept = outcomes.kind != _SET_ASIDE
+    required = np.flatnonzero(objects)
+    tp = outcomes.kind == TRUE_POSITIVE
+    counted = outcomes.kind != IGNORED
     rank = np.argsort(-detections.score, kind="stable")
 
-    def mean_ap(label: Array, right: Array, kept: Array, objects: Array) -> float:
-        order = rank[kept[rank]]
-        right = right[order]
-        rows = rows_of_classes(label[order], num_classes, "detections")
-        return mean_of_known([_ap(right[rows[k - 1]], int(objects[k])) for k in asked])
+    def mean_ap(label: Array, tp: Array, counted: Array, objects: Array) -> float:
+        order = rank[counted[rank]]
+        tp = tp[order]
+        rows = split_by_label(label[order], num_classes)
+        return nan_mean([_ap(tp[rows[k]], int(objects[k])) for k in required])
 
-    before = mean_ap(detections.label, right, kept, objects)
+    before = mean_ap(detections.label, tp, counted, objects)
     after = {}
-    for kind, name in enumerate(FALSE_POSITIVES, start=_WRONG_CLASS):
+    for kind, name in enumerate(FALSE_POSITIVES, start=_CLASSIFICATION):
         of_kind = outcomes.kind == kind
-        label, mended = detections.label.copy(), np.zeros_like(right)
-        if kind in (_WRONG_CLASS, _POOR_BOX):
-            mended = _first_of_each(outcomes, of_kind, rank, ground_truth.difficult)
-            label[mended] = ground_truth.label[outcomes.object[mended]]
-        after[name] = mean_ap(label, right | mended, kept & (mended | ~of_kind), objects)
-    missed = np.bincount(ground_truth.label[outcomes.missed], minlength=num_classes + 1)
-    after["missed"] = mean_ap(detections.label, right, kept, objects - missed)
+        label, corrected = detections.label.copy(), np.zeros_like(tp)
+        if kind in (_CLASSIFICATION, _LOCALIZATION):
+            corrected = _first_of_each_object(outcomes, of_kind, rank, ground_truth.difficult)
+            label[corrected] = ground_truth.label[outcomes.object[corrected]]
+        after[name] = mean_ap(label, tp | corrected, counted & (corrected | ~of_kind), objects)
+    missed = np.bincount(ground_truth.label[outcomes.missed], minlength=num_classes)
+    after["missed"] = mean_ap(detections.label, tp, counted, objects - missed)
     return {name: value - before for name, value in after.items()}
 
 
@@ -194,79 +209,59 @@ def confusion_matrix(
     num_classes: int,
     outcomes: Outcomes,
 ) -> Array:
-    """How often an object of class i was told as class j, int64 [classes + 1, classes + 1].
+    """Count how often an object of class i is predicted as class j.
 
-    Row and column 0 are nothing: an object that nobody told, and a detection on no object or on
-    one that is told already. What is right by VOC's rule is on the diagonal; of the others, by
-    falling score, a wrong class takes its object if it is still free. Difficult objects, and what
-    is set aside for them, do not count.
+    True positives are on the diagonal. In descending order of score, a classification error is
+    assigned to its object if that is still unassigned. Difficult objects and ignored detections do
+    not count.
+
+    Returns:
+        int64 [classes + 1, classes + 1]. The last row and column are background: detections that
+        are assigned to no object, and objects that no detection is assigned to.
     """
-    right = outcomes.kind == _RIGHT
     rank = np.argsort(-detections.score, kind="stable")
-    wrong_class = outcomes.kind == _WRONG_CLASS
-    told = right | _first_of_each(outcomes, wrong_class, rank, ground_truth.difficult)
-    on_nothing = (outcomes.kind != _SET_ASIDE) & ~told
-    untold = ~ground_truth.difficult
-    untold[outcomes.object[told]] = False
+    classification = outcomes.kind == _CLASSIFICATION
+    assigned = (outcomes.kind == TRUE_POSITIVE) | _first_of_each_object(
+        outcomes, classification, rank, ground_truth.difficult
+    )
+    unassigned = (outcomes.kind != IGNORED) & ~assigned
+    undetected = ~ground_truth.difficult
+    undetected[outcomes.object[assigned]] = False
 
-    objects, found = ground_truth.label, detections.label
-    of_object = [objects[outcomes.object[told]], 0 * found[on_nothing], objects[untold]]
-    as_class = [found[told], found[on_nothing], 0 * objects[untold]]
+    gt_label, label = ground_truth.label, detections.label
+    background = num_classes
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-    np.add.at(matrix, (np.concatenate(of_object), np.concatenate(as_class)), 1)
+    np.add.at(matrix, (gt_label[outcomes.object[assigned]], label[assigned]), 1)
+    matrix[background, :num_classes] = np.bincount(label[unassigned], minlength=num_classes)
+    matrix[:num_classes, background] = np.bincount(gt_label[undetected], minlength=num_classes)
     return matrix
 
 
-def _first_of_each(outcomes: Outcomes, among: Array, rank: Array, difficult: Array) -> Array:
-    """Of the detections `among`, bool [N], the best of each object that is not found; bool [N]."""
-    rows = rank[among[rank]]
+def _first_of_each_object(
+    outcomes: Outcomes, candidates: Array, rank: Array, difficult: Array
+) -> Array:
+    """Select the candidate with the highest score of each object without a true positive.
+
+    Args:
+        outcomes: of all detections.
+        candidates: bool [N].
+        rank: int [N], rows of the detections in descending order of score.
+        difficult: bool [G], of the objects.
+
+    Returns:
+        bool [N].
+    """
+    rows = rank[candidates[rank]]
     target = outcomes.object[rows]
-    free = ~outcomes.found[target] & ~difficult[target]
+    free = ~outcomes.detected[target] & ~difficult[target]
     rows, target = rows[free], target[free]
-    first = np.zeros(len(among), bool)
+    first = np.zeros(len(candidates), bool)
     first[rows[np.unique(target, return_index=True)[1]]] = True
     return first
 
 
-def _ap(right: Array, num_objects: int) -> float:
-    """AP of a class's detections by falling score; 1 where no object is left to find."""
+def _ap(true_positive: Array, num_objects: int) -> float:
+    """Compute the AP of a class's detections in descending order of score; 1 without objects."""
     if num_objects == 0:
         return 1.0
-    return average_precision(*curve(right, num_objects), metric="voc")
-
-
-def _of_other_classes(
-    detections: DetectionTable,
-    rows: Array,
-    ground_truth: GroundTruth,
-    box_convention: BoxConvention,
-) -> tuple[Array, Array]:
-    """Return the highest IoU of detections with an object of another class in their image.
-
-    Args:
-        detections: all of them.
-        rows: int [n], the ones that are asked for.
-        ground_truth: all objects.
-        box_convention: as for `evaluate_voc`.
-
-    Returns:
-        The IoU [n], 0 where none overlaps, and the object's row [n], the first of equals, -1 where
-        none overlaps.
-    """
-    iou, best = np.zeros(len(rows)), np.full(len(rows), -1)
-    row, gt = pairs(detections.image[rows], ground_truth.image)
-    other = detections.label[rows][row] != ground_truth.label[gt]
-    row, gt = row[other], gt[other]
-    of_pair = pair_iou(detections.boxes[rows[row]], ground_truth.boxes[gt], box_convention)
-    overlaps = of_pair > 0
-    row, gt, of_pair = row[overlaps], gt[overlaps], of_pair[overlaps]
-    if len(row) == 0:
-        return iou, best
-    # The pairs of a detection follow each other.
-    start = np.flatnonzero(np.diff(row, prepend=-1))
-    highest = np.maximum.reduceat(of_pair, start)
-    is_best = of_pair == np.repeat(highest, np.diff(start, append=len(row)))
-    iou[row[start]] = highest
-    none = len(ground_truth.label)
-    best[row[start]] = np.minimum.reduceat(np.where(is_best, gt, none), start)
-    return iou, best
+    return average_precision(*precision_recall_curve(true_positive, num_objects), metric="voc")

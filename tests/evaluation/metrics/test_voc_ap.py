@@ -6,33 +6,34 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ssd_jax.evaluation.metrics.voc_ap import (
-    DetectionTable,
-    GroundTruth,
-    average_precision,
-    evaluate_voc,
-    match_detections,
-)
+from ssd_jax.evaluation.metrics.voc_ap import average_precision, evaluate_voc, match_detections
+from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
+
+# From continuous pixels to the devkit's, which count from 1 and include the last one.
+VOC_PIXELS = np.array([1, 1, 0, 0])
 
 
 def table(rows):
-    """Rows of (image, label, score, xmin, ymin, xmax, ymax)."""
+    """Make a table from rows of (image, label, score, xmin, ymin, xmax, ymax) in VOC's pixels."""
     rows = np.array(rows, float).reshape(-1, 7)
-    return DetectionTable(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:])
+    return DetectionTable(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:] - VOC_PIXELS)
 
 
 def truth(rows):
-    """Rows of (image, label, xmin, ymin, xmax, ymax, difficult)."""
+    """Make a table from rows of (image, label, box, difficult), the box in VOC's pixels."""
     rows = np.array(rows, float).reshape(-1, 7)
-    return GroundTruth(rows[:, 0], rows[:, 1], rows[:, 2:6], rows[:, 6])
+    return GroundTruth(rows[:, 0], rows[:, 1], rows[:, 2:6] - VOC_PIXELS, rows[:, 6])
 
 
 def devkit(detections, ground_truth, label, metric, iou_threshold, box_convention, sizes=None):
-    """VOCevaldet as a loop over single boxes: AP, and an outcome (tp, fp) for each detection.
+    """Run VOCevaldet as a loop over single boxes: AP, and (tp, fp) of each detection.
 
-    `sizes`: least and most square pixels; other objects are ignored, and false positives whose
-    box is of another size.
+    `sizes` are the smallest and largest area: objects of other sizes are ignored, and so are false
+    positives whose box has another size.
     """
+    detections, ground_truth = (
+        dataclasses.replace(t, boxes=t.boxes + VOC_PIXELS) for t in (detections, ground_truth)
+    )
     last = 1.0 if box_convention == "inclusive" else 0.0
     objects = np.flatnonzero(ground_truth.label == label)
 
@@ -92,21 +93,21 @@ def devkit(detections, ground_truth, label, metric, iou_threshold, box_conventio
 
 
 def random_case(seed):
-    """Few images, places and scores, so that ties, duplicates and empty images are common."""
+    """Few images, positions and scores, so that ties, duplicates and empty images are common."""
     rng = np.random.default_rng(seed)
 
     def boxes(n):
         corner = rng.integers(1, 20, (n, 2))
-        return np.concatenate([corner, corner + rng.integers(0, 15, (n, 2))], axis=1)
+        return np.concatenate([corner, corner + rng.integers(0, 15, (n, 2))], axis=1) - VOC_PIXELS
 
     objects, found = rng.integers(0, 30), rng.integers(0, 80)
     gt = GroundTruth(
         rng.integers(0, 8, objects),
-        rng.integers(1, 4, objects),
+        rng.integers(0, 3, objects),
         boxes(objects),
         rng.random(objects) < 0.3,
     )
-    det_boxes, image, label = boxes(found), rng.integers(0, 12, found), rng.integers(1, 5, found)
+    det_boxes, image, label = boxes(found), rng.integers(0, 12, found), rng.integers(0, 4, found)
     if objects:
         near, of = rng.random(found) < 0.7, rng.integers(0, objects, found)
         shift = rng.integers(-2, 3, (found, 4)) * (rng.random((found, 1)) < 0.6)
@@ -124,13 +125,13 @@ def test_equals_the_devkit_loop(seed):
     metric = ("voc", "voc07")[seed % 2]
     box_convention = ("inclusive", "exclusive")[seed // 2 % 2]
     threshold = (0.3, 0.5, 0.75, 0.0)[seed // 4 % 4]
-    # Label 4 has detections and never objects; label 5 has neither.
+    # Label 3 has detections and never objects; label 4 has neither.
     names = ["a", "b", "c", "d", "e"]
     result = evaluate_voc(
         det, gt, names, metric=metric, iou_threshold=threshold, box_convention=box_convention
     )
     aps = []
-    for label, got in enumerate(result.classes, start=1):
+    for label, got in enumerate(result.classes):
         ap, outcomes = devkit(det, gt, label, metric, threshold, box_convention)
         np.testing.assert_allclose(got.ap, ap, rtol=0, atol=1e-12)
         counted = np.array([o for o in outcomes if o != (0, 0)], int).reshape(-1, 2)
@@ -171,7 +172,7 @@ def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
     )
     want = [
         [devkit(det, gt, label, "voc07", 0.5, box_convention, size)[0] for size in sizes.values()]
-        for label in range(1, 5)
+        for label in range(4)
     ]
     np.testing.assert_allclose([c.ap_by_size for c in result.classes], want, rtol=0, atol=1e-12)
     means = [np.nanmean(c) if not np.isnan(c).all() else math.nan for c in np.transpose(want)]
@@ -179,8 +180,8 @@ def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
 
 
 def test_sizes_go_by_the_area_that_is_given():
-    gt = truth([[0, 1, 1, 1, 10, 10, 0]])
-    det = table([[0, 1, 0.9, 1, 1, 10, 10]])
+    gt = truth([[0, 0, 1, 1, 10, 10, 0]])
+    det = table([[0, 0, 0.9, 1, 1, 10, 10]])
     (small,) = evaluate_voc(det, gt, ["a"]).classes
     (large,) = evaluate_voc(det, gt, ["a"], area=np.array([1e5])).classes
     np.testing.assert_array_equal(small.ap_by_size, [1, math.nan, math.nan])
@@ -193,7 +194,7 @@ def test_the_random_cases_reach_every_outcome():
     seen = set()
     for seed in range(50):
         det, gt = random_case(seed)
-        seen |= {o for k in (1, 2, 3) for o in devkit(det, gt, k, "voc", 0.5, "inclusive")[1]}
+        seen |= {o for k in range(3) for o in devkit(det, gt, k, "voc", 0.5, "inclusive")[1]}
     assert seen == {(0, 0), (0, 1), (1, 0)}
 
 
@@ -226,17 +227,19 @@ def test_matches_of_caffe(caffe, difficult):
     gt_rows = np.delete(gt_rows.astype(float), 2, axis=1)
     if difficult == "counted":
         gt_rows[:, -1] = 0
-    det = table([r.split() for r in values["det: image label score x1 y1 x2 y2"]])
-    gt = truth(gt_rows)
+    det_rows = np.array([r.split() for r in values["det: image label score x1 y1 x2 y2"]], float)
+    # Labels from 1; boxes from 0 to 1, whose width is xmax - xmin.
+    det = DetectionTable(det_rows[:, 0], det_rows[:, 1] - 1, det_rows[:, 2], det_rows[:, 3:])
+    gt = GroundTruth(gt_rows[:, 0], gt_rows[:, 1] - 1, gt_rows[:, 2:6], gt_rows[:, 6])
     (want,) = (v for k, v in values.items() if k.startswith(f"difficult {difficult}"))
     want = np.array([r.split() for r in want], float)
 
-    result = evaluate_voc(det, gt, ["a", "b", "c"], iou_threshold=0.3, box_convention="exclusive")
+    result = evaluate_voc(det, gt, ["a", "b", "c"], iou_threshold=0.3)
     positives = {int(r[1]): int(r[2]) for r in want if r[0] == -1}
     assert [c.num_objects for c in result.classes] == [positives.get(k, 0) for k in (1, 2, 3)]
 
     got = []
-    for label in (1, 2, 3):
+    for label in range(3):
         rows = np.flatnonzero(det.label == label)
         rows = rows[np.argsort(-det.score[rows], kind="stable")]
         objects = gt.label == label
@@ -247,11 +250,10 @@ def test_matches_of_caffe(caffe, difficult):
             gt.boxes[objects],
             gt.difficult[objects],
             iou_threshold=0.3,
-            box_convention="exclusive",
         )
-        columns = (det.image[rows], det.label[rows], det.score[rows], *matches[:2])
+        columns = (det.image[rows], det.label[rows] + 1, det.score[rows], *matches[:2])
         got += np.stack(columns, axis=1).tolist()
-    # Caffe lists by image, then label, then falling score.
+    # Caffe lists by image, then label, then descending score.
     got.sort(key=lambda r: (r[0], r[1], -r[2]))
     np.testing.assert_array_equal(got, want[want[:, 0] >= 0])
 
@@ -268,10 +270,10 @@ def test_published_figures_of_the_cats(fixtures, metric, published, iou_threshol
         if name in annotations:
             for o in ET.parse(annotations[name]).getroot().iter("object"):
                 box = [float(o.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
-                objects.append([image, 1, *box, int(o.findtext("difficult", "0"))])
+                objects.append([image, 0, *box, int(o.findtext("difficult", "0"))])
         if name in detections:
             for line in detections[name].read_text().splitlines():
-                found.append([image, 1, *map(float, line.split()[1:])])
+                found.append([image, 0, *map(float, line.split()[1:])])
     result = evaluate_voc(
         table(found), truth(objects), ["cat"], metric=metric, iou_threshold=iou_threshold
     )
@@ -279,23 +281,23 @@ def test_published_figures_of_the_cats(fixtures, metric, published, iou_threshol
 
 
 def test_iou_of_exactly_the_threshold_is_enough():
-    gt = truth([[0, 1, 1, 1, 10, 10, 0]])
-    det = table([[0, 1, 0.9, 1, 1, 10, 5]])
+    gt = truth([[0, 0, 1, 1, 10, 10, 0]])
+    det = table([[0, 0, 0.9, 1, 1, 10, 5]])
     assert evaluate_voc(det, gt, ["a"]).mean_ap == 1
     # 9 x 4 of 9 x 9 box_convention when a box ends before its last one.
     assert evaluate_voc(det, gt, ["a"], box_convention="exclusive").mean_ap == 0
 
 
 def test_boxes_that_do_not_overlap_never_match():
-    gt = truth([[0, 1, 1, 1, 10, 10, 0]])
-    det = table([[0, 1, 0.9, 11, 1, 20, 10], [0, 1, 0.8, 1, 1, 10, 10]])
+    gt = truth([[0, 0, 1, 1, 10, 10, 0]])
+    det = table([[0, 0, 0.9, 11, 1, 20, 10], [0, 0, 0.8, 1, 1, 10, 10]])
     (result,) = evaluate_voc(det, gt, ["a"], iou_threshold=0.0).classes
     np.testing.assert_array_equal(result.recall, [0, 1])
 
 
 def test_looks_at_its_best_object_even_if_taken():
-    gt = truth([[0, 1, 1, 1, 10, 10, 0], [0, 1, 1, 3, 10, 12, 0]])
-    det = table([[0, 1, 0.9, 1, 1, 10, 10], [0, 1, 0.8, 1, 1, 10, 10]])
+    gt = truth([[0, 0, 1, 1, 10, 10, 0], [0, 0, 1, 3, 10, 12, 0]])
+    det = table([[0, 0, 0.9, 1, 1, 10, 10], [0, 0, 0.8, 1, 1, 10, 10]])
     (result,) = evaluate_voc(det, gt, ["a"]).classes
     np.testing.assert_array_equal(result.recall, [0.5, 0.5])
     np.testing.assert_array_equal(result.precision, [1, 0.5])
@@ -303,15 +305,15 @@ def test_looks_at_its_best_object_even_if_taken():
 
 @pytest.mark.parametrize("first_is_difficult", [True, False])
 def test_looks_at_the_first_of_equal_objects(first_is_difficult):
-    objects = [[0, 1, 1, 1, 10, 10, 1], [0, 1, 1, 1, 10, 10, 0]]
+    objects = [[0, 0, 1, 1, 10, 10, 1], [0, 0, 1, 1, 10, 10, 0]]
     gt = truth(objects if first_is_difficult else objects[::-1])
-    result = evaluate_voc(table([[0, 1, 0.9, 1, 1, 10, 10]]), gt, ["a"])
+    result = evaluate_voc(table([[0, 0, 0.9, 1, 1, 10, 10]]), gt, ["a"])
     assert result.mean_ap == (0 if first_is_difficult else 1)
 
 
 def test_equal_scores_keep_the_order_of_the_table():
-    gt = truth([[0, 1, 1, 1, 10, 10, 0]])
-    hit, miss = [0, 1, 0.5, 1, 1, 10, 10], [0, 1, 0.5, 50, 50, 60, 60]
+    gt = truth([[0, 0, 1, 1, 10, 10, 0]])
+    hit, miss = [0, 0, 0.5, 1, 1, 10, 10], [0, 0, 0.5, 50, 50, 60, 60]
     assert evaluate_voc(table([hit, miss]), gt, ["a"]).mean_ap == 1
     assert evaluate_voc(table([miss, hit]), gt, ["a"]).mean_ap == 0.5
 
@@ -322,8 +324,8 @@ def test_recall_of_three_in_ten_reaches_the_point_at_0_3():
 
 
 def test_class_without_objects_stays_out_of_the_mean():
-    gt = truth([[0, 1, 1, 1, 10, 10, 0], [0, 2, 1, 1, 10, 10, 1]])
-    det = table([[0, k, 0.9, 1, 1, 10, 10] for k in (1, 2, 3)])
+    gt = truth([[0, 0, 1, 1, 10, 10, 0], [0, 1, 1, 1, 10, 10, 1]])
+    det = table([[0, k, 0.9, 1, 1, 10, 10] for k in range(3)])
     found, difficult, absent = evaluate_voc(det, gt, ["a", "b", "c"]).classes
     assert (found.ap, found.num_objects) == (1, 1)
     assert math.isnan(difficult.ap)
@@ -335,7 +337,7 @@ def test_class_without_objects_stays_out_of_the_mean():
 
 
 def test_nothing_at_all():
-    gt = truth([[3, 2, 1, 1, 10, 10, 0]])
+    gt = truth([[3, 1, 1, 1, 10, 10, 0]])
     result = evaluate_voc(table([]), gt, ["a", "b"])
     assert math.isnan(result.classes[0].ap)
     assert result.mean_ap == result.classes[1].ap == 0
@@ -344,19 +346,21 @@ def test_nothing_at_all():
 
 
 def test_errors_say_what_is_wrong():
-    gt, det = truth([[0, 1, 1, 1, 9, 9, 0]]), table([[0, 3, 0.5, 1, 1, 9, 9]])
-    with pytest.raises(ValueError, match="detections have label 3 and there are 2 classes"):
+    gt, det = truth([[0, 0, 1, 1, 9, 9, 0]]), table([[0, 2, 0.5, 1, 1, 9, 9]])
+    with pytest.raises(
+        ValueError, match="detections: label 2 is out of range for 2 classes; use 0 to 1"
+    ):
         evaluate_voc(det, gt, ["a", "b"])
-    with pytest.raises(ValueError, match="ground truth have label 0"):
-        evaluate_voc(table([]), truth([[0, 0, 1, 1, 9, 9, 0]]), ["a"])
+    with pytest.raises(ValueError, match="ground truth: label -1 is out of range"):
+        evaluate_voc(table([]), truth([[0, -1, 1, 1, 9, 9, 0]]), ["a"])
     with pytest.raises(ValueError, match="metric is 'coco'; use voc or voc07"):
         evaluate_voc(table([]), gt, ["a"], metric="coco")
     with pytest.raises(ValueError, match="box_convention is 'half'"):
         evaluate_voc(table([]), truth([]), ["a"], box_convention="half")
     with pytest.raises(ValueError, match="score of row 1 is not finite: nan"):
-        table([[0, 1, 0.5, 1, 1, 9, 9], [0, 1, math.nan, 1, 1, 9, 9]])
+        table([[0, 0, 0.5, 1, 1, 9, 9], [0, 0, math.nan, 1, 1, 9, 9]])
     with pytest.raises(ValueError, match="boxes of row 0 is not finite"):
-        truth([[0, 1, 1, 1, math.inf, 9, 0]])
+        truth([[0, 0, 1, 1, math.inf, 9, 0]])
     with pytest.raises(ValueError, match=r"image has shape \(2,\) and there are 1 boxes"):
         GroundTruth(np.zeros(2), np.ones(1), np.ones((1, 4)), np.zeros(1))
     with pytest.raises(ValueError, match=r"boxes has shape \(2, 3\)"):

@@ -1,4 +1,4 @@
-"""Long JSON arrays, read in pieces."""
+"""Reader of long JSON arrays, in pieces."""
 
 import codecs
 import gc
@@ -15,30 +15,30 @@ _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _SCANNER = json.JSONDecoder()
 
 
-def read_array(path: Path, most: int) -> Iterator[list[Any]]:
-    """Yield the elements of a file that holds one JSON array, in order, many at a time.
+def read_array(path: Path, max_bytes: int) -> Iterator[list[Any]]:
+    """Yield the elements of a JSON array in a file, in order, many at a time.
 
-    Objects take several times the memory of their text, so only those of a piece are made at once.
+    Objects take several times the memory of their text, so only those of one piece exist at once.
 
     Args:
         path: of the file, in an encoding that `json.loads` detects.
-        most: size of the largest file that is read (bytes).
+        max_bytes: size of the largest file that is read.
 
     Raises:
         OSError: as for `read_bytes`.
-        TypeError: the file holds JSON other than an array.
+        TypeError: the file contains JSON other than an array.
         ValueError, RecursionError: the file is not JSON.
     """
-    pieces = read_pieces(path, most, size=_PIECE)
+    pieces = read_pieces(path, max_bytes, size=_PIECE)
     piece = next(pieces, b"")
     decoder = codecs.getincrementaldecoder(json.detect_encoding(piece))("surrogatepass")
     text = decoder.decode(piece).lstrip(" \t\n\r")
     is_array = text.startswith("[")
     text = text[1:] if is_array else text
-    passed, wanted = 0, 2 * _PIECE  # characters before the text; characters to parse at once
+    consumed, chunk = 0, 2 * _PIECE  # characters before the text; characters to parse at once
     while piece:
         parts: list[str] = []
-        while piece and sum(len(part) for part in parts) + len(text) < wanted:
+        while piece and sum(len(part) for part in parts) + len(text) < chunk:
             piece = next(pieces, b"")
             parts.append(decoder.decode(piece, final=not piece))
         text += "".join(parts)
@@ -49,23 +49,23 @@ def read_array(path: Path, most: int) -> Iterator[list[Any]]:
         elements, end = _parse_whole(text)
         if elements:
             yield elements
-        text, passed = text[end:], passed + end
-        # An element that is longer than the text is parsed again once there is twice as much.
-        wanted = max(2 * _PIECE, 0 if elements else 2 * len(text))
+        text, consumed = text[end:], consumed + end
+        # An element longer than the text is parsed again when there is twice as much text.
+        chunk = max(2 * _PIECE, 0 if elements else 2 * len(text))
     if not is_array:
         json.loads(text)
         raise TypeError("not an array")
     try:
         elements = json.loads(f"[{text}")
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg}: character {passed + error.pos:,}") from None
-    if passed and not elements:
-        raise ValueError(f"Expecting value: character {passed:,}")
+        raise ValueError(f"{error.msg}: character {consumed + error.pos:,}") from None
+    if consumed and not elements:
+        raise ValueError(f"Expecting value: character {consumed:,}")
     yield elements
 
 
 def _parse(text: str) -> Any:
-    """As `json.loads`, without looking for cycles among what it makes, which has none."""
+    """Call `json.loads` without garbage collection: its objects have no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -79,10 +79,10 @@ def _parse_whole(text: str) -> tuple[list[Any], int]:
     """Parse the elements at the start of a text that are followed by a comma.
 
     Returns:
-        The elements, and where in the text the next one starts.
+        The elements, and the position of the next one.
     """
-    # Most arrays are of flat objects. Wherever this cut is not between two elements, what is
-    # before it is no JSON.
+    # Most arrays contain flat objects. If this cut is not between two elements, the text before it
+    # is not valid JSON.
     cut = text.rfind("},")
     if cut >= 0:
         try:
