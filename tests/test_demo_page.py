@@ -292,7 +292,7 @@ def test_files_that_are_no_images(server, browser, detectors, tmp_path):
         assert page.find("#found .wrong[role=alert]")
         assert str(server.temporary) not in page.driver.page_source
     page.upload(cut)
-    page.wait_line("cut.jpg ends before its image does: it was cut off")
+    page.wait_line("cut.jpg ends before its image does: it is truncated")
 
     large = tmp_path / "large.png"
     large.write_bytes(bytes((MOST_MB << 20) + 1))
