@@ -306,7 +306,7 @@ def test_unreadable_files_are_reported(server, browser, detectors, tmp_path):
         assert page.find("#results .error[role=alert]")
         assert str(server.temporary) not in page.driver.page_source
     page.upload(cut)
-    page.wait_message("cut.jpg ends before its image does: it was cut off")
+    page.wait_message("cut.jpg ends before its image does: it is truncated")
 
     large = tmp_path / "large.png"
     large.write_bytes(bytes((MAX_UPLOAD_MB << 20) + 1))
