@@ -1,4 +1,4 @@
-"""A whole run: train, save, resume to the bit, evaluate the checkpoint in the same words."""
+"""Whole runs: output files, resuming, evaluating the checkpoint, errors and signals."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from ssd_jax.config import ConfigError, UserError, from_json
 from ssd_jax.evaluation.outputs import OutputError
 from ssd_jax.inference.detect import StoppedError
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training import loop
+from ssd_jax.training import loop, trainer
 from ssd_jax.training.loop import train
 from ssd_jax.training.metric_writer import LogError
 from ssd_jax.training.pending_metrics import PendingSteps
@@ -132,15 +132,14 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch
     train(change(TINY, train={"steps": 2}), workdir)
     assert train(TINY, workdir, resume=True) == mean_ap
     config = read_config(workdir / "checkpoints/4")
-    _, ours = restore_model(workdir / "checkpoints/4", config)
-    _, known = restore_model(straight / "checkpoints/4", config)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(known), strict=True):
-        np.testing.assert_array_equal(a, b)
+    _, resumed = restore_model(workdir / "checkpoints/4", config)
+    _, expected = restore_model(straight / "checkpoints/4", config)
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     steps = [(line["kind"], line["step"]) for line in read_lines(workdir)]
     assert steps == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
-    # Once more, after the last step: the same number, and nothing is evaluated or logged twice,
-    # whatever evaluate.py has written there since.
-    monkeypatch.setattr(loop, "evaluate_source", None)
+    # Resuming after the last step returns the same mAP and neither evaluates nor logs again, even
+    # if evaluate.py has written to the folder since.
+    monkeypatch.setattr(trainer, "evaluate_source", None)
     (workdir / "eval/4/metrics.json").write_text('{"voc/mAP": 0.123}')
     assert train(TINY, workdir, resume=True) == mean_ap
     assert train(change(TINY, eval={"batch_size": 2}), workdir, resume=True) == mean_ap
@@ -201,8 +200,8 @@ def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
     in_flight = []
     true_add = PendingSteps.add
 
-    def add(self, queued):
-        true_add(self, queued)
+    def add(self, step):
+        true_add(self, step)
         in_flight.append(len(self))
 
     checks = []
@@ -210,7 +209,7 @@ def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(PendingSteps, "add", add)
     config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
     train(config, tmp_path / "run")
-    assert in_flight == [1] * 12  # on a CPU; test_window has accelerators
+    assert in_flight == [1] * 12  # on a CPU; test_pending_metrics simulates accelerators
     # A checkpoint that could not be written in the background stops the run at the next step.
     assert len(checks) == 12
 
@@ -222,8 +221,8 @@ def test_a_workdir_in_use_is_refused_before_anything_else(tmp_path):
 
 
 def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "open_source", None)
-    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(loop, "open_data", None)
+    (tmp_path / "file").write_text("text")
     with pytest.raises(ConfigError, match=r"--workdir: .*file is not a folder"):
         train(TINY, tmp_path / "file")
 
@@ -232,9 +231,9 @@ def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch
 def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, capsys, deleted):
     workdir, true_add = tmp_path / "run", PendingSteps.add
 
-    def add(self, queued):
-        true_add(self, queued)
-        if queued.position == 4:
+    def add(self, step):
+        true_add(self, step)
+        if step.position == 4:
             shutil.rmtree(workdir) if not deleted else (workdir / deleted).unlink()
 
     monkeypatch.setattr(PendingSteps, "add", add)
@@ -245,22 +244,22 @@ def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, 
 
 
 def test_an_evaluation_that_cannot_be_written(tmp_path, monkeypatch):
-    true = loop.evaluate_source
+    true = trainer.evaluate_source
 
     def full(*arguments, out_dir, **more):
         true(*arguments, out_dir=out_dir, **more)
         raise OSError(28, "No space left on device")
 
     workdir = tmp_path / "run"
-    monkeypatch.setattr(loop, "evaluate_source", full)
+    monkeypatch.setattr(trainer, "evaluate_source", full)
     with pytest.raises(
         OutputError, match=r"written to .*/eval/4 \(No space left on device\); make room"
     ):
         train(TINY, workdir)
     assert not (workdir / "eval").exists()
-    # Nothing is lost: the state is saved, and the evaluation is made when the run goes on.
+    # The state is saved, and the evaluation is done when the run resumes.
     assert (workdir / "checkpoints/4").is_dir()
-    monkeypatch.setattr(loop, "evaluate_source", true)
+    monkeypatch.setattr(trainer, "evaluate_source", true)
     train(TINY, workdir, resume=True)
     assert (workdir / "eval/4/metrics.json").is_file()
     assert [(x["kind"], x["step"]) for x in lines(workdir)][-1] == ("eval", 4)
@@ -273,7 +272,7 @@ def test_a_state_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypat
     def close(_):
         raise SaveError("the checkpoint of step 4 cannot be written")
 
-    monkeypatch.setattr(loop, "evaluate_source", full)
+    monkeypatch.setattr(trainer, "evaluate_source", full)
     monkeypatch.setattr(loop.CheckpointManager, "close", close)
     with pytest.raises(SaveError, match="of step 4 cannot be written"):
         train(TINY, tmp_path / "run")
@@ -286,7 +285,7 @@ def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
         signal.raise_signal(signal.SIGTERM)
         end.wait(60)
 
-    monkeypatch.setattr(loop, "_compile", compile_for_minutes)
+    monkeypatch.setattr(trainer, "compile_on_all_processes", compile_for_minutes)
     with pytest.raises(Preempted, match="by a signal before the first step; nothing") as raised:
         train(TINY, tmp_path / "run")
     end.set()
@@ -326,7 +325,7 @@ def test_averages_are_what_is_evaluated(tmp_path):
 
 @pytest.mark.slow
 def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
-    """With the weights that it is to start from, not with random ones."""
+    """The run starts from the configured weights, not from random ones."""
     init = jax.jit(make_model(RESOLVED.model, RESOLVED.priors).init)
     old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
     write_checkpoint(tmp_path / "old", RESOLVED, old)
@@ -342,21 +341,21 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, c
     config = change(
         TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"num_visualizations": 0}
     )
-    true = loop.evaluate_source
+    true = trainer.evaluate_source
 
     def stopped(*arguments, **more):
         raise StoppedError
 
-    monkeypatch.setattr(loop, "evaluate_source", stopped)
+    monkeypatch.setattr(trainer, "evaluate_source", stopped)
     with pytest.raises(Preempted, match="after step 2 and saved; continue with") as raised:
         train(config, tmp_path / "run")
     assert raised.value.status == 75
-    monkeypatch.setattr(loop, "evaluate_source", true)
+    monkeypatch.setattr(trainer, "evaluate_source", true)
     train(config, tmp_path / "run", resume=True)
     capsys.readouterr()
     train(config, tmp_path / "straight")
     assert lines(tmp_path / "run") == lines(tmp_path / "straight")
-    # What was evaluated is saved, and the best one is named in three places.
+    # Evaluated states are saved, and the best one is named in three places.
     checkpoints = tmp_path / "straight/checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["2", "4", "best"]
     evaluations = [x for x in lines(tmp_path / "straight") if x["kind"] == "eval"]

@@ -1,4 +1,4 @@
-"""Schedule and optimizer against plain arithmetic."""
+"""Schedule and optimizer against plain arithmetic; split of frozen parameters."""
 
 from functools import partial
 
@@ -9,21 +9,16 @@ import optax
 import pytest
 
 from ssd_jax.config import OptimConfig
-from ssd_jax.training.state import (
-    decay_per_step,
-    join_frozen,
-    make_optimizer,
-    make_schedule,
-    split_frozen,
-)
+from ssd_jax.training.optimizer import decay_per_step, make_optimizer, make_schedule
+from ssd_jax.training.state import join_frozen, split_frozen
 
 
 def test_multistep_with_warmup():
     schedule = make_schedule(
         OptimConfig(learning_rate=1.0, milestones=(10, 20), warmup_steps=4), batch_size=32
     )
-    known = [0.25, 0.5, 0.75, 1.0] + [1.0] * 6 + [0.1] * 10 + [0.01] * 10
-    np.testing.assert_allclose([schedule(k, 0.0) for k in range(30)], known, rtol=1e-6)
+    expected = [0.25, 0.5, 0.75, 1.0] + [1.0] * 6 + [0.1] * 10 + [0.01] * 10
+    np.testing.assert_allclose([schedule(k, 0.0) for k in range(30)], expected, rtol=1e-6)
 
 
 def test_cosine_ends_at_zero():
@@ -35,7 +30,7 @@ def test_cosine_ends_at_zero():
     np.testing.assert_allclose(schedule(10, per_step), 0.0, atol=1e-6)
 
 
-def test_the_length_as_an_argument_gives_the_rates_of_a_constant_to_the_bit():
+def test_decay_per_step_as_argument_is_bit_identical_to_a_constant():
     config = OptimConfig(learning_rate=0.012, schedule="cosine", warmup_steps=30)
     schedule = make_schedule(config, batch_size=32)
 
@@ -60,23 +55,23 @@ def test_sgd_step_by_step(caffe):
     schedule = make_schedule(config, batch_size=32)
     params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(3.0)}}
     state = optimizer.init(params)
-    known, momentum = {"kernel": 2.0, "bias": 3.0}, {"kernel": 0.0, "bias": 0.0}
+    expected, momentum = {"kernel": 2.0, "bias": 3.0}, {"kernel": 0.0, "bias": 0.0}
     for k, grad in enumerate((1.0, -0.5, 2.0, 0.25)):
         grads = {"conv": {"kernel": jnp.float32(grad), "bias": jnp.float32(grad)}}
         updates, state = optimizer.update(grads, state, params)
         updates = jax.tree.map(partial(jnp.multiply, -schedule(k, 0.0)), updates)
         params = optax.apply_updates(params, updates)
-        for name in known:
+        for name in expected:
             plain = caffe and name == "bias"
-            decayed = grad + (0 if plain else 0.01) * known[name]
+            decayed = grad + (0 if plain else 0.01) * expected[name]
             momentum[name] = 0.9 * momentum[name] + decayed
             rate = (0.1 if k < 2 else 0.01) * (2 if plain else 1)
-            known[name] -= rate * momentum[name]
-        np.testing.assert_allclose(params["conv"]["kernel"], known["kernel"], rtol=1e-5)
-        np.testing.assert_allclose(params["conv"]["bias"], known["bias"], rtol=1e-5)
+            expected[name] -= rate * momentum[name]
+        np.testing.assert_allclose(params["conv"]["kernel"], expected["kernel"], rtol=1e-5)
+        np.testing.assert_allclose(params["conv"]["bias"], expected["bias"], rtol=1e-5)
 
 
-def test_a_bad_gradient_leaves_the_momentum():
+def test_nonfinite_gradient_leaves_the_momentum_unchanged():
     optimizer = make_optimizer(OptimConfig(learning_rate=0.1, milestones=()))
     params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(3.0)}}
     _, state = optimizer.update(params, optimizer.init(params), params)
@@ -85,7 +80,7 @@ def test_a_bad_gradient_leaves_the_momentum():
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
-def test_clipping_bounds_the_gradient():
+def test_gradient_clipping():
     config = OptimConfig(learning_rate=1.0, milestones=(), weight_decay=0, grad_clip_norm=5.0)
     optimizer = make_optimizer(config)
     params = {"a": jnp.zeros(2)}
@@ -93,7 +88,7 @@ def test_clipping_bounds_the_gradient():
     np.testing.assert_allclose(updates["a"], [3.0, 4.0], rtol=1e-6)
 
 
-def test_split_and_join_are_inverse():
+def test_join_frozen_inverts_split_frozen():
     params = {"base": {"conv1_1": 1, "conv1_2": 2}, "head": 3}
     trained, frozen = split_frozen(params, ("conv1_1",))
     assert trained == {"base": {"conv1_2": 2}, "head": 3}
@@ -101,6 +96,6 @@ def test_split_and_join_are_inverse():
     assert join_frozen(trained, frozen) == params
 
 
-def test_the_rate_grows_with_the_batch():
+def test_learning_rate_is_proportional_to_the_batch_size():
     config = OptimConfig(learning_rate=1e-3, milestones=(), base_batch_size=32)
     np.testing.assert_allclose(make_schedule(config, batch_size=256)(3, 0.0), 8e-3, rtol=1e-6)
