@@ -10,6 +10,7 @@ from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, 
 from ssd_jax.config import Config
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import ACCELERATORS, Accelerator, parse_target
+from ssd_jax.estimate.devices import describe_devices
 
 # (image size, type, precision of products, batch), the most telling ones first. TF32 is what
 # JAX makes of float32 on NVIDIA GPUs by default.
@@ -77,7 +78,7 @@ def measure(context: Context, config: Config, name: str) -> dict[str, Any]:
     lowered_s = time.perf_counter() - started
     compiled = lowered.compile()
     compile_s = time.perf_counter() - started - lowered_s
-    work = step_cost.measure(config, lowered, compiled, batch, compile_s)
+    cost = step_cost.measure(config, lowered, compiled, batch, compile_s)
 
     inputs = shard_batch(host_batch(config, batch), 1)
     on_device = jax.device_put(inputs, device)
@@ -101,38 +102,39 @@ def measure(context: Context, config: Config, name: str) -> dict[str, Any]:
         "ms_min": 1e3 * times["s_min"],
         "ms_max": 1e3 * times["s_max"],
         "images_per_s_from_host": batch / fed["s"],
-        "tflop": work.flops / 1e12,
-        "flop_per_s": work.flops / times["s"],
-        "of_measured_peak": work.flops / times["s"] / peak if peak else None,
-        "program_gb": work.memory / 1e9,
+        "tflop": cost.flops / 1e12,
+        "flop_per_s": cost.flops / times["s"],
+        "of_measured_peak": cost.flops / times["s"] / peak if peak else None,
+        "program_gb": cost.memory / 1e9,
         "peak_gb_so_far": stats.get("peak_bytes_in_use", 0) / 1e9,
-        "moved_gb": work.moved / 1e9,
-        "transposes": work.transposes,
-        "copies": work.copies,
+        "moved_gb": cost.bytes_accessed / 1e9,
+        "transposes": cost.transposes,
+        "copies": cost.copies,
         "lower_s": lowered_s,
         "compile_s": compile_s,
     }
-    card = card_of(device)
+    accelerator = accelerator_of(device)
     # The data sheet's float32 is TF32.
-    if card and "float32" not in name:
-        row["mfu"] = work.flops / times["s"] / card.peak(config.model.dtype)
-        row["prediction"] = attempt(predict, config, card, batch)
+    if accelerator and "float32" not in name:
+        row["mfu"] = cost.flops / times["s"] / accelerator.peak(config.model.dtype)
+        row["prediction"] = attempt(predict, config, accelerator, batch)
     return row
 
 
-def card_of(device: Any) -> Accelerator | None:
-    """The data sheet of the device, where the project has one."""
+def accelerator_of(device: Any) -> Accelerator | None:
+    """Find the data sheet of the device; None if the project has none."""
     return next(
-        (card for card in ACCELERATORS.values() if card.kind.startswith(device.device_kind)), None
+        (a for a in ACCELERATORS.values() if a.kind.startswith(device.device_kind)),
+        None,
     )
 
 
-def predict(config: Config, card: Accelerator, batch: int) -> dict[str, Any]:
-    """What `python -m ssd_jax.estimate` predicts for this step, compiled without the device."""
-    name = next(name for name, known in ACCELERATORS.items() if known is card)
-    work = step_cost.compile_step(config, step_cost.describe_devices(parse_target(name)), batch)
-    times = work.times(card, config.model.dtype, 1)
-    return {"images_per_s_at_best": batch / times.hidden, "memory_gb": work.memory / 1e9}
+def predict(config: Config, accelerator: Accelerator, batch: int) -> dict[str, Any]:
+    """Predict the step as `python -m ssd_jax.estimate` does, compiled without the device."""
+    name = next(name for name, a in ACCELERATORS.items() if a is accelerator)
+    cost = step_cost.compile_step(config, describe_devices(parse_target(name)), batch)
+    times = cost.times(accelerator, config.model.dtype, 1)
+    return {"images_per_s_at_best": batch / times.overlapped, "memory_gb": cost.memory / 1e9}
 
 
 def measure_torchvision(
