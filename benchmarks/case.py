@@ -1,4 +1,4 @@
-"""What the programs are given: the network of the paper, images, objects, predictions."""
+"""Inputs of the benchmarks: the paper's config, random images, objects and predictions."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ SIZE = 300
 def voc_config(
     cpu_conv: str = "auto", batch_size: int = 4, *, classes: int = CLASSES, size: int = SIZE
 ) -> Config:
-    """SSD300, or SSD512, for VOC's twenty classes or as many as asked for; all layers trained."""
+    """Return the config of SSD300 or SSD512 with random initial weights."""
     config = load_config(CONFIGS / f"ssd{size}_voc0712.py")
     names = tuple(f"class{k}" for k in range(classes))
     model = dataclasses.replace(config.model, classes=names, cpu_conv=cpu_conv, pretrained="")
@@ -26,30 +26,32 @@ def voc_config(
 
 
 def images(batch: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """uint8 [B, S, S, 3]."""
+    """Draw random images: uint8 [B, S, S, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), np.uint8)
 
 
 def objects(
-    batch: int, most: int, *, each: int = 6, classes: int = CLASSES, seed: int = 0
+    batch: int, max_objects: int, *, each: int = 6, classes: int = CLASSES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [B, M, 4] xyxy in [0, 1], labels [B, M] and mask [B, M]; `each` image has so many."""
+    """Draw `each` objects per image: boxes [B, M, 4] xyxy in [0, 1], labels [B, M], mask [B, M]."""
     rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, 0.7, (batch, most, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (batch, most, 2))], axis=2)
-    mask = np.broadcast_to(np.arange(most) < each, (batch, most))
+    corner = rng.uniform(0, 0.7, (batch, max_objects, 2))
+    boxes = np.concatenate(
+        [corner, corner + rng.uniform(0.05, 0.3, (batch, max_objects, 2))], axis=2
+    )
+    mask = np.broadcast_to(np.arange(max_objects) < each, (batch, max_objects))
     boxes = np.where(mask[..., None], boxes, 0).astype(np.float32)
-    labels = np.where(mask, rng.integers(1, classes + 1, (batch, most)), 0).astype(np.int32)
+    labels = np.where(mask, rng.integers(1, classes + 1, (batch, max_objects)), 0).astype(np.int32)
     return boxes, labels, np.array(mask)
 
 
 def predictions(
     batch: int, priors: int, classes: int = CLASSES, *, background: float = 5, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets [B, P, 4] and logits [B, P, C]: some groups of neighbours tell a class.
+    """Draw offsets [B, P, 4] and logits [B, P, C] in which groups of neighbouring priors detect.
 
-    `background` is how far its logit is above the others' elsewhere. With 5 more than 400 priors
-    of each class have a score above 0.01, as early in training, with 12 a dozen.
+    `background` is the excess of the background's logit elsewhere. With 5, more than 400 priors of
+    each class have a score above 0.01, as early in training; with 12, about a dozen.
     """
     rng = np.random.default_rng(seed)
     loc = rng.normal(0, 0.7, (batch, priors, 4)).astype(np.float32)

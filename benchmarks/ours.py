@@ -1,4 +1,4 @@
-"""The project's own programs, set up to be timed."""
+"""Programs of this project, set up to be timed."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,9 +12,12 @@ Program = Callable[[], Any]
 
 
 def train(batch: int, path: str, cache: str = "") -> Program:
-    """A training step of SSD300; `path`: a value of model.cpu_conv.
+    """Set up a training step of SSD300.
 
-    `cache` is a folder for compiled programs, as a run's runtime.compilation_cache_dir.
+    Args:
+        batch: images of a step.
+        path: value of model.cpu_conv.
+        cache: folder of compiled programs; empty: none.
     """
     import jax
 
@@ -38,7 +41,7 @@ def train(batch: int, path: str, cache: str = "") -> Program:
 
 
 def detect(batch: int, path: str) -> Program:
-    """Network, decoding and suppression of a batch, from images in memory to boxes in memory."""
+    """Set up detection of a batch: network, decoding and NMS."""
     import jax
 
     from ssd_jax.inference.detect import make_detect
@@ -53,7 +56,7 @@ def detect(batch: int, path: str) -> Program:
 
 
 def suppress(loc: np.ndarray, conf: np.ndarray, size: int = SIZE) -> Program:
-    """Softmax, decoding and suppression alone, of the network's outputs in memory."""
+    """Set up post-processing of a network's outputs: softmax, decoding and NMS."""
     import jax
 
     from ssd_jax.inference.detect import post_process
@@ -79,7 +82,7 @@ def match_and_loss(
     mask: np.ndarray,
     size: int = SIZE,
 ) -> Program:
-    """Matching, hard negatives, loss and the gradient for the network's outputs, of a batch."""
+    """Set up matching, hard negative mining and loss of a batch, with the outputs' gradient."""
     import jax
     import jax.numpy as jnp
 
@@ -91,32 +94,34 @@ def match_and_loss(
 
     def loss(outputs: Any, batch: Any) -> Any:
         targets = image_targets(batch, priors, config.priors.variances, config.train)
-        found = image_losses(*outputs, targets, config.train)
+        losses = image_losses(*outputs, targets, config.train)
         positives = jnp.sum(targets.label > 0)
-        return (jnp.sum(found.loc) + jnp.sum(found.conf)) / jnp.maximum(positives, 1)
+        return (jnp.sum(losses.loc) + jnp.sum(losses.conf)) / jnp.maximum(positives, 1)
 
     run = jax.jit(jax.value_and_grad(loss))
-    # Where they are in training: on the device, made by the network.
+    # On the device, as in training.
     outputs = jax.device_put((loc, conf))
     batch = {"boxes": boxes, "labels": labels, "mask": mask}
     return lambda: jax.block_until_ready(run(outputs, batch))
 
 
-def learn(case: Mapping[str, int], places: int = 64) -> Program:
-    """`match_and_loss` of made-up outputs; `case` has batch, objects, classes, size."""
+def learn(case: Mapping[str, int], max_objects: int = 64) -> Program:
+    """Set up `match_and_loss` of random outputs; `case` has batch, objects, classes and size."""
     outputs = predictions(case["batch"], _priors(case), case["classes"])
-    given = objects(case["batch"], places, each=case["objects"], classes=case["classes"])
-    return match_and_loss(*outputs, *given, size=case["size"])
+    ground_truth = objects(
+        case["batch"], max_objects, each=case["objects"], classes=case["classes"]
+    )
+    return match_and_loss(*outputs, *ground_truth, size=case["size"])
 
 
 def find(case: Mapping[str, int]) -> Program:
-    """`suppress` of made-up outputs; `case` has batch, classes, size."""
+    """Set up `suppress` of random outputs; `case` has batch, classes and size."""
     outputs = predictions(case["batch"], _priors(case), case["classes"])
     return suppress(*outputs, size=case["size"])
 
 
-def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
-    """Bytes of temporaries that the matching of a batch takes; `case` as in `learn`."""
+def matching_memory(case: Mapping[str, int], max_objects: int = 64) -> int:
+    """Return the bytes of temporary buffers for matching a batch; `case` as in `learn`."""
     import jax
 
     from ssd_jax.models.ssd import model_priors
@@ -124,7 +129,7 @@ def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
 
     config = voc_config(size=case["size"])
     priors = model_priors(config.model, config.priors)
-    boxes, labels, mask = objects(case["batch"], places, each=case["objects"])
+    boxes, labels, mask = objects(case["batch"], max_objects, each=case["objects"])
     match = jax.jit(lambda b: image_targets(b, priors, config.priors.variances, config.train))
     program = match.lower({"boxes": boxes, "labels": labels, "mask": mask}).compile()
     return int(program.memory_analysis().temp_size_in_bytes)
@@ -138,7 +143,7 @@ def _priors(case: Mapping[str, int]) -> int:
 
 
 def matrix_product(side: int = 3000) -> Program:
-    """A product of float32 matrices, the machine's measure of speed: 2 side³ operations."""
+    """Set up a product of float32 matrices, 2 side³ operations, to measure the machine's speed."""
     import jax
     import jax.numpy as jnp
 

@@ -114,7 +114,7 @@ def parse_target(name: str) -> Target:
     """Parse the name of a target, such as h100, h100x8 or v5e-256.
 
     Raises:
-        ConfigError: the name is unknown, or there is no such number of devices.
+        ConfigError: the name or the number of devices is invalid.
     """
     match = re.fullmatch(r"(h100)(?:x(\d+))?|(v\de)-(\d+)", name)
     accelerator = match and ACCELERATORS.get(match[1] or match[3])

@@ -43,7 +43,7 @@ def read_lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_what_the_docs_say(run):
+def test_output_files(run):
     workdir, mean_ap = run
     config = from_json((workdir / "config.json").read_text())
     assert config.model.classes == ("circle", "square", "triangle", "star")
@@ -65,7 +65,7 @@ def test_a_run_leaves_what_the_docs_say(run):
     assert json.loads((workdir / "eval/4/metrics.json").read_text())["voc/mAP"] == mean_ap
 
 
-def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
+def test_evaluating_the_checkpoint_gives_the_same_metrics(run, tmp_path):
     workdir, mean_ap = run
     evaluate_main.main(["--checkpoint", str(workdir), "--out", str(tmp_path)])
     ours = json.loads((tmp_path / "metrics.json").read_text())
@@ -75,7 +75,7 @@ def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
     assert report == (workdir / "eval/4/report.html").read_bytes()
 
 
-def test_a_folder_that_cannot_be_written_is_found_before_detection(run, tmp_path, monkeypatch):
+def test_unwritable_output_folder_is_reported_before_detection(run, tmp_path, monkeypatch):
     workdir, _ = run
     monkeypatch.setattr("ssd_jax.checkpoints.reader.restore_model", pytest.fail)
     (tmp_path / "file").write_text("")
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_detection(run, tmp_path
         evaluate_main.main(["--checkpoint", str(workdir), "--out", str(out)])
 
 
-def test_two_checkpoints_side_by_side(run, tmp_path, capsys):
+def test_comparison_of_two_checkpoints(run, tmp_path, capsys):
     workdir, mean_ap = run
     arguments = ["--checkpoint", workdir, "--compare", workdir / "checkpoints/2"]
     evaluate_main.main([*map(str, arguments), "--out", str(tmp_path)])
@@ -99,7 +99,7 @@ def test_two_checkpoints_side_by_side(run, tmp_path, capsys):
     assert (tmp_path / "comparison.html").is_file()
 
 
-def test_networks_of_other_classes_are_not_compared(run, tmp_path):
+def test_comparison_requires_the_same_classes(run, tmp_path):
     workdir, _ = run
     other = change(RESOLVED, model={"classes": ("star", "square", "triangle", "circle")})
     model = make_model(other.model, other.priors)
@@ -113,7 +113,7 @@ def test_networks_of_other_classes_are_not_compared(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
+def test_several_metrics_and_saved_detections(run, tmp_path):
     workdir, mean_ap = run
     more = ["--save-detections", "--eval.metrics", "voc", "voc07", "coco"]
     evaluate_main.main(["--checkpoint", str(workdir), "--out", str(tmp_path), *more])
@@ -126,7 +126,7 @@ def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
     assert lines == sum(c["detections"] for c in ours["per_class"].values())
 
 
-def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(run, tmp_path, monkeypatch):
     straight, mean_ap = run
     workdir = tmp_path / "resumed"
     train(change(TINY, train={"steps": 2}), workdir)
@@ -159,7 +159,7 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch
         ),
     ],
 )
-def test_resuming_with_a_config_of_another_shape(run, section, message):
+def test_resuming_with_other_shapes_is_refused(run, section, message):
     workdir, _ = run
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     with pytest.raises(ConfigError, match=message):
@@ -167,7 +167,7 @@ def test_resuming_with_a_config_of_another_shape(run, section, message):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
-def test_a_run_is_not_overwritten(run):
+def test_existing_run_is_not_overwritten(run):
     with pytest.raises(ConfigError, match="has a run already; add --resume"):
         train(TINY, run[0])
 
@@ -187,7 +187,7 @@ def test_find_checkpoint(run, tmp_path):
         find_checkpoint(workdir / "checkpoints/2", best=True)
 
 
-def test_a_checkpoint_of_another_shape_is_named(run):
+def test_checkpoint_with_other_shapes_is_refused(run):
     checkpoint = find_checkpoint(run[0])
     other = change(read_config(checkpoint), model={"width_multiplier": 0.25})
     with pytest.raises(
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_shape_is_named(run):
         restore_model(checkpoint, other)
 
 
-def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
+def test_number_of_steps_in_flight_between_log_lines(tmp_path, monkeypatch):
     in_flight = []
     true_add = PendingSteps.add
 
@@ -214,13 +214,13 @@ def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
     assert len(checks) == 12
 
 
-def test_a_workdir_in_use_is_refused_before_anything_else(tmp_path):
+def test_workdir_in_use_is_refused_first(tmp_path):
     with Workdir(tmp_path / "run"), pytest.raises(WorkdirError, match="is used by another run"):
         train(TINY, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch):
+def test_invalid_workdir_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "open_data", None)
     (tmp_path / "file").write_text("text")
     with pytest.raises(ConfigError, match=r"--workdir: .*file is not a folder"):
@@ -228,7 +228,7 @@ def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("deleted", ["", "metrics.jsonl"])
-def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, capsys, deleted):
+def test_run_with_a_deleted_folder_fails(tmp_path, monkeypatch, capsys, deleted):
     workdir, true_add = tmp_path / "run", PendingSteps.add
 
     def add(self, step):
@@ -243,7 +243,7 @@ def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, 
     assert workdir.exists() == bool(deleted)
 
 
-def test_an_evaluation_that_cannot_be_written(tmp_path, monkeypatch):
+def test_unwritable_evaluation_stops_after_saving(tmp_path, monkeypatch):
     true = trainer.evaluate_source
 
     def full(*arguments, out_dir, **more):
@@ -265,7 +265,7 @@ def test_an_evaluation_that_cannot_be_written(tmp_path, monkeypatch):
     assert [(x["kind"], x["step"]) for x in lines(workdir)][-1] == ("eval", 4)
 
 
-def test_a_state_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypatch):
+def test_failed_save_is_reported_instead_of_the_evaluation(tmp_path, monkeypatch):
     def full(*_, **more):
         raise OSError(28, "No space left on device")
 
@@ -278,7 +278,7 @@ def test_a_state_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypat
         train(TINY, tmp_path / "run")
 
 
-def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
+def test_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
     end = threading.Event()
 
     def compile_for_minutes(*arguments):
@@ -294,14 +294,14 @@ def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
     assert "stopping now: nothing is to be saved" in capsys.readouterr().out
 
 
-def test_a_trace_of_some_steps(tmp_path):
+def test_profiler_trace(tmp_path):
     config = change(TINY, train={"steps": 8, "profile_steps": 2}, eval={"num_visualizations": 0})
     train(config, tmp_path / "run")
     (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
 
 
-def test_the_best_metric_must_be_one(tmp_path):
+def test_best_metric_must_be_a_metric(tmp_path):
     config = change(TINY, train={"keep_best": 1, "best_metric": "AP/dog"})
     with pytest.raises(
         ConfigError, match=r"best_metric is 'AP/dog'; use one of mAP, voc/mAP, voc/APs"
@@ -310,7 +310,7 @@ def test_the_best_metric_must_be_one(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_averages_are_what_is_evaluated(tmp_path):
+def test_ema_weights_are_evaluated(tmp_path):
     config = change(TINY, optim={"ema_decay": 0.5})
     mean_ap = train(config, tmp_path / "run")
     evaluate_main.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
@@ -324,7 +324,7 @@ def test_averages_are_what_is_evaluated(tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
+def test_resume_before_the_first_checkpoint_starts_from_init_from(tmp_path):
     """The run starts from the configured weights, not from random ones."""
     init = jax.jit(make_model(RESOLVED.model, RESOLVED.priors).init)
     old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
@@ -337,7 +337,7 @@ def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
     )
 
 
-def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, capsys):
+def test_run_stopped_in_an_evaluation_repeats_it(tmp_path, monkeypatch, capsys):
     config = change(
         TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"num_visualizations": 0}
     )
@@ -355,7 +355,7 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, c
     capsys.readouterr()
     train(config, tmp_path / "straight")
     assert lines(tmp_path / "run") == lines(tmp_path / "straight")
-    # Evaluated states are saved, and the best one is named in three places.
+    # Evaluated states are saved, and the best one is in the log, in checkpoints/best and on screen.
     checkpoints = tmp_path / "straight/checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["2", "4", "best"]
     evaluations = [x for x in lines(tmp_path / "straight") if x["kind"] == "eval"]
