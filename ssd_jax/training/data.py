@@ -20,10 +20,6 @@ class TrainingData(NamedTuple):
     batches: TrainBatches
     """This process's shares of the training batches."""
 
-    def image_ids(self, indices: list[int]) -> tuple[str, ...]:
-        """Return the ids of training images."""
-        return tuple(self.train_source.annotation(i).image_id for i in indices)
-
     def notes(self) -> list[str]:
         """Return one line for each object that is left out."""
         sources = {"training": self.train_source, "evaluation": self.eval_source}

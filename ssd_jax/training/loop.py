@@ -50,9 +50,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         use_compilation_cache(config.runtime.compilation_cache_dir)
         has_checkpoints = (workdir / "checkpoints").exists()
         if has_checkpoints and not resume:
-            raise ConfigError(
-                f"--workdir: {workdir} has a run already; add --resume or name another"
-            )
+            raise ConfigError(f"--workdir: {workdir} has a run; add --resume or name another")
         with display.phase("reading the data"):
             config = resolve_config(config, devices=jax.device_count())
             if not has_checkpoints:
@@ -65,7 +63,8 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         checkpoints = CheckpointManager(workdir, config.train)
         start = resume_run(state, data.batches, checkpoints, workdir, config) if resume else None
         start = start or start_run(state, data.batches, config)
-        start = start._replace(state=replicate(start.state, jax.local_devices()))
+        state = replicate(start.state, jax.local_devices())
+        start = start._replace(state=state)
         detect = make_detect(make_model(config.model, config.priors), config)
 
         notes = [*folder.notes, training.describe(state.params), *data.notes(), *start.notes]
@@ -84,28 +83,12 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         ):
             for note in notes:
                 display.info(note)
-            trainer = Trainer(
-                training=training,
-                data=data,
-                start=start,
-                detect=detect,
-                folder=folder,
-                display=display,
-                preemption=preemption,
-                checkpoints=checkpoints,
-                writer=writer,
-                profiler=profiler,
-                start_time=start_time,
-            )
+            services = (folder, display, preemption, checkpoints, writer, profiler)
+            trainer = Trainer(training, data, start, detect, *services, start_time=start_time)
             mean_ap = _run(trainer, checkpoints, workdir)
             checkpoints.close()
             folder.check()
-            best = ""
-            if checkpoints.best is not None:
-                step, score = checkpoints.best
-                best = f"best checkpoint: step {step}, {config.train.best_metric} {score:.4f}; "
-            outputs = f"checkpoints, metrics and images are in {workdir}"
-            display.info(f"done: mAP {mean_ap:.4f}; {best}{outputs}")
+            display.info(_summarize(mean_ap, checkpoints.best, config, workdir))
     return mean_ap
 
 
@@ -114,6 +97,15 @@ def _write_config(file: Path, config: Config) -> None:
         atomic_write(file, to_json(config).encode())
     except OSError as error:
         raise OutputError(f"{file} cannot be written ({error.strerror}); make room") from None
+
+
+def _summarize(
+    mean_ap: float, best: tuple[int, float] | None, config: Config, workdir: Path
+) -> str:
+    text = f"done: mAP {mean_ap:.4f}; "
+    if best is not None:
+        text += f"best checkpoint: step {best[0]}, {config.train.best_metric} {best[1]:.4f}; "
+    return f"{text}checkpoints, metrics and images are in {workdir}"
 
 
 def _run(trainer: Trainer, checkpoints: CheckpointManager, workdir: Path) -> float:
@@ -130,11 +122,7 @@ def _run(trainer: Trainer, checkpoints: CheckpointManager, workdir: Path) -> flo
         raise Preempted(
             f"stopped by a signal {point}; continue with --workdir {workdir} --resume"
         ) from None
-    except OutputError:
-        trainer.save()
-        checkpoints.close()
-        raise
-    except DataError:
+    except (OutputError, DataError):
         trainer.flush()
         trainer.save()
         checkpoints.close()

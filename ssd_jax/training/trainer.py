@@ -184,13 +184,13 @@ class Trainer:
     def _stop_at_nonfinite(self, pending: PendingStep) -> NoReturn:
         state = self.state.replace(nonfinite_steps=jnp.zeros_like(self.state.nonfinite_steps))
         self.state = state
-        batches = self.data.batches
+        batches, source = self.data.batches, self.data.train_source
         batches.set_state({**batches.get_state(), "position": pending.position})
         self.save()
         self.checkpoints.close()  # the message says that it is saved
         step = NonFiniteStep(
             step=int(state.step) + 1,
-            image_ids=self.data.image_ids(pending.batch["index"].tolist()),
+            image_ids=tuple(source.annotation(int(k)).image_id for k in pending.batch["index"]),
             batch=pending.batch,
             variables=jax.device_get({"params": state.params, "batch_stats": state.batch_stats}),
             config=self.config,

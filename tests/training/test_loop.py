@@ -168,7 +168,7 @@ def test_resuming_with_other_shapes_is_refused(run, section, message):
 
 
 def test_existing_run_is_not_overwritten(run):
-    with pytest.raises(ConfigError, match="has a run already; add --resume"):
+    with pytest.raises(ConfigError, match="has a run; add --resume"):
         train(TINY, run[0])
 
 
