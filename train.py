@@ -100,15 +100,16 @@ def _replay(file: Path, overrides: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from ssd_jax.training.nonfinite import describe, diagnose, read_bad_step, table
+    from ssd_jax.training.nonfinite import describe, diagnose, make_table, read_replay
 
-    bad = read_bad_step(file)
-    bad = dataclasses.replace(bad, config=override(bad.config, overrides, description=_DESCRIPTION))
-    found = diagnose(bad)
+    step = read_replay(file)
+    config = override(step.config, overrides, description=_DESCRIPTION)
+    step = dataclasses.replace(step, config=config)
+    diagnosis = diagnose(step)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table(bad, found))
-    console.print(describe(bad, found), markup=False)
-    return 0 if found.finite else 1
+    console.print(make_table(step, diagnosis))
+    console.print(describe(step, diagnosis), markup=False)
+    return 0 if diagnosis.finite else 1
 
 
 if __name__ == "__main__":

@@ -16,18 +16,13 @@ import numpy as np
 from benchmarks.inputs import voc_config
 from benchmarks.report import print_table
 from ssd_jax.checkpoints.writer import CheckpointManager
-from ssd_jax.models.ssd import make_model
-from ssd_jax.training.state import create_train_state, make_optimizer
+from ssd_jax.training.build import build_training
 
 
 def run(rounds: int) -> dict[str, Any]:
     """Print the table and return the figures."""
     config = voc_config()
-    state = create_train_state(
-        make_model(config.model, config.priors),
-        make_optimizer(config.optim),
-        jax.random.key(0),
-    )
+    state = build_training(config).init_state()
     times: dict[str, list[float]] = {}
 
     def timed(name: str, call: Callable[[], Any]) -> Any:

@@ -12,42 +12,32 @@ Program = Callable[[], Any]
 
 
 def train(batch: int, path: Any, cache: str = "") -> Program:
-    """A training step of SSD300; `path`: a value of runtime.cpu_conv.
+    """Set up a training step of SSD300.
 
-    `cache` is a folder for compiled programs, as a run's runtime.compilation_cache_dir.
+    Args:
+        batch: images per step.
+        path: value of runtime.cpu_conv.
+        cache: folder for compiled programs; empty: none.
     """
     import jax
 
     from ssd_jax.distributed import use_compilation_cache
     from ssd_jax.kernels.conv2d import set_cpu_conv
-    from ssd_jax.models.ssd import make_model, model_priors
-    from ssd_jax.training import state, step
+    from ssd_jax.training.build import build_training
+    from ssd_jax.training.step import replicate, shard_batch
 
     use_compilation_cache(cache)
     set_cpu_conv(path)
     config = voc_config(batch)
-    model = make_model(config.model, config.priors, step.AXIS)
-    optimizer = state.make_optimizer(config.optim)
-    now = state.create_train_state(model, optimizer, jax.random.key(0))
-    run = step.pmap_train_step(
-        partial(
-            step.train_step,
-            model=model,
-            optimizer=optimizer,
-            schedule=state.make_schedule(config.optim, batch_size=batch),
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.train,
-        )
-    )
+    training = build_training(config)
     boxes, labels, mask = objects(batch, config.data.max_objects)
     arrays = {"image": images(batch), "boxes": boxes, "labels": labels - 1, "mask": mask}
-    place = [step.replicate(now, jax.local_devices())]
+    state = replicate(training.init_state(), jax.local_devices())
 
     def program() -> None:
-        shared = step.shard_batch(arrays, jax.local_device_count())
-        place[0], metrics = run(place[0], shared)
-        jax.block_until_ready((place[0], metrics))
+        nonlocal state
+        state, metrics = training.step(state, shard_batch(arrays, jax.local_device_count()))
+        jax.block_until_ready((state, metrics))
 
     return program
 

@@ -1,6 +1,6 @@
-"""What a program asks of JAX as a whole: its processes, and a cache of what it compiles.
+"""Distributed initialisation, collectives of several processes, and the compilation cache.
 
-Every function here does the right thing in a single process too.
+All functions also work in a single process.
 """
 
 import argparse
@@ -25,11 +25,11 @@ _LONGEST_WAIT_MS = 3_600_000
 
 
 class CollectiveError(UserError):
-    """An error that all processes of a run have at the same step."""
+    """Error that all processes of a run raise at the same point."""
 
 
 class LostPeerError(UserError):
-    """Another process of the run, or the way to it, is lost."""
+    """Error of a run that lost another process or the connection to it."""
 
     status = 76
     """Exit status: EX_PROTOCOL of sysexits.h."""
@@ -37,19 +37,21 @@ class LostPeerError(UserError):
 
 @contextlib.contextmanager
 def distributed_context(flags: argparse.Namespace) -> Iterator[None]:
-    """The process as one of those that `ssd_jax.cli.add_process_flags` names, or the only one.
+    """Join the processes of a run, if the flags of `ssd_jax.cli.add_process_flags` ask for it.
 
-    To be entered before anything else is asked of JAX. What the flags leave open is found by JAX
-    from SLURM, Open MPI, Kubernetes or a TPU pod. An error that only this process has ends it at
-    once, with its line: leaving properly would wait for the others, which wait for this one.
+    Enter it before any other use of JAX, which detects unset flags from SLURM, Open MPI,
+    Kubernetes or a TPU pod. An error of this process alone ends it at once with one line: a normal
+    exit would wait for the other processes, which wait for this one.
 
-    Raises ConfigError where the others are not found or cannot be reached.
+    Raises:
+        ConfigError: the processes cannot be determined.
+        LostPeerError: the other processes do not answer.
     """
-    given = (flags.coordinator, flags.processes, flags.process)
-    if not flags.distributed and given == (None, None, None):
+    process_args = (flags.coordinator, flags.processes, flags.process)
+    if not flags.distributed and process_args == (None, None, None):
         yield
         return
-    _join(*given, peer_timeout=flags.peer_timeout)
+    _join(*process_args, peer_timeout=flags.peer_timeout)
     try:
         yield
     except CollectiveError:
@@ -60,18 +62,18 @@ def distributed_context(flags: argparse.Namespace) -> Iterator[None]:
         line = str(error).splitlines()[0][:200]
         leave(
             LostPeerError(
-                f"process {jax.process_index()}: another process is lost ({line}); go on with "
-                "--resume, with as many processes as there are"
+                f"process {jax.process_index()}: another process is lost ({line}); continue with "
+                "--resume and the remaining processes"
             )
         )
-    except Exception:  # a fault of the program, which must not leave the others waiting
+    except Exception:  # a bug; the other processes must not wait for this one
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
 def leave(error: UserError) -> NoReturn:
-    """End the process at once with the line and the status of `error`; wait for no thread."""
+    """Print the error and end the process with its status, without waiting for threads."""
     print_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -81,7 +83,7 @@ def leave(error: UserError) -> NoReturn:
 def _join(
     coordinator: str | None, processes: int | None, process: int | None, *, peer_timeout: int
 ) -> None:
-    # XLA's own collectives between CPU processes; other platforms do not look at it.
+    # Collectives between CPU processes; other platforms ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -102,18 +104,19 @@ def _join(
 
 
 def use_compilation_cache(folder: str = COMPILATION_CACHE_DIR) -> None:
-    """Keep compiled programs in `folder` for the next start; empty: do not.
+    """Cache compiled programs in `folder`; disable the cache if it is empty.
 
-    A folder that JAX has been told already, as by JAX_COMPILATION_CACHE_DIR, stays. Programs are
-    run when they are loaded, so the folder is one that only its user can write to.
+    A folder that JAX uses already, for example from JAX_COMPILATION_CACHE_DIR, takes precedence.
+    Loaded programs are executed, so the folder is created writable for its user only.
 
     Raises:
-        ConfigError: the folder cannot be made or written; this machine's own is left out then.
+        ConfigError: the folder cannot be created or written. The default folder is then skipped
+            silently instead.
     """
     if jax.config.values["jax_compilation_cache_dir"]:
         return
     if not folder:
-        # Whatever asks for this machine's own folder later leaves it at that.
+        # Later calls with the default folder do not enable it again.
         jax.config.update("jax_enable_compilation_cache", False)
         return
     try:
@@ -124,51 +127,53 @@ def use_compilation_cache(folder: str = COMPILATION_CACHE_DIR) -> None:
     except (OSError, RuntimeError, ValueError) as error:  # no home; a zero byte in the name
         if folder == COMPILATION_CACHE_DIR:
             return
-        raise ConfigError(f"the compile cache {folder} cannot be used: {error}") from None
+        raise ConfigError(f"the compilation cache {folder} cannot be used: {error}") from None
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Return True in the process that writes files and prints."""
     return jax.process_index() == 0
 
 
-def barrier(what: str) -> None:
-    """Wait until all processes are here: before they exchange arrays, which bears no long wait.
+def barrier(name: str) -> None:
+    """Wait until all processes have reached the barrier.
 
-    On CPUs an exchange fails when a process is 30 s later than another, as after compiling.
+    Needed before collectives, which on CPUs fail if a process is 30 s later than another, as after
+    compiling.
 
-    Raises JaxRuntimeError where one is lost, or not here after an hour.
+    Raises:
+        JaxRuntimeError: a process is lost, or does not arrive within an hour.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-        get_barrier_sync_fn()(key=what, timeout_ms=_LONGEST_WAIT_MS)
+        get_barrier_sync_fn()(key=name, timeout_ms=_LONGEST_WAIT_MS)
 
 
 def broadcast_json(value: Any) -> Any:
-    """The first process's value of JSON, in all of them."""
+    """Broadcast a JSON value from the main process to all processes."""
     if jax.process_count() == 1:
         return value
     barrier("broadcast")
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    mine = data if is_main_process() else np.zeros(size, np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes())
+    local = data if is_main_process() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(local)).tobytes())
 
 
 def broadcast_tree(tree: Any) -> Any:
-    """The first process's arrays, in all of them; the trees have the same shapes and types.
+    """Broadcast arrays from the main process; all trees have the same shapes and types.
 
-    They travel as bytes, so that no number changes by a bit.
+    The arrays are sent as bytes, so that they are bit-identical.
     """
     if jax.process_count() == 1:
         return tree
     barrier("broadcast")
     leaves, structure = jax.tree.flatten(tree)
     data = b"".join(np.asarray(leaf).tobytes() for leaf in leaves)
-    got = multihost_utils.broadcast_one_to_all(np.frombuffer(data, np.uint8))
-    parts = np.split(np.asarray(got), np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
+    received = multihost_utils.broadcast_one_to_all(np.frombuffer(data, np.uint8))
+    parts = np.split(np.asarray(received), np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
     shared = [
         np.frombuffer(part.tobytes(), leaf.dtype).reshape(leaf.shape)
         for part, leaf in zip(parts, leaves, strict=True)
@@ -177,6 +182,6 @@ def broadcast_tree(tree: Any) -> Any:
 
 
 def all_gather(tree: Any) -> Any:
-    """The arrays of all processes, stacked in their order: [processes, ...], the same in all."""
+    """Gather the arrays of all processes, stacked by process: [processes, ...]."""
     barrier("all_gather")
     return multihost_utils.process_allgather(tree)

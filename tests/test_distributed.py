@@ -1,4 +1,4 @@
-"""The compile cache: whose folder it is, and what happens where it cannot be used."""
+"""Compilation cache, and errors of one of several processes."""
 
 import os
 import subprocess
@@ -17,8 +17,8 @@ from tests.tiny import TINY, change
 
 
 @pytest.fixture
-def told(monkeypatch, tmp_path):
-    """What JAX is told, with a home of the test's own."""
+def cache_config(monkeypatch, tmp_path):
+    """Return a function that reads JAX's cache settings, with a temporary home folder."""
     names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
     before = {name: jax.config.values[name] for name in names}
     jax.config.update(names[0], None)
@@ -28,41 +28,41 @@ def told(monkeypatch, tmp_path):
         jax.config.update(name, value)
 
 
-def test_the_folder_of_this_machine_is_its_user_s_alone(told, tmp_path):
+def test_default_cache_is_private_to_the_user(cache_config, tmp_path):
     use_compilation_cache()
-    assert told() == (str(tmp_path / ".cache/ssd_jax"), True)
+    assert cache_config() == (str(tmp_path / ".cache/ssd_jax"), True)
     assert (tmp_path / ".cache/ssd_jax").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_is_told_first_stays(told, tmp_path):
-    use_compilation_cache(str(tmp_path / "mine"))
+def test_first_cache_folder_takes_precedence(cache_config, tmp_path):
+    use_compilation_cache(str(tmp_path / "cache"))
     use_compilation_cache()
-    assert told() == (str(tmp_path / "mine"), True)
+    assert cache_config() == (str(tmp_path / "cache"), True)
 
 
-def test_none(told):
+def test_empty_folder_disables_the_cache(cache_config):
     use_compilation_cache("")
     use_compilation_cache()
-    assert told()[1] is False
+    assert cache_config()[1] is False
 
 
-def test_a_folder_that_cannot_be_used(told, tmp_path, monkeypatch):
+def test_unusable_cache_folder(cache_config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"the compile cache .*file/x cannot be used: "):
+    with pytest.raises(ConfigError, match=r"the compilation cache .*file/x cannot be used: "):
         use_compilation_cache(str(tmp_path / "file/x"))
     with pytest.raises(ConfigError, match="cannot be used"):
         use_compilation_cache("a\0b")
-    # A home that cannot be written is no reason to stop.
+    # An unwritable home folder is not an error.
     (tmp_path / ".cache").write_text("")
     use_compilation_cache()
-    assert told() == (None, True)
+    assert cache_config() == (None, True)
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(ConfigError("x"), 2), (OSError(28, "No space left on device"), 1)]
 )
-def test_an_error_of_one_process_ends_it_at_once(error, status, monkeypatch, capfd):
-    """Leaving properly would wait for the others, which wait for this one."""
+def test_error_of_one_process_ends_it_at_once(error, status, monkeypatch, capfd):
+    """A normal exit would wait for the other processes, which wait for this one."""
     flags = SimpleNamespace(
         distributed=True, coordinator=None, processes=None, process=None, peer_timeout=60
     )
@@ -79,7 +79,7 @@ def test_an_error_of_one_process_ends_it_at_once(error, status, monkeypatch, cap
 
 
 @pytest.mark.slow
-def test_the_second_start_loads_what_the_first_compiled(tmp_path):
+def test_second_start_loads_compiled_programs(tmp_path):
     run = write_run(tmp_path / "run", change(TINY, model={"classes": ("a", "b")}))
     program = """
 import sys, jax

@@ -11,6 +11,7 @@ from benchmarks.accelerator.workload import TINY_BATCH, config_for, step_inputs
 from ssd_jax.config import Config
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import ACCELERATORS, parse_target
+from ssd_jax.estimate.devices import describe_devices
 
 # (image size, type, precision of products, batch), the most informative ones first. On NVIDIA
 # GPUs JAX computes float32 products in TF32 by default.
@@ -87,7 +88,7 @@ def measure(context: Context, config: Config, precision: str) -> dict[str, Any]:
         "matmul_share": flop_per_s / product["flop_per_s"] if product else None,
         "memory_gb": cost.memory / 1e9,
         "peak_gb_so_far": (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9,
-        "accessed_gb": cost.moved / 1e9,
+        "accessed_gb": cost.bytes_accessed / 1e9,
         "transposes": cost.transposes,
         "copies": cost.copies,
         "lower_s": lower_s,
@@ -112,9 +113,9 @@ def target_of(device: Any) -> str | None:
 def predict(config: Config, target: str) -> dict[str, Any]:
     """Predict the step's speed and memory as `python -m ssd_jax.estimate` does."""
     batch = config.train.batch_size
-    cost = step_cost.compile_step(config, step_cost.describe_devices(parse_target(target)), batch)
+    cost = step_cost.compile_step(config, describe_devices(parse_target(target)), batch)
     times = cost.times(ACCELERATORS[target], config.model.dtype, 1)
-    return {"images_per_s_at_best": batch / times.hidden, "memory_gb": cost.memory / 1e9}
+    return {"images_per_s_at_best": batch / times.overlapped, "memory_gb": cost.memory / 1e9}
 
 
 def measure_torchvision(context: Context, precision: str, batch: int) -> dict[str, Any]:

@@ -94,11 +94,6 @@ def initial_state(config: Config) -> Any:
 def _initial_state(config: Config) -> Any:
     import jax
 
-    from ssd_jax.models.ssd import make_model
-    from ssd_jax.training.state import create_train_state, make_optimizer
-    from ssd_jax.training.step import AXIS
+    from ssd_jax.training.build import build_training
 
-    model = make_model(config.model, config.priors, AXIS)
-    return jax.device_get(
-        create_train_state(model, make_optimizer(config.optim), jax.random.key(0))
-    )
+    return jax.device_get(build_training(config).init_state())

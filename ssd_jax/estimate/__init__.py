@@ -1,1 +1,1 @@
-"""Memory and speed of a config on an accelerator that is not here."""
+"""Memory and speed of a config on an accelerator, estimated without the accelerator."""

@@ -1,8 +1,7 @@
-"""What the text of a compiled program says: what runs, how often, and the bytes that it moves.
+"""Programs as text: instructions that run, their number, and the bytes that they access.
 
-Two kinds of text are read: optimised HLO, as `Compiled.as_text()` gives it, which is what the
-accelerator runs, and StableHLO, as `Lowered.as_text()` gives it, where a convolution still has the
-shapes that it was written with.
+Two formats are read: optimised HLO from `Compiled.as_text()`, which the accelerator runs, and
+StableHLO from `Lowered.as_text()`, where a convolution still has its original shapes.
 """
 
 import math
@@ -20,32 +19,32 @@ _CALLED = re.compile(r"\b(?:body|to_apply|calls|\w+_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
-# Names for what is there already: nothing runs for them.
+# Instructions that only name existing values: nothing runs for them.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _SLICES = {"slice", "dynamic-slice", "gather"}
-# What a computation of its own runs inside of, beside fusions, whose computation is one kernel.
+# Instructions that run other computations; that of a fusion, in contrast, is a single kernel.
 _CALLERS = {"while", "call", "conditional", "async-start"}
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """One instruction of a computation."""
 
     name: str
     opcode: str
     shape: str
-    """Of the result, e.g. `bf16[32,38,38,512]{3,2,1,0}`, or a tuple of such."""
+    """Shape of the result, e.g. `bf16[32,38,38,512]{3,2,1,0}`, or a tuple of shapes."""
     operands: tuple[str, ...]
     line: str
-    """From the opcode on."""
+    """Text from the opcode on."""
 
 
 class AllReduce(NamedTuple):
     """A sum over the devices."""
 
     times: int
-    """How often it runs in a step."""
+    """Number of runs in a step."""
     size: int
-    """Bytes that each device gives to it."""
+    """Bytes of each device."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Program:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The program of optimised HLO. Raises ValueError for a text without an entry."""
+        """Parse optimised HLO; raise ValueError if it has no entry computation."""
         computations: dict[str, tuple[Instruction, ...]] = {}
         entry, name = "", ""
         lines: list[Instruction] = []
@@ -67,14 +66,14 @@ class Program:
                 entry = name if start[1] else entry
             elif line.startswith("}"):
                 computations[name] = tuple(lines)
-            elif found := _INSTRUCTION.match(line):
-                lines.append(_instruction(found[2], found[3]))
+            elif instruction := _INSTRUCTION.match(line):
+                lines.append(_instruction(instruction[2], instruction[3]))
         if not entry:
             raise ValueError("the text has no ENTRY computation; give optimised HLO")
         return cls(computations, entry)
 
     def running(self, computation: str = "", times: int = 1) -> Iterator[tuple[Instruction, int]]:
-        """What runs in a step, and how often; a loop of unknown length counts once."""
+        """Yield the instructions of a step and their number of runs; unknown loops run once."""
         for one in self.computations[computation or self.entry]:
             if one.opcode in _CALLERS:
                 trips = _TRIPS.search(one.line)
@@ -86,7 +85,7 @@ class Program:
                 yield one, times
 
     def all_reduces(self) -> list[AllReduce]:
-        """The sums over the devices; one that is split in start and done counts once."""
+        """List the all-reduces; a pair of start and done counts once."""
         return [
             AllReduce(times, array_bytes(one.shape))
             for one, times in self.running()
@@ -94,7 +93,7 @@ class Program:
         ]
 
     def count(self, opcode: str) -> int:
-        """How often an instruction `opcode` runs in a step, alone or as part of a fusion."""
+        """Count the runs of an instruction in a step, alone or in fusions."""
         return sum(
             times
             for one, times in self.running()
@@ -102,18 +101,18 @@ class Program:
             or any(inner.opcode == opcode for inner in self._fused(one))
         )
 
-    def bytes_moved(self) -> int:
-        """Bytes that a step reads from the device's main memory and writes to it.
+    def bytes_accessed(self) -> int:
+        """Return the bytes that a step reads from and writes to the device's main memory.
 
         Each kernel reads its operands and writes its result once; of an operand that is only
-        sliced it reads the slices. Registers, caches and on-chip memory are not counted.
+        sliced, it reads the slices. Registers, caches and on-chip memory are not counted.
         """
         sizes = {i.name: memory_bytes(i.shape) for c in self.computations.values() for i in c}
         total = 0
         for one, times in self.running():
             read = [sizes.get(name, 0) for name in one.operands]
             written = sizes[one.name]
-            # What goes on beside other work reads at its start and writes at its end.
+            # Asynchronous instructions read at their start and write at their end.
             if one.opcode.endswith("-done"):
                 read = []
             elif one.opcode.endswith("-start"):
@@ -132,7 +131,7 @@ class Program:
         return total
 
     def _fused(self, one: Instruction) -> tuple[Instruction, ...]:
-        """The instructions of a fusion."""
+        """Return the instructions of a fusion; empty for other instructions."""
         if one.opcode != "fusion":
             return ()
         return self.computations.get(_CALLED.findall(one.line)[0], ())
@@ -143,7 +142,7 @@ def _only_slices(users: list[Instruction]) -> bool:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """The parts of `SHAPE opcode(operands), attributes`."""
+    """Parse `SHAPE opcode(operands), attributes`."""
     end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     shape, call = rest[: end + 1], rest[end + 1 :].lstrip()
     opcode = call[: call.index("(")]
@@ -152,34 +151,34 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` is closed."""
+    """Find the closing parenthesis of the one at `start`."""
     depth = 0
     for k in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[k], 0)
         if depth == 0:
             return k
-    raise ValueError(f"a parenthesis is not closed: {text[:80]}")
+    raise ValueError(f"unbalanced parenthesis: {text[:80]}")
 
 
 def array_bytes(shape: str) -> int:
-    """Bytes of an array or a tuple of arrays, e.g. 28 for `(f32[2,3]{1,0}, s32[])`."""
+    """Return the bytes of an array or a tuple of arrays, e.g. 28 for `(f32[2,3]{1,0}, s32[])`."""
     return sum(math.prod(_sizes(d)) * _bits(kind) // 8 for kind, d, _ in _ARRAY.findall(shape))
 
 
 def memory_bytes(shape: str) -> int:
-    """The same in the device's main memory: none for what a TPU has on the chip, marked S(1).
+    """Return the bytes in main memory: 0 for arrays in a TPU's on-chip memory, marked S(1).
 
-    A TPU's tiles, as in `f32[9,3]{1,0:T(8,128)}`, are counted as the memory that they take.
+    The padding of a TPU's tiles, as in `f32[9,3]{1,0:T(8,128)}`, is included.
     """
     total = 0
     for kind, dims, layout in _ARRAY.findall(shape):
         if "S(1)" in layout:
             continue
         sizes = _sizes(dims)
-        if found := _TILE.search(layout):
-            tile = _sizes(found["tile"])
-            # From the fastest dimension on.
-            for d, t in zip(_sizes(found["order"]), reversed(tile), strict=False):
+        if tiling := _TILE.search(layout):
+            tile = _sizes(tiling["tile"])
+            # Starting with the fastest-varying dimension.
+            for d, t in zip(_sizes(tiling["order"]), reversed(tile), strict=False):
                 sizes[d] = -(-sizes[d] // t) * t
         total += math.prod(sizes) * _bits(kind) // 8
     return total
@@ -190,7 +189,7 @@ def _sizes(numbers: str) -> list[int]:
 
 
 def _bits(kind: str) -> int:
-    """Bits of an element: the first number in the type's name, a byte for pred."""
+    """Return the bits of an element: the first number in the type's name, 8 for pred."""
     number = re.search(r"\d+", kind)
     return int(number[0]) if number else {"pred": 8}.get(kind, 0)
 
@@ -203,21 +202,21 @@ _CONVOLUTION = re.compile(
 
 
 def convolution_flops(stablehlo: str) -> int:
-    """FLOP of the convolutions in a StableHLO text, two for each multiplication and addition.
+    """Count the FLOP of the convolutions in a StableHLO text, two for each multiply-add.
 
-    A convolution multiplies each element of its result with the kernel's elements for one output
-    channel. Padding is multiplied as well, as accelerators do; zeros that stand between the inputs
-    (lhs_dilate, in the gradient of a stride) are not. What is in a loop counts once.
+    Each element of the result takes the kernel's elements of one output channel. Multiplications
+    with padding count, as accelerators perform them; those with zeros between the inputs
+    (lhs_dilate, in the gradient of a stride) do not. The body of a loop counts once.
     """
     total = 0
-    for found in _CONVOLUTION.finditer(stablehlo):
-        out, rhs = _dimensions(found["out"]), _dimensions(found["rhs"])
-        channels = rhs[found["kernel"].split(", ").index("o")]
-        zeros = math.prod(map(int, found["dilate"].split(", ")))
+    for match in _CONVOLUTION.finditer(stablehlo):
+        out, rhs = _dimensions(match["out"]), _dimensions(match["rhs"])
+        channels = rhs[match["kernel"].split(", ").index("o")]
+        zeros = math.prod(map(int, match["dilate"].split(", ")))
         total += 2 * math.prod(out) * math.prod(rhs) // channels // zeros
     return total
 
 
 def _dimensions(tensor: str) -> list[int]:
-    """[32, 300, 300, 3] for `32x300x300x3xbf16`."""
+    """Parse the dimensions of a tensor type: [32, 300, 300, 3] for `32x300x300x3xbf16`."""
     return [int(n) for n in tensor.split("x")[:-1]]

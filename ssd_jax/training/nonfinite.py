@@ -1,4 +1,4 @@
-"""A step that was not finite: which term, whose image, and a file to look at it again."""
+"""Non-finite steps: the terms, layers and images responsible, and replay files."""
 
 import io
 import zipfile
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssd_jax.config import Config, ConfigError, from_json, to_json
+from ssd_jax.distributed import CollectiveError
 from ssd_jax.io import atomic_write, read_bytes
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.training.state import Params, join_frozen, split_frozen
@@ -26,43 +27,47 @@ from ssd_jax.training.step import BATCH_KEYS, image_losses, image_targets
 from ssd_jax.weights.files import MAX_BYTES
 
 
+class NonFiniteError(CollectiveError):
+    """Error of a run with a non-finite step; the message names the step and what to try."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one process's share of a step gives, image by image."""
+    """Losses and gradient of one process's share of a step, image by image."""
 
     loss_loc: np.ndarray
-    """float32 [b]: sum of the image's smooth L1, not divided by the positives."""
+    """float32 [b]: smooth L1 of each image, not divided by the positives."""
     loss_conf: np.ndarray
-    """float32 [b]: sum of the image's cross entropy."""
+    """float32 [b]: cross entropy of each image, not divided by the positives."""
     objects: np.ndarray
-    """int [b]."""
+    """int [b]: number of objects of each image."""
     grad_norm: float
-    """Of the share's gradient, not divided by the positives."""
-    bad_layers: tuple[str, ...]
-    """Layers whose gradient is not finite."""
-    bad_images: tuple[int, ...]
-    """Places in the batch of the images to blame; empty where no single one is."""
+    """Norm of the share's gradient, not divided by the positives."""
+    nonfinite_layers: tuple[str, ...]
+    """Layers with a non-finite gradient."""
+    nonfinite_images: tuple[int, ...]
+    """Positions in the batch of images with a non-finite loss; empty if all images have one."""
 
     @property
     def finite(self) -> bool:
-        """Whether there is nothing to blame."""
+        """True if losses and gradient are finite."""
         return not self.terms
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """What is not finite: loss_loc, loss_conf, or else the gradient."""
+        """Non-finite terms: loss_loc, loss_conf, or otherwise the gradient."""
         terms = tuple(
             name for name in ("loss_loc", "loss_conf") if not np.isfinite(getattr(self, name)).all()
         )
-        return terms or (("gradient",) if self.bad_layers else ())
+        return terms or (("gradient",) if self.nonfinite_layers else ())
 
 
 @dataclass(frozen=True)
 class NonFiniteStep:
-    """A step to look at again: what a replay file holds."""
+    """A non-finite step and its inputs, as in a replay file."""
 
     step: int
-    """The step that was tried, from 1."""
+    """Number of the step, counted from 1."""
     image_ids: tuple[str, ...]
     batch: Mapping[str, np.ndarray]
     """image [b, S, S, 3], boxes [b, M, 4], labels [b, M], mask [b, M]: this process's share."""
@@ -71,22 +76,23 @@ class NonFiniteStep:
     config: Config
 
 
-def diagnose(bad: NonFiniteStep) -> Diagnosis:
-    """The share's losses and gradient once more, image by image, on one device.
+def diagnose(step: NonFiniteStep) -> Diagnosis:
+    """Compute the share's losses and gradient again, image by image, on one device.
 
-    Where batch norm has carried one image's values into all of them, the running statistics tell
-    them apart.
+    If batch norm spreads one image's values to all images, the running statistics are used instead,
+    so that the losses of the images are independent.
     """
-    config = bad.config
+    config = step.config
     model = make_model(config.model, config.priors)
     priors = model_priors(config.model, config.priors)
-    trained, frozen = split_frozen(bad.variables["params"], config.model.frozen_layers)
-    batch = {name: bad.batch[name] for name in BATCH_KEYS}
+    trained, frozen = split_frozen(step.variables["params"], config.model.frozen_layers)
+    batch = {name: step.batch[name] for name in BATCH_KEYS}
 
     def losses(trained: Params, *, train: bool) -> tuple[Array, Array]:
-        variables = {**bad.variables, "params": join_frozen(trained, frozen)}
-        outputs = model.apply(variables, batch["image"], train=train, mutable=["batch_stats"])
-        (loc, conf), _ = outputs
+        variables = {**step.variables, "params": join_frozen(trained, frozen)}
+        (loc, conf), _ = model.apply(
+            variables, batch["image"], train=train, mutable=["batch_stats"]
+        )
         targets = image_targets(batch, priors, config.priors.variances, config.train)
         loss = image_losses(loc, conf, targets, config.train)
         return loss.loc, loss.conf
@@ -96,10 +102,10 @@ def diagnose(bad: NonFiniteStep) -> Diagnosis:
         return jnp.sum(loc) + jnp.sum(conf), (loc, conf)
 
     grads, (loc, conf) = jax.device_get(jax.jit(jax.grad(total, has_aux=True))(trained))
-    wrong = ~np.isfinite(loc) | ~np.isfinite(conf)
-    if wrong.all() and config.model.batch_norm:
-        alone = jax.device_get(jax.jit(partial(losses, train=False))(trained))
-        wrong = ~np.isfinite(alone[0]) | ~np.isfinite(alone[1])
+    nonfinite = ~(np.isfinite(loc) & np.isfinite(conf))
+    if nonfinite.all() and config.model.batch_norm:
+        independent = jax.device_get(jax.jit(partial(losses, train=False))(trained))
+        nonfinite = ~np.isfinite(independent).all(axis=0)
     layers = {
         "/".join(path[:-1])
         for path, leaf in traverse_util.flatten_dict(grads).items()
@@ -110,43 +116,61 @@ def diagnose(bad: NonFiniteStep) -> Diagnosis:
         loss_conf=conf,
         objects=batch["mask"].sum(axis=1),
         grad_norm=float(optax.tree.norm(grads)),
-        bad_layers=tuple(sorted(layers)),
-        bad_images=() if wrong.all() else tuple(map(int, np.flatnonzero(wrong))),
+        nonfinite_layers=tuple(sorted(layers)),
+        nonfinite_images=() if nonfinite.all() else tuple(map(int, np.flatnonzero(nonfinite))),
     )
 
 
-def describe(bad: NonFiniteStep, found: Diagnosis) -> str:
-    """One line: which term of which step is not finite, and whose image it is."""
-    if found.finite:
-        return f"step {bad.step}: finite in this share of the batch, norm {found.grad_norm:.4g}"
-    what = " and ".join(found.terms)
-    if what == "gradient":
-        what = f"the gradient of {_some(found.bad_layers)}"
-    ids = [bad.image_ids[k] for k in found.bad_images]
-    whose = f"image {_some(ids)}" if ids else f"no single image of {_some(bad.image_ids)}"
-    return f"step {bad.step}: {what} not finite; {whose}"
+def describe(step: NonFiniteStep, diagnosis: Diagnosis) -> str:
+    """Return one line that names the step's non-finite terms and the images responsible."""
+    if diagnosis.finite:
+        norm = f"norm {diagnosis.grad_norm:.4g}"
+        return f"step {step.step}: finite in this share of the batch, {norm}"
+    terms = " and ".join(diagnosis.terms)
+    if terms == "gradient":
+        terms = f"the gradient of {_first_few(diagnosis.nonfinite_layers)}"
+    ids = [step.image_ids[k] for k in diagnosis.nonfinite_images]
+    images = (
+        f"image {_first_few(ids)}" if ids else f"no single image of {_first_few(step.image_ids)}"
+    )
+    return f"step {step.step}: {terms} not finite; {images}"
 
 
-def table(bad: NonFiniteStep, found: Diagnosis) -> Table:
-    """The losses of each image; those to blame are marked."""
-    rows = Table(box=box.SIMPLE_HEAD)
+def make_table(step: NonFiniteStep, diagnosis: Diagnosis) -> Table:
+    """Tabulate the losses of each image and mark non-finite ones."""
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("image", "objects", "loss_loc", "loss_conf", ""):
-        rows.add_column(name, justify="left" if name in ("image", "") else "right")
-    for k, image_id in enumerate(bad.image_ids):
-        mark = "not finite" if k in found.bad_images else ""
-        losses = (f"{found.loss_loc[k]:.4g}", f"{found.loss_conf[k]:.4g}")
-        rows.add_row(escape(image_id), str(found.objects[k]), *losses, mark)
-    return rows
+        table.add_column(name, justify="left" if name in ("image", "") else "right")
+    for k, image_id in enumerate(step.image_ids):
+        mark = "not finite" if k in diagnosis.nonfinite_images else ""
+        losses = (f"{diagnosis.loss_loc[k]:.4g}", f"{diagnosis.loss_conf[k]:.4g}")
+        table.add_row(escape(image_id), str(diagnosis.objects[k]), *losses, mark)
+    return table
 
 
-def write_bad_step(path: Path, bad: NonFiniteStep) -> None:
-    """Write a replay file, whole or not at all."""
-    flat = traverse_util.flatten_dict(bad.variables, sep="/")
+def report_nonfinite(step: NonFiniteStep, workdir: Path) -> str:
+    """Write the step's replay file and return one line with its diagnosis and advice."""
+    file = workdir / "nonfinite" / f"step{step.step}-process{jax.process_index()}.npz"
+    try:
+        write_replay(file, step)
+        replay = f"inspect it with train.py --replay {file}"
+    except OSError as error:
+        replay = f"{file} cannot be written ({error.strerror})"
+    return (
+        f"{describe(step, diagnose(step))}; the state before it is saved; {replay}; try a lower "
+        "optim.learning_rate, optim.warmup_steps, optim.grad_clip_norm 10, or "
+        "train.on_nonfinite skip"
+    )
+
+
+def write_replay(path: Path, step: NonFiniteStep) -> None:
+    """Write a replay file atomically."""
+    flat = traverse_util.flatten_dict(step.variables, sep="/")
     arrays: dict[str, Any] = {
-        "step": bad.step,
-        "image_ids": np.array(bad.image_ids),
-        "config": to_json(bad.config),
-        **{f"batch/{name}": bad.batch[name] for name in BATCH_KEYS},
+        "step": step.step,
+        "image_ids": np.array(step.image_ids),
+        "config": to_json(step.config),
+        **{f"batch/{name}": step.batch[name] for name in BATCH_KEYS},
         **{f"variables/{name}": np.asarray(value) for name, value in flat.items()},
     }
     buffer = io.BytesIO()
@@ -155,11 +179,12 @@ def write_bad_step(path: Path, bad: NonFiniteStep) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def read_bad_step(path: Path) -> NonFiniteStep:
-    """Read what `write_bad_step` wrote.
+def read_replay(path: Path) -> NonFiniteStep:
+    """Read a file of `write_replay`.
 
-    Raises ConfigError, naming the file, for one that is missing, of another kind, damaged, or
-    larger than 4 GiB, packed or unpacked.
+    Raises:
+        ConfigError: the file is missing, damaged, not a replay file, or larger than 4 GiB, packed
+            or unpacked.
     """
     try:
         content = io.BytesIO(read_bytes(path, MAX_BYTES))
@@ -167,7 +192,7 @@ def read_bad_step(path: Path) -> NonFiniteStep:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > MAX_BYTES:
             raise ConfigError(
-                f"it would unpack to {size / 2**30:.0f} GiB; name one of WORKDIR/nonfinite"
+                f"it would unpack to {size / 2**30:.0f} GiB; name one in WORKDIR/nonfinite"
             )
         content.seek(0)
         with np.load(content, allow_pickle=False) as file:
@@ -187,12 +212,12 @@ def read_bad_step(path: Path) -> NonFiniteStep:
         raise ConfigError(f"--replay: {path} cannot be read ({error.strerror or error})") from None
     except ConfigError as error:
         raise ConfigError(f"--replay: {path}: {error}") from None
-    except Exception:  # whatever a broken file makes its reader raise
+    except Exception:  # a damaged file can raise any exception in its reader
         raise ConfigError(
-            f"--replay: {path} is no file of a step; name one of WORKDIR/nonfinite"
+            f"--replay: {path} is not a replay file; name one in WORKDIR/nonfinite"
         ) from None
 
 
-def _some(names: Sequence[Any], most: int = 8) -> str:
+def _first_few(names: Sequence[Any], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more

@@ -1,4 +1,4 @@
-"""The steps that were given to the devices, and what the host knows of them."""
+"""Steps in flight on the devices, and the metrics of completed steps."""
 
 import math
 from collections import deque
@@ -10,90 +10,93 @@ import numpy as np
 
 
 class PendingStep(NamedTuple):
-    """A step that was given to the devices."""
+    """A step that was dispatched to the devices."""
 
     metrics: Mapping[str, Any]
-    """Of `train_step`, on the devices."""
+    """Metrics of `train_step`, on the devices."""
     batch: Mapping[str, np.ndarray]
-    """This process's share, as the pipeline gave it."""
+    """This process's share of the batch, as the pipeline yields it."""
     position: int
-    """Of the batch in the data."""
+    """Position of the batch in the data."""
 
 
 class PendingSteps:
-    """Steps since the last line of the log: first in flight, then known.
+    """Steps since the last log line: completed ones, and a few in flight.
 
-    A few steps are in flight at once: more would hold memory for their batches, and would have to
-    be waited for at a signal. In all processes the same steps are known at the same step.
-
-    A step's batch is kept until its metrics are known, in case that it is to blame for something.
+    More steps in flight would hold memory for their batches, and would have to be awaited when a
+    signal arrives. In all processes the same steps are completed at the same step. The batch of a
+    step is kept until its metrics are available, in case that the step is not finite.
 
     Args:
-        known: metrics of steps before a resumed run's first one that no line has yet.
-        in_flight: steps that the devices may have at once. With two, the next one starts where
-            one ends, without the host.
-        skip: whether steps that are not finite are left out, and do not count as bad.
+        completed: metrics of steps before a resumed run's first step that are not logged yet.
+        in_flight: maximum number of steps in flight. With two, the devices start the next step
+            without waiting for the host.
+        skip_nonfinite: whether non-finite steps are skipped instead of stopping the run.
     """
 
     def __init__(
-        self, known: Sequence[Mapping[str, float]], *, in_flight: int = 2, skip: bool = False
+        self,
+        completed: Sequence[Mapping[str, float]],
+        *,
+        in_flight: int = 2,
+        skip_nonfinite: bool = False,
     ) -> None:
-        self.known = [dict(metrics) for metrics in known]
-        """Metrics of each step, for JSON."""
-        self.bad: PendingStep | None = None
-        """The first step that was not finite. It and those after it do not become known."""
-        self.asked_to_stop = False
-        """Whether any process asked to stop at a step whose metrics are known."""
+        self.completed = [dict(metrics) for metrics in completed]
+        """Metrics of each completed step, as JSON."""
+        self.nonfinite: PendingStep | None = None
+        """First non-finite step; it and later steps do not count as completed."""
+        self.stop_requested = False
+        """True once any process has set `stop` in a completed step."""
         self._in_flight = in_flight
-        self._skip = skip
-        self._queued: deque[PendingStep] = deque()
+        self._skip_nonfinite = skip_nonfinite
+        self._pending: deque[PendingStep] = deque()
 
     def __len__(self) -> int:
         """Return the number of steps in flight."""
-        return len(self._queued)
-
-    def make_room(self) -> None:
-        """Wait until one more step may be given to the devices."""
-        while len(self._queued) >= self._in_flight:
-            self._learn()
-
-    def add(self, queued: PendingStep) -> None:
-        """One more step was given to the devices."""
-        self._queued.append(queued)
+        return len(self._pending)
 
     @property
     def idle(self) -> bool:
-        """Whether the devices have nothing left to do."""
-        return not self._queued or self._queued[-1].metrics["loss"].is_ready()
+        """True if the devices have finished all steps."""
+        return not self._pending or self._pending[-1].metrics["loss"].is_ready()
 
-    def settle(self) -> None:
-        """Wait for all steps in flight, so that they are known."""
-        while self._queued:
-            self._learn()
+    def add(self, step: PendingStep) -> None:
+        """Add a step that was dispatched."""
+        self._pending.append(step)
 
-    def _learn(self) -> None:
-        """Wait for the oldest step in flight."""
-        step = self._queued.popleft()
+    def make_room(self) -> None:
+        """Wait until one more step may be dispatched."""
+        while len(self._pending) >= self._in_flight:
+            self._complete_oldest()
+
+    def flush(self) -> None:
+        """Wait for all steps in flight."""
+        while self._pending:
+            self._complete_oldest()
+
+    def _complete_oldest(self) -> None:
+        step = self._pending.popleft()
         metrics = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
-        self.asked_to_stop |= metrics["stop"] > 0
-        if metrics["bad"] and not self._skip and self.bad is None:
-            self.bad = step
-        if self.bad is None:
-            self.known.append(metrics)
+        self.stop_requested |= metrics["stop"] > 0
+        if metrics["nonfinite"] and not self._skip_nonfinite and self.nonfinite is None:
+            self.nonfinite = step
+        if self.nonfinite is None:
+            self.completed.append(metrics)
 
     def pop_mean(self) -> dict[str, float]:
-        """The mean of the known steps, which are forgotten; the rate is that of the last one.
+        """Return the mean metrics of the completed steps, with the last learning rate; reset them.
 
-        Steps that were skipped are counted instead; without any other the means are nan.
+        Skipped steps are counted as `skipped` and left out of the means, which are NaN without any
+        other step.
         """
-        known, self.known = self.known, []
-        good = [metrics for metrics in known if not metrics["bad"]]
+        completed, self.completed = self.completed, []
+        finite = [metrics for metrics in completed if not metrics["nonfinite"]]
         mean = {
-            name: float(np.mean([m[name] for m in good])) if good else math.nan
-            for name in known[-1]
-            if name not in ("bad", "stop")
+            name: float(np.mean([m[name] for m in finite])) if finite else math.nan
+            for name in completed[-1]
+            if name not in ("nonfinite", "stop")
         }
-        mean["learning_rate"] = known[-1]["learning_rate"]
-        if len(good) < len(known):
-            mean["skipped"] = float(len(known) - len(good))
+        mean["learning_rate"] = completed[-1]["learning_rate"]
+        if len(finite) < len(completed):
+            mean["skipped"] = float(len(completed) - len(finite))
         return mean

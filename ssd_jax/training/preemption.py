@@ -1,4 +1,11 @@
-"""SIGTERM and SIGINT: the first asks the loop to save and stop, the second ends the process."""
+"""SIGTERM and SIGINT: the first asks the loop to save and stop, the second ends the process.
+
+Several processes agree on the step to stop at by the flag `stop` of the training step, which is
+summed with the gradients. JAX's `multihost_utils.reached_preemption_sync_point`, which Orbax's
+`reached_preemption` calls, cannot replace it: it returns False without the distributed service, as
+in a single process; it reports SIGTERM only, not SIGINT; and it never does so once Python has a
+handler of SIGTERM, which the second signal needs.
+"""
 
 import os
 import signal
@@ -13,58 +20,58 @@ from ssd_jax.config import UserError
 from ssd_jax.distributed import CollectiveError
 
 STATUS_SAVED = 75
-"""Exit status of a run that was asked to stop, saved and can go on: EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a run that was stopped and saved, and can be resumed: EX_TEMPFAIL (sysexits.h)."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 3.0
-"""Time after a signal until a call is abandoned (seconds)."""
+"""Time from a signal to the end of waiting for a call (seconds)."""
 
 T = TypeVar("T")
 
 
 class Preempted(CollectiveError):
-    """The run was asked to stop and has saved; the message says how it goes on."""
+    """Error of a run that a signal stopped, after saving; the message says how to resume it."""
 
     status = STATUS_SAVED
 
 
 class AbandonedError(Exception):
-    """A call whose end was not waited for, because a signal came."""
+    """Raised instead of waiting for a call to return, after a signal."""
 
 
 class PreemptionHandler:
-    """Watches for signals within a `with`; in another thread than the main one it hears none.
+    """Handles signals within a `with` block; outside the main thread it does nothing.
 
-    Python runs signal handlers between two of its own instructions, and the main thread may be
-    waiting for a device or a compiler for minutes. So a thread counts the signals: it tells of the
-    first one, and ends the process at the second one with 128 + its number.
+    Python runs signal handlers between two bytecode instructions, and the main thread may wait for
+    a device or a compiler for minutes. Therefore a separate thread counts the signals: it reports
+    the first one, and at the second one ends the process with status 128 + its number.
 
     Args:
-        tell: called with a line at the first signal, in a thread of its own.
+        notify: called with one line at the first signal, in a new thread.
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, notify: Callable[[str], None] = lambda line: None) -> None:
         self.requested = False
-        """Whether a signal has come."""
+        """True after a signal."""
         self.stop_point = "now"
-        """When the run would stop at a signal, for the line that tells so."""
+        """When the run would stop at a signal, for the line that reports it."""
         self.abandoned = False
-        """Whether a thread of `call` still runs."""
-        self._tell = tell
-        self._listens = False
+        """True if a thread of `call` is still running."""
+        self._notify = notify
+        self._active = False
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        self._listens = threading.current_thread() is threading.main_thread()
-        if not self._listens:
+        self._active = threading.current_thread() is threading.main_thread()
+        if not self._active:
             return self
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        # Set first and reset last, so that no signal is caught without being counted.
+        # Set first and reset last, so that every caught signal is counted.
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            signal.signal(number, _handled)
+            signal.signal(number, _ignore)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -76,22 +83,23 @@ class PreemptionHandler:
     ) -> None:
         if isinstance(error, UserError):
             error.busy = self.abandoned
-        if not self._listens:
+        if not self._active:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        self._writer.close()  # the thread reads an end and goes
+        self._writer.close()  # ends the thread
 
     def call(self, function: Callable[[], T]) -> T:
-        """Return `function()`, which is computed in a thread of its own.
+        """Run `function` in another thread and return its result.
 
-        For what may not come back to Python for minutes, as a compiler: nothing can stop it, but
-        the main thread need not wait for it.
+        For calls that may not return to Python for minutes, such as a compilation: they cannot be
+        interrupted, but the main thread does not have to wait for them.
 
-        Raises AbandonedError seconds after a signal if the function has not returned by then.
+        Raises:
+            AbandonedError: the function has not returned a few seconds after a signal.
         """
-        if not self._listens:
+        if not self._active:
             return function()
         result: Future[T] = Future()
         threading.Thread(target=self._compute, args=(function, result), daemon=True).start()
@@ -123,11 +131,11 @@ class PreemptionHandler:
                     with self._changed:
                         self.requested = True
                         self._changed.notify_all()
-                    # By yet another thread: this one has to hear a second signal, even if nobody
-                    # reads the line.
+                    # In another thread: this one has to handle a second signal even if writing
+                    # the line blocks.
                     line = f"stopping {self.stop_point}; a second signal ends the run at once"
-                    threading.Thread(target=self._tell, args=(line,), daemon=True).start()
+                    threading.Thread(target=self._notify, args=(line,), daemon=True).start()
 
 
-def _handled(number: int, frame: FrameType | None) -> None:
-    """Nothing: the thread has been told. Without a handler Python would raise or end."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: `_watch` handles the signal. Without a handler Python would raise or exit."""

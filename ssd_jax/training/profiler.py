@@ -1,27 +1,27 @@
-"""A trace of some steps by JAX's profiler."""
+"""Trace of a few steps by JAX's profiler."""
 
 from pathlib import Path
 
 import jax
 
-_FROM = 5
-"""Steps before the trace begins: the first ones compile and fill the queues."""
+_FIRST_STEP = 5
+"""Steps before the trace starts: the first ones compile and fill the queues."""
 
 
-class Profile:
-    """Traces `steps` steps into `folder`, which TensorBoard and Perfetto read; 0: none."""
+class StepProfiler:
+    """Traces `steps` steps into `folder`, for TensorBoard and Perfetto; 0 disables it."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self._folder = folder
         self._steps = steps
         self._running = False
 
-    def before(self, step: int) -> None:
-        """To be called before each step, counted from 0 at this start of the program."""
-        if self._steps and step == _FROM:
+    def before_step(self, step: int) -> None:
+        """Start or end the trace; call it before each step, counted from 0 at program start."""
+        if self._steps and step == _FIRST_STEP:
             jax.profiler.start_trace(self._folder)
             self._running = True
-        if self._running and step == _FROM + self._steps:
+        if self._running and step == _FIRST_STEP + self._steps:
             self.close()
 
     def close(self) -> None:

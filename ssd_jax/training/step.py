@@ -1,8 +1,8 @@
-"""The training step: pure, aware of its axis, and the one place with `jax.pmap`.
+"""Data-parallel training step: a pure function of one device's share, and its `jax.pmap`.
 
-Each device holds the whole state and a share of the batch. What the devices found is added up once:
-gradients and losses, not yet divided, with the number of positives that divides them. So any number
-of devices takes the same step, at the price of one all-reduce; batch norm has its own.
+Each device holds the whole state and a share of the batch. One all-reduce sums the gradients and
+losses, not yet normalised, and the number of positives that normalises them, so that any number of
+devices takes the same step. Batch norm has further all-reduces.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +22,19 @@ from ssd_jax.kernels.matching import make_targets
 from ssd_jax.models.ssd import SSD
 from ssd_jax.ops.losses import MultiboxLoss
 from ssd_jax.ops.matching import Targets
+from ssd_jax.training.optimizer import Schedule
 from ssd_jax.training.state import Params, TrainState, join_frozen, split_frozen
 
 AXIS = "batch"
 BATCH_KEYS = ("image", "boxes", "labels", "mask")
-"""What a step takes of each image."""
+"""Arrays of a batch that the step reads."""
 
 Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Array]
 
 
 class StepSums(NamedTuple):
-    """What a part of the batch adds to the step; all of it is divided by the positives later."""
+    """Sums over a part of the batch, not yet divided by the number of positives."""
 
     grads: Params
     loss_loc: Array
@@ -44,7 +45,7 @@ class StepSums(NamedTuple):
 def image_targets(
     batch: Batch, priors: np.ndarray, variances: tuple[float, float], config: TrainConfig
 ) -> Targets:
-    """What the priors have to learn from each image: fields [b, P, ...], see `make_targets`."""
+    """Match priors to the objects of each image: fields [b, P, ...], see `make_targets`."""
     return jax.vmap(
         partial(
             make_targets,
@@ -57,7 +58,7 @@ def image_targets(
 
 
 def image_losses(loc: Array, conf: Array, targets: Targets, config: TrainConfig) -> MultiboxLoss:
-    """Each image's sums [b], not yet divided by the positives.
+    """Sum the losses of each image [b], not yet divided by the number of positives.
 
     loc [b, P, 4] and conf [b, P, C] are the network's outputs.
     """
@@ -72,29 +73,39 @@ def train_step(
     *,
     model: SSD,
     optimizer: optax.GradientTransformationExtraArgs,
-    schedule: Callable[[Array, Array | np.ndarray], Array],
+    schedule: Schedule,
     priors: np.ndarray,
     variances: tuple[float, float],
     config: TrainConfig,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """The state after one step, and the step's metrics over the global batch.
+    """Take one step on this device's share of the batch, under an axis named AXIS.
 
-    To be run under an axis named AXIS. `batch` is this device's share: image [b, S, S, 3] of 0 to
-    255, boxes [b, M, 4] xyxy in [0, 1], labels [b, M], mask [b, M], and the
-    scalars stop and decay_per_step, the second argument of `schedule`.
+    Args:
+        state: the same on all devices.
+        batch: image [b, S, S, 3] with values from 0 to 255, boxes [b, M, 4] xyxy in [0, 1], labels
+            [b, M] with background as 0, mask [b, M]; the scalars stop, and decay_per_step for the
+            schedule.
+        model: built for AXIS.
+        optimizer: see `make_optimizer`.
+        schedule: see `make_schedule`.
+        priors: float32 [P, 4] cxcywh.
+        variances: of the encoded offsets.
+        config: settings of matching, loss, accumulation and non-finite steps.
+        ema_decay: decay of the moving averages; 0 disables them.
 
-    A step whose loss or gradient is not finite changes nothing but `bad_steps`, and `step` where
-    config.on_nonfinite is skip. Where it is stop no later step changes anything either, so that
-    the state is still the one before that step when the host comes to look.
-
-    The metric bad is 1 for such a step, and stop is above 0 where any process asked to stop.
+    Returns:
+        The next state, and metrics over the global batch. A non-finite step, whose loss or gradient
+        is not finite, changes only `nonfinite_steps` and, if config.on_nonfinite is skip, `step`.
+        If it is stop, later steps change nothing either, so that the host still finds the state
+        before that step. The metric nonfinite is 1 for such a step; stop is positive if any process
+        set it.
     """
-    # Frozen layers are no argument of the gradient, so none is computed for them.
+    # Frozen layers are not differentiated, so their gradients are not computed.
     trained, frozen = split_frozen(state.params, model.config.frozen_layers)
 
     def forward_backward(batch_stats: Params, part: Batch) -> tuple[Params, StepSums]:
-        """The running statistics after a part of the batch, and what the part adds."""
+        """Return the running statistics after a part of the batch, and its sums."""
 
         def loss_fn(trained: Params) -> tuple[Array, tuple[Array, Array, Params]]:
             (loc, conf), updates = model.apply(
@@ -120,7 +131,7 @@ def train_step(
             forward_backward, state.batch_stats, images, config.grad_accumulation_steps
         )
     stop = batch["stop"]
-    if lax.axis_size(AXIS) > 1:  # XLA copies what there is nothing to add to
+    if lax.axis_size(AXIS) > 1:  # on a single device, XLA would copy the arrays
         sums, stop = lax.psum((sums, stop), AXIS)
 
     norm = jnp.maximum(sums.positives, 1)
@@ -130,7 +141,7 @@ def train_step(
     rate = schedule(state.step, batch["decay_per_step"])
 
     skip = config.on_nonfinite == "skip"
-    good = finite if skip else finite & (state.bad_steps == 0)
+    good = finite if skip else finite & (state.nonfinite_steps == 0)
 
     direction, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
     trained = jax.tree.map(lambda p, d: jnp.where(good, p - rate * d, p), trained, direction)
@@ -141,10 +152,10 @@ def train_step(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        bad_steps=state.bad_steps + ~finite,
+        nonfinite_steps=state.nonfinite_steps + ~finite,
     )
     if ema_decay:
-        ema = _average(after, ema_decay)
+        ema = update_ema(after, ema_decay)
         after = after.replace(ema=jax.tree.map(partial(jnp.where, good), ema, state.ema))
     metrics = {
         "loss": loss_loc + loss_conf,
@@ -153,7 +164,7 @@ def train_step(
         "positives_per_image": sums.positives / (len(batch["image"]) * lax.axis_size(AXIS)),
         "grad_norm": grad_norm,
         "learning_rate": rate,
-        "bad": (~finite).astype(jnp.float32),
+        "nonfinite": (~finite).astype(jnp.float32),
         "stop": stop,
     }
     return after, metrics
@@ -165,7 +176,7 @@ def _accumulate(
     batch: Batch,
     parts: int,
 ) -> tuple[Params, StepSums]:
-    """Accumulate `forward_backward` over equal parts of the batch."""
+    """Run `forward_backward` on equal parts of the batch, one after the other, and add the sums."""
     split = {k: jnp.reshape(v, (parts, -1, *v.shape[1:])) for k, v in batch.items()}
 
     def add(carry: tuple[Params, StepSums], part: Batch) -> tuple[tuple[Params, StepSums], None]:
@@ -180,22 +191,22 @@ def _accumulate(
     return lax.scan(add, (batch_stats, zeros), split)[0]
 
 
-def _average(state: TrainState, decay: float) -> Params:
-    """The moving averages after a step; early ones follow faster, by the steps there are."""
+def update_ema(state: TrainState, decay: float) -> Params:
+    """Update the moving averages after a step; the decay is lower in the first steps."""
     step = state.step.astype(jnp.float32)
     weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
-    now = {"params": state.params, "batch_stats": state.batch_stats}
-    # Written so that what does not change, as a frozen layer, stays to the bit.
-    return jax.tree.map(lambda mean, value: mean + weight * (value - mean), state.ema, now)
+    current = {"params": state.params, "batch_stats": state.batch_stats}
+    # In this form a constant array, as of a frozen layer, stays bit-identical.
+    return jax.tree.map(lambda mean, value: mean + weight * (value - mean), state.ema, current)
 
 
 def pmap_train_step(
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Wrapped:
-    """`step` over `devices`, by default all devices of all processes.
+    """Map `step` over `devices`, by default all devices of all processes.
 
-    The state is replicated and donated, the batch [local devices, b, ...].
+    The state is replicated and donated; the batch is [local devices, b, ...].
     """
     return jax.pmap(
         step,
@@ -208,7 +219,7 @@ def pmap_train_step(
 
 
 def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
-    """The state on all local `devices`, placed so that the step can take over its memory."""
+    """Copy the state to all local `devices`, so that it can be donated to the step."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
     return jax.device_put(state, sharding)
 
@@ -220,10 +231,13 @@ def shard_batch(
     stop: bool = False,
     decay_per_step: float | np.float32 = 0.0,
 ) -> dict[str, np.ndarray]:
-    """The batch as [devices, b, ...], without the arrays that only the host reads.
+    """Split a batch into [devices, b, ...], without the arrays that only the host reads.
 
-    With `stop` the step tells all processes that this one wants to stop. `decay_per_step` is for
-    the schedule.
+    Args:
+        batch: arrays [B, ...] of this process.
+        devices: number of local devices.
+        stop: whether this process asks all processes to stop.
+        decay_per_step: argument of the schedule.
     """
     shares = {key: batch[key].reshape(devices, -1, *batch[key].shape[1:]) for key in BATCH_KEYS}
     return shares | {

@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written at once by who asks for it.
+"""TensorBoard event files, written synchronously.
 
-tensorboardX's own writer has a thread that ends without a word when the disk is full or the clock
-jumps, and then lets the training wait for it for ever. Its record format is used here, not that.
+tensorboardX's own writer uses a thread that dies silently when the disk is full or the clock jumps,
+after which the training waits for it forever. Only its record format is used here.
 """
 
 import os
@@ -15,36 +15,36 @@ from tensorboardX.record_writer import RecordWriter
 
 
 class EventFile:
-    """One file of events in `folder`, which is made; TensorBoard forgets what it has after `start`.
+    """A new event file in `folder`, which is created; TensorBoard drops older events after `start`.
 
-    Every method raises OSError where it cannot write.
+    Every method raises OSError if the file cannot be written.
     """
 
     def __init__(self, folder: Path, *, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # The name has the second of its start; the number keeps two starts in it apart.
+        # The process number tells apart two starts within a second.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        # Not EventsWriter: on a full disk that one stays open when it is closed.
+        # Not tensorboardX's EventsWriter, which stays open if closing it fails on a full disk.
         self._file = RecordWriter(str(folder / name))
         self._write(Event(file_version="brain.Event:2"))
         session = SessionLog(status=SessionLog.START)
         self._write(Event(step=start + 1, session_log=session))
         self._file.flush()
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers by their tags."""
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Write scalars by tag."""
         summaries = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
         self._write(Event(step=step, summary=Summary(value=summaries)))
         self._file.flush()
 
-    def picture(self, step: int, tag: str, encoded: bytes) -> None:
-        """An image, encoded as JPEG or PNG."""
+    def write_image(self, step: int, tag: str, encoded: bytes) -> None:
+        """Write an image, encoded as JPEG or PNG."""
         image = Summary.Image(encoded_image_string=encoded, colorspace=3)
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])))
         self._file.flush()
 
     def close(self) -> None:
-        """Write what is left, and close the file also where that fails."""
+        """Flush and close the file, which is closed even if flushing fails."""
         self._file.close()
 
     def _write(self, event: Event) -> None:

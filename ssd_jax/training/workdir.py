@@ -1,4 +1,4 @@
-"""The folder of a run: checked first, locked while the run lives, watched for its deletion."""
+"""Folder of a run: checked and locked before the run, and watched for deletion during it."""
 
 import contextlib
 import errno
@@ -19,20 +19,20 @@ _LOCK = ".lock"
 
 
 class WorkdirError(CollectiveError):
-    """A workdir that another run uses; the message names the process."""
+    """Error of a workdir that another run uses; the message names the process."""
 
 
 class LostWorkdirError(UserError):
-    """A workdir that was deleted or moved while its run was going."""
+    """Error of a workdir that was deleted or moved during its run."""
 
 
 class Workdir:
     """Exclusive use of a run's folder within a `with` block.
 
-    The lock is the system's own (flock on WORKDIR/.lock), which ends with its process, however
-    that dies. It holds between hosts as well where their shared file system passes locks on, as
-    NFS does unless it is mounted with nolock or local_lock. Only the first process of a run takes
-    it; an error in it is raised in all of them.
+    The lock is the operating system's (flock on WORKDIR/.lock): it ends with its process, however
+    that ends. It also excludes runs on other hosts if their shared file system supports locks, as
+    NFS does unless mounted with nolock or local_lock. Only the main process takes the lock; its
+    errors are raised in all processes.
 
     Raises:
         ConfigError: `path` is not a folder, or cannot be made or written.
@@ -42,11 +42,11 @@ class Workdir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
-        """Lines for the user, after the block was entered."""
+        """Lines for the user, available within the block."""
         self._lock: int | None = None
         self._locked = False
         self._folder: os.stat_result | None = None
-        self._made: list[Path] = []
+        self._created: list[Path] = []
 
     def __enter__(self) -> Self:
         failure: UserError | None = None
@@ -57,9 +57,8 @@ class Workdir:
                 failure = error
         message = broadcast_json(str(failure) if failure else None)
         if message is not None:
-            # All processes leave in the same way.
-            alone = failure is not None and jax.process_count() == 1
-            raise failure if alone and failure else WorkdirError(message)
+            # All processes end in the same way.
+            raise failure if failure and jax.process_count() == 1 else WorkdirError(message)
         return self
 
     def __exit__(
@@ -75,12 +74,12 @@ class Workdir:
         if self._lock is not None and not self._is_here(self._lock):
             raise LostWorkdirError(
                 f"{self.path} was deleted or moved while the run was going, and the run has "
-                "stopped; put the folder back and go on with --resume, or start a new run"
+                "stopped; restore the folder and continue with --resume, or start a new run"
             )
 
     def _claim(self) -> None:
         try:
-            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._open_lock()
             owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
@@ -92,9 +91,9 @@ class Workdir:
             raise ConfigError(self._describe(error)) from None
 
     def _open_lock(self) -> int:
-        """Return the open and locked file."""
+        """Open the lock file, lock it and return its descriptor."""
         for _ in range(100):
-            # NOFOLLOW: the file is emptied, whatever a link there points to.
+            # NOFOLLOW: the file is emptied, and a link could point to any other file.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             lock = os.open(self.path / _LOCK, flags, 0o644)
             try:
@@ -102,7 +101,7 @@ class Workdir:
             except WorkdirError:
                 os.close(lock)
                 raise
-            # Another run may have ended, and removed the file, since it was opened.
+            # Another run may have ended and removed the file since it was opened.
             if self._is_lock_file(lock):
                 return lock
             os.close(lock)
@@ -125,19 +124,19 @@ class Workdir:
             )
 
     def _release(self) -> None:
-        """Give the lock back, and remove its file and the folders that nothing was put into."""
+        """Release the lock, and remove its file and the created folders that are still empty."""
         with contextlib.suppress(OSError):
-            # Without a lock the file may be another run's.
+            # Without a lock, the file may belong to another run.
             if self._lock is not None and self._locked and self._is_lock_file(self._lock):
                 (self.path / _LOCK).unlink()
-            for folder in self._made:
+            for folder in self._created:
                 folder.rmdir()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _is_here(self, lock: int) -> bool:
-        """Return whether the folder is the one that was claimed."""
+        """Check that the folder is the one that was claimed."""
         if self._locked:
             return self._is_lock_file(lock)
         try:
@@ -146,7 +145,7 @@ class Workdir:
             return False
 
     def _is_lock_file(self, lock: int) -> bool:
-        """Whether the file at the lock's path is the open one."""
+        """Check that the file at the lock's path is the open one."""
         try:
             return os.path.samestat((self.path / _LOCK).lstat(), os.fstat(lock))
         except OSError:
@@ -160,9 +159,9 @@ class Workdir:
 
 
 def _read_owner(lock: int) -> str:
-    """Return the process that holds the lock, as it wrote it there."""
+    """Describe the process that holds the lock, from the contents of the file."""
     try:
         owner = json.loads(os.pread(lock, 4096, 0))
         return f"process {int(owner['pid'])} on {str(owner['host'])[:64]}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "a process that has not named itself yet"
+        return "unknown process"

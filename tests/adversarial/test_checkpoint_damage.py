@@ -18,7 +18,8 @@ from ssd_jax.config import UserError, to_json
 from ssd_jax.export import __main__ as export
 from ssd_jax.inference.drawing import save_image
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training.state import TrainState, make_optimizer
+from ssd_jax.training.optimizer import make_optimizer
+from ssd_jax.training.state import TrainState
 from tests.tiny import TINY, change
 
 pytestmark = pytest.mark.adversarial
@@ -62,7 +63,7 @@ def make_state():
         batch_stats={},
         opt_state=draw(jax.eval_shape(make_optimizer(CONFIG.optim).init, params)),
         ema={},
-        bad_steps=np.int32(0),
+        nonfinite_steps=np.int32(0),
     )
 
 

@@ -29,7 +29,7 @@ def state_of(step, size=64):
         batch_stats={},
         opt_state=(optax.TraceState(trace=jax.tree.map(jnp.negative, params)),),
         ema={},
-        bad_steps=jnp.int32(0),
+        nonfinite_steps=jnp.int32(0),
     )
 
 

@@ -1,4 +1,4 @@
-"""The plan: what is read from programs, the arithmetic on it, and what accelerators would run."""
+"""Estimates: programs as text, rooflines, the largest batch, the report, recorded programs."""
 
 import dataclasses
 import importlib.util
@@ -12,17 +12,13 @@ import pytest
 
 from ssd_jax.cli import load_config
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from ssd_jax.estimate import devices as devices_module
 from ssd_jax.estimate import step_cost
-from ssd_jax.estimate.accelerators import (
-    ACCELERATORS,
-    Target,
-    Times,
-    all_reduce_seconds,
-    parse_target,
-    ring_seconds,
-    roofline,
-)
+from ssd_jax.estimate.accelerators import ACCELERATORS, Target, parse_target
+from ssd_jax.estimate.batch_search import find_largest
+from ssd_jax.estimate.devices import describe_devices, set_environment
 from ssd_jax.estimate.hlo import AllReduce, Program, array_bytes, convolution_flops, memory_bytes
+from ssd_jax.estimate.roofline import Times, all_reduce_seconds, ring_seconds, roofline
 from ssd_jax.kernels.conv2d import conv2d, use_cpu_conv
 from ssd_jax.kernels.geometry import ConvGeometry
 from ssd_jax.training.step import shard_batch
@@ -82,9 +78,9 @@ backend_config={"known_trip_count":{"n":"4"}}
 """
 
 
-def test_sums_over_devices_are_counted_with_their_bytes():
-    found = Program.parse(PROGRAM).all_reduces()
-    assert found == [AllReduce(4, 16), AllReduce(1, 12), AllReduce(1, 400)]
+def test_all_reduces_are_counted_with_their_bytes():
+    all_reduces = Program.parse(PROGRAM).all_reduces()
+    assert all_reduces == [AllReduce(4, 16), AllReduce(1, 12), AllReduce(1, 400)]
 
 
 def test_transposes_and_copies_are_counted_alone_and_in_fusions():
@@ -92,7 +88,7 @@ def test_transposes_and_copies_are_counted_alone_and_in_fusions():
     assert (program.count("transpose"), program.count("copy"), program.count("sort")) == (1, 1, 0)
 
 
-def test_bytes_are_those_of_each_kernel():
+def test_bytes_accessed_by_each_kernel():
     loop = 4 * (16 + 16)
     both = 2 * 20 + 4 + 8
     halves = 400 + 400
@@ -100,7 +96,7 @@ def test_bytes_are_those_of_each_kernel():
     copy = 20 + 0  # to the chip
     result = 20 + 0 + 20  # of 400 bytes it reads a slice
     expected = loop + both + halves + turned + copy + result
-    assert Program.parse(PROGRAM).bytes_moved() == expected
+    assert Program.parse(PROGRAM).bytes_accessed() == expected
 
 
 @pytest.mark.parametrize(
@@ -120,12 +116,12 @@ def test_bytes_of_a_shape(shape, logical, stored):
     assert (array_bytes(shape), memory_bytes(shape)) == (logical, stored)
 
 
-def test_a_text_that_is_no_program():
+def test_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         Program.parse("module @jit_step {\n}\n")
 
 
-def test_sums_of_a_compiled_program():
+def test_all_reduces_of_a_compiled_program():
     def step(x):
         return jax.lax.psum((x, jnp.sum(x)), "batch")
 
@@ -136,7 +132,7 @@ def test_sums_of_a_compiled_program():
 
 
 def multiplications(rows, kernel, stride, channels_in, channels_out, batch):
-    """Counted one by one, padding included."""
+    """Count the multiplications one by one, including padding."""
     out = range(0, rows, stride)
     taps = [(i, j) for i in range(kernel) for j in range(kernel)]
     return sum(
@@ -183,7 +179,7 @@ def tiny_config(**train):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
 
 
-def test_the_step_takes_what_the_loop_gives():
+def test_lowered_step_takes_the_arrays_of_shard_batch():
     shares = shard_batch(tiny_batch(), 2)
     lowered = step_cost.lower_step(tiny_config(), jax.local_devices()[:2], batch=4)
     _, batch = lowered.in_avals[0]
@@ -192,17 +188,17 @@ def test_the_step_takes_what_the_loop_gives():
     }
 
 
-def test_a_step_is_measured():
+def test_measured_cost_of_a_step():
     config = tiny_config()
     lowered = step_cost.lower_step(config, jax.local_devices()[:2], batch=4)
-    work = step_cost.measure(config, lowered, lowered.compile(), 4, seconds=1.0)
+    cost = step_cost.measure(config, lowered, lowered.compile(), 4, seconds=1.0)
     state, _ = lowered.in_avals[0]
     floats = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    # The gradient, three sums, the signal, and what batch norm sums on its own.
-    assert work.reduced > 4 * (floats + 4)
-    assert work.moved > 4 * floats
-    assert work.flops > 0
-    assert work.memory > 8 * floats  # at least parameters and momentum
+    # The gradient, three sums, the stop flag, and the statistics of batch norm.
+    assert cost.allreduce_bytes > 4 * (floats + 4)
+    assert cost.bytes_accessed > 4 * floats
+    assert cost.flops > 0
+    assert cost.memory > 8 * floats  # at least parameters and momentum
 
 
 def fake_program(**memory):
@@ -211,14 +207,14 @@ def fake_program(**memory):
     return SimpleNamespace(memory_analysis=lambda: used, as_text=lambda: PROGRAM)
 
 
-def test_memory_is_what_the_program_holds_at_once():
-    # What is given away is an argument and a result in one place.
+def test_memory_counts_donated_buffers_once():
+    # A donated buffer is argument and result at once.
     compiled = fake_program(argument=1000, output=900, alias=800, temp=70, generated_code=5)
     lowered = SimpleNamespace(as_text=lambda: "")
     assert step_cost.measure(tiny_config(), lowered, compiled, 4, seconds=1.0).memory == 1175
 
 
-def test_accumulation_computes_as_much():
+def test_accumulation_has_the_same_flops():
     flops = []
     for parts in (1, 2):
         config = tiny_config(grad_accumulation_steps=parts)
@@ -228,7 +224,7 @@ def test_accumulation_computes_as_much():
 
 
 def ring_traffic(devices):
-    """Parts that each device of a ring sends until all hold the sum, step by step."""
+    """Simulate a ring; return the parts that each device sends until all hold the sum."""
     parts = [[{d} for _ in range(devices)] for d in range(devices)]
     sent = 0
     for phase in ("reduce", "gather"):
@@ -244,29 +240,41 @@ def ring_traffic(devices):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 5, 8])
-def test_the_ring_sends_as_much_as_a_simulated_one(devices):
+def test_ring_time_equals_a_simulation(devices):
     size, bandwidth = 840.0, 7.0
     expected = ring_traffic(devices) * size / devices / bandwidth
     assert ring_seconds(size, devices, bandwidth) == pytest.approx(expected)
 
 
-def test_sums_beyond_a_group_go_over_the_network_in_parts():
-    card = dataclasses.replace(ACCELERATORS["h100"], group=8, link=100.0, network=10.0)
-    assert all_reduce_seconds(800, 1, card) == 0
-    assert all_reduce_seconds(800, 8, card) == pytest.approx(2 * 7 / 8 * 8)
-    # Each of the eight takes its 100 bytes through its own network card, four nodes in a ring.
-    assert all_reduce_seconds(800, 32, card) == pytest.approx(14 + 2 * 3 / 4 * 10)
-
-
-def test_least_times():
-    card = dataclasses.replace(
-        ACCELERATORS["v5e"], bfloat16=100.0, float32=50.0, bandwidth=10.0, group=4, link=1.0
+def test_all_reduce_over_several_hosts():
+    accelerator = dataclasses.replace(
+        ACCELERATORS["h100"],
+        devices_per_host=8,
+        intra_host_bandwidth=100.0,
+        inter_host_bandwidth=10.0,
     )
-    times = roofline(card, "bfloat16", 2, flops=300, moved=40, reduced=5)
+    assert all_reduce_seconds(800, 1, accelerator) == 0
+    assert all_reduce_seconds(800, 8, accelerator) == pytest.approx(2 * 7 / 8 * 8)
+    # Each of the eight sends its 100 bytes through its own network adapter, four hosts in a ring.
+    assert all_reduce_seconds(800, 32, accelerator) == pytest.approx(14 + 2 * 3 / 4 * 10)
+
+
+def test_roofline():
+    accelerator = dataclasses.replace(
+        ACCELERATORS["v5e"],
+        bfloat16=100.0,
+        float32=50.0,
+        bandwidth=10.0,
+        devices_per_host=4,
+        intra_host_bandwidth=1.0,
+    )
+    times = roofline(accelerator, "bfloat16", 2, flops=300, bytes_accessed=40, allreduce_bytes=5)
     assert times == Times(3, 4, 5)
-    assert (times.alone, times.hidden, times.added) == (4, 5, 9)
+    assert (times.single_device, times.overlapped, times.sequential) == (4, 5, 9)
     assert times.bound == "interconnect"
-    assert roofline(card, "float32", 1, flops=300, moved=40, reduced=5) == Times(6, 4, 0)
+    assert roofline(
+        accelerator, "float32", 1, flops=300, bytes_accessed=40, allreduce_bytes=5
+    ) == Times(6, 4, 0)
     assert Times(3, 4, 0).bound == "memory bandwidth"
     assert Times(5, 4, 0).bound == "compute"
 
@@ -281,37 +289,37 @@ def test_least_times():
         (1, 12, 1, 1),
     ],
 )
-def test_the_largest_batch(start, room, unit, expected):
-    asked = []
+def test_largest_batch(start, room, unit, expected):
+    compiled = []
 
     def need(batch):
-        asked.append(batch)
+        compiled.append(batch)
         return 10 + 2 * batch
 
-    found, how = step_cost.find_largest(need, room, start=start, unit=unit)
-    assert found == expected
-    assert len(asked) < 14
-    assert expected == 0 or found in asked
+    batch, how = find_largest(need, room, start=start, unit=unit)
+    assert batch == expected
+    assert len(compiled) < 14
+    assert expected == 0 or batch in compiled
     assert how
 
 
-def test_the_largest_batch_where_memory_bends_and_the_compiler_gives_up():
+def test_largest_batch_with_nonlinear_memory_and_compiler_errors():
     def need(batch):
         size = 10 + 2 * batch + (20 if batch > 35 else 0)
         return size if size <= 100 else None
 
-    found, how = step_cost.find_largest(need, 100, start=32, unit=1)
+    batch, how = find_largest(need, 100, start=32, unit=1)
     # The line through 16 and 32 promises 45.
-    assert 32 < found <= 35
+    assert 32 < batch <= 35
     assert "compiled" in how
 
 
 @pytest.mark.parametrize(
-    ("name", "card", "devices"),
+    ("name", "accelerator", "devices"),
     [("h100", "h100", 1), ("h100x8", "h100", 8), ("h100x64", "h100", 64), ("v5e-256", "v5e", 256)],
 )
-def test_targets(name, card, devices):
-    assert parse_target(name) == Target(name, ACCELERATORS[card], devices)
+def test_targets(name, accelerator, devices):
+    assert parse_target(name) == Target(name, ACCELERATORS[accelerator], devices)
 
 
 @pytest.mark.parametrize(
@@ -325,39 +333,39 @@ def test_targets(name, card, devices):
         ("h100x12", "a multiple of 8"),
     ],
 )
-def test_targets_that_are_none(name, words):
+def test_invalid_targets(name, words):
     with pytest.raises(ConfigError, match=words):
         parse_target(name)
 
 
-def test_a_pod_runs_the_program_of_a_group():
+def test_several_hosts_run_the_program_of_one():
     assert parse_target("h100x64").compiled_devices == 8
     assert parse_target("v5e-4").compiled_devices == 4
 
 
-def test_images_a_device():
+def test_images_per_device():
     config = tiny_config(batch_size=32, grad_accumulation_steps=2)
     assert step_cost.images_a_device(config, parse_target("v5e-4"), None) == 8
     assert step_cost.images_a_device(config, parse_target("v5e-4"), 6) == 6
-    with pytest.raises(ConfigError, match=r"multiple of train\.accumulate 2"):
+    with pytest.raises(ConfigError, match=r"multiple of train\.grad_accumulation_steps 2"):
         step_cost.images_a_device(config, parse_target("v5e-4"), 5)
     with pytest.raises(ConfigError, match="must divide by the 256 devices"):
         step_cost.images_a_device(config, parse_target("v5e-256"), None)
 
 
 @pytest.mark.parametrize(
-    ("data", "asked", "count", "told"),
+    ("data", "asked", "count", "noted"),
     [
-        (DataConfig(), None, 4, False),  # generated shapes have their own
+        (DataConfig(), None, 4, False),  # generated shapes name theirs
         (DataConfig(format="voc", root="nowhere"), None, 20, True),
         (DataConfig(format="coco", root="nowhere"), None, 80, True),
         (DataConfig(format="coco", root="nowhere"), 7, 7, False),
     ],
 )
-def test_classes(data, asked, count, told):
+def test_classes(data, asked, count, noted):
     config, notes = step_cost.fill_in_classes(Config(data=data), asked)
     assert len(config.model.classes) == count
-    assert bool(notes) == told
+    assert bool(notes) == noted
 
 
 def test_classes_of_the_config_stay():
@@ -365,8 +373,8 @@ def test_classes_of_the_config_stay():
     assert step_cost.fill_in_classes(config, None) == (config, [])
 
 
-def run_plan(monkeypatch, *arguments, need):
-    """main() with `need(batch)` bytes for a program that is never compiled; its exit status."""
+def run_estimate(monkeypatch, *arguments, need):
+    """Run main() with programs of `need(batch)` bytes that are not compiled; return its status."""
 
     def compile_step(config, devices, batch):
         size = need(batch)
@@ -375,18 +383,18 @@ def run_plan(monkeypatch, *arguments, need):
         return step_cost.StepCost(batch, 1e12, 1e9, size, (AllReduce(2, 50_000_000),), 3, 4, 5.0)
 
     monkeypatch.setattr(step_cost, "compile_step", compile_step)
-    monkeypatch.setattr(step_cost, "set_environment", lambda: None)
-    monkeypatch.setattr(step_cost, "describe_devices", lambda target: [])
+    monkeypatch.setattr(devices_module, "set_environment", lambda: None)
+    monkeypatch.setattr(devices_module, "describe_devices", lambda target: [])
     config = str(CONFIGS / "ssd300_voc0712.py")
     return step_cost.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
 
 
-def test_a_batch_that_fits(monkeypatch, capsys):
+def test_report_of_a_batch_that_fits(monkeypatch, capsys):
     arguments = ("--target", "h100x8", "--batch", "32")
-    assert run_plan(monkeypatch, *arguments, need=lambda b: 10**9 * b) == 0
+    assert run_estimate(monkeypatch, *arguments, need=lambda b: 10**9 * b) == 0
     out = capsys.readouterr().out
     assert out.startswith("PREDICTION")
-    assert "fits: 32.0 GB of 63.7 GB (75% of the card's" in out
+    assert "fits: 32.0 GB of 63.7 GB (75% of its memory: " in out
     assert "63 images a device (a line through" in out
     assert "2 a step, 100.0 MB together" in out
     assert "compute 1.01 ms (989 TFLOP/s)" in out
@@ -394,19 +402,19 @@ def test_a_batch_that_fits(monkeypatch, capsys):
     assert "1,024 devices" in out
 
 
-def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch, capsys):
+def test_report_of_a_batch_that_does_not_fit(monkeypatch, capsys):
     arguments = ("--target", "h100x8", "--batch", "128", "--no-largest")
-    assert run_plan(monkeypatch, *arguments, need=lambda b: 10**9 * b) == 1
+    assert run_estimate(monkeypatch, *arguments, need=lambda b: 10**9 * b) == 1
     out = capsys.readouterr().out
     assert "DOES NOT FIT: 128.0 GB of 63.7 GB" in out
     assert "63 images a device" in out
 
 
-def test_a_batch_that_the_compiler_finds_no_room_for(monkeypatch, capsys):
+def test_report_of_a_batch_that_the_compiler_refuses(monkeypatch, capsys):
     def need(batch):
         return 10**9 * batch if batch < 18 else None
 
-    assert run_plan(monkeypatch, "--target", "v5e-4", "--batch", "32", need=need) == 1
+    assert run_estimate(monkeypatch, "--target", "v5e-4", "--batch", "32", need=need) == 1
     out = capsys.readouterr().out
     assert "DOES NOT FIT: more of 17.2 GB" in out
     assert "17 images a device" in out
@@ -416,7 +424,7 @@ def test_a_batch_that_the_compiler_finds_no_room_for(monkeypatch, capsys):
     ("arguments", "words"),
     [
         ([], "--config is missing"),
-        (["--config", "CONFIG", "--target", "tpu"], "--target: 'tpu' is not known"),
+        (["--config", "CONFIG", "--target", "tpu"], "--target: 'tpu' is unknown"),
         (["--config", "CONFIG", "--target", "h100", "--efficiency", "40"], "--efficiency is 40"),
         (["--config", "CONFIG", "--target", "h100", "--classes", "0"], "--classes is 0"),
         (["--config", "CONFIG", "--target", "h100", "--model.dtyp", "x"], "model.dtyp"),
@@ -424,29 +432,29 @@ def test_a_batch_that_the_compiler_finds_no_room_for(monkeypatch, capsys):
     ],
 )
 def test_errors_of_the_command_line(arguments, words):
-    given = [str(CONFIGS / "ssd300_voc0712.py") if a == "CONFIG" else a for a in arguments]
+    arguments = [str(CONFIGS / "ssd300_voc0712.py") if a == "CONFIG" else a for a in arguments]
     with pytest.raises(ConfigError, match=words) as caught:
-        step_cost.main(given)
+        step_cost.main(arguments)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("h100", "plan-cuda"), ("v5e-4", "plan-tpu")])
-def test_a_missing_compiler_names_the_extra(monkeypatch, name, extra):
+def test_missing_compiler_names_the_extra(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=rf"pip install 'ssd_jax\[{extra}\]'"):
-        step_cost.describe_devices(parse_target(name))
+        describe_devices(parse_target(name))
 
 
-def test_the_environment_is_for_a_machine_without_accelerators(monkeypatch):
+def test_environment_of_a_machine_without_accelerators(monkeypatch):
     monkeypatch.setattr(os, "environ", {"JAX_PLATFORMS": "cuda", "TPU_WORKER_ID": "7"})
-    step_cost.set_environment()
+    set_environment()
     assert os.environ["JAX_PLATFORMS"] == "cpu"
     assert os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] == "1"
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
     assert os.environ["TPU_WORKER_ID"] == "7"
 
 
-# What accelerators would run: SSD300 for 20 classes as its config trains it.
+# Programs of accelerators: SSD300 for 20 classes, trained by its config.
 
 # Compiled with jax 0.10.2: GB a device, all-reduces, transposes and copies a step.
 RECORDED = {
@@ -461,7 +469,7 @@ RECORDED = {
 
 @pytest.fixture
 def compilers(monkeypatch):
-    """The environment of the command, taken back afterwards."""
+    """Set the environment of the command, and reset it afterwards."""
     for name in (
         *("JAX_PLATFORMS", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "TF_CPP_MIN_LOG_LEVEL"),
         *("TPU_SKIP_MDS_QUERY", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"),
@@ -469,15 +477,15 @@ def compilers(monkeypatch):
     ):
         monkeypatch.setenv(name, os.environ.get(name, ""))
         monkeypatch.delenv(name)
-    step_cost.set_environment()
+    set_environment()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compilers")
 @pytest.mark.parametrize(("name", "dtype", "batch"), RECORDED)
-def test_what_an_accelerator_would_run(name, dtype, batch):
+def test_recorded_programs_of_accelerators(name, dtype, batch):
     try:
-        devices = step_cost.describe_devices(parse_target(name))
+        devices = describe_devices(parse_target(name))
     except ConfigError as error:
         pytest.skip(str(error))
     config = load_config(CONFIGS / "ssd300_voc0712.py")
@@ -485,7 +493,7 @@ def test_what_an_accelerator_would_run(name, dtype, batch):
     lowered = step_cost.lower_step(config, devices, batch)
     compiled = lowered.compile()
     text = compiled.as_text()
-    work = step_cost.measure(config, lowered, compiled, batch, seconds=0.0)
+    cost = step_cost.measure(config, lowered, compiled, batch, seconds=0.0)
 
     memory, all_reduces, transposes, copies = RECORDED[name, dtype, batch]
     state, _ = lowered.in_avals[0]
@@ -493,14 +501,14 @@ def test_what_an_accelerator_would_run(name, dtype, batch):
     floats = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     # 29 convolutions with two gradients each, but for the image's.
     assert lowered.as_text().count("stablehlo.convolution") == 3 * 29 - 1
-    assert sum(one.times for one in work.all_reduces) <= all_reduces
-    # The gradient, three sums and the signal, in float32.
-    assert work.reduced == 4 * (floats + 4)
-    assert work.transposes <= transposes
-    assert work.copies <= copies
-    assert work.memory <= 1.05 * memory * 1e9
+    assert sum(one.times for one in cost.all_reduces) <= all_reduces
+    # The gradient, three sums and the stop flag, in float32.
+    assert cost.allreduce_bytes == 4 * (floats + 4)
+    assert cost.transposes <= transposes
+    assert cost.copies <= copies
+    assert cost.memory <= 1.05 * memory * 1e9
     assert "f64[" not in text
     for sign in ("callback", " infeed(", " outfeed(", "is_host_transfer=true"):
         assert sign not in text
-    # The whole state is given away: each of its arrays has its place in the result.
+    # The whole state is donated: each of its arrays is aliased with one of the result.
     assert text.splitlines()[0].count("-alias)") == len(leaves)

@@ -1,4 +1,4 @@
-"""Runs of train.py in processes of their own, one or several that belong together."""
+"""Helpers that run train.py in one or several processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def free_port():
 
 
 def start(config, workdir, *more, processes=1, devices=1, main="train.py", env=None):
-    """The started processes; what they say goes to WORKDIR.PROCESS.log."""
+    """Start the processes, with output to WORKDIR.PROCESS.log."""
     file = write_config_file(workdir.with_suffix(".config.py"), config)
     started = []
     port = free_port()
@@ -59,7 +59,7 @@ def said(workdir, process=0):
 
 
 def finish(started, timeout=600):
-    """The exit statuses; kills what is left after `timeout` seconds."""
+    """Return the exit statuses; kill the processes after `timeout` seconds."""
     try:
         return [process.wait(timeout) for process in started]
     finally:
@@ -73,7 +73,7 @@ def run(config, workdir, *more, status=0, **how):
 
 
 def lines(workdir):
-    """metrics.jsonl without what tells of time."""
+    """Read metrics.jsonl without time measurements."""
     text = (workdir / "metrics.jsonl").read_text()
     return [
         {k: v for k, v in json.loads(line).items() if k not in TIMES} for line in text.splitlines()
@@ -81,7 +81,7 @@ def lines(workdir):
 
 
 def saved(workdir, step):
-    """Every array of a checkpoint."""
+    """Read all arrays of a checkpoint."""
     path = (workdir / "checkpoints" / str(step) / "state").absolute()
     reader = ocp.PyTreeCheckpointHandler()
     tree = reader.metadata(path).tree

@@ -1,4 +1,4 @@
-"""What happens to a running training: signals, dead workers, vanished images, wrong clocks."""
+"""Faults during a run: signals, dead workers, deleted images, changes of the clock."""
 
 import os
 import shutil
@@ -21,11 +21,11 @@ CONFIG = change(
     train={"steps": 40, "log_every": 4, "checkpoint_every": 10},
 )
 ENDLESS = change(CONFIG, train={"steps": 100_000, "checkpoint_every": 100_000})
-"""What is stopped by the test; it goes on to a step of the test's choice."""
+"""Run that the test stops and resumes up to a chosen step."""
 
 
-def assert_as_if_nothing_had_been(tmp_path, workdir, config, step):
-    """Goes on to `step`, beyond where it stopped, and compares with a run that never did."""
+def assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, config, step):
+    """Resume the run up to `step` and compare it with an uninterrupted run."""
     config = change(config, train={"steps": step, "checkpoint_every": 100_000})
     run(config, workdir, "--resume")
     run(config, tmp_path / "straight")
@@ -37,7 +37,7 @@ def assert_as_if_nothing_had_been(tmp_path, workdir, config, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(tmp_path, number):
+def test_signal_saves_and_stops(tmp_path, number):
     workdir = tmp_path / "run"
     started = start(ENDLESS, workdir)
     wait_for(workdir, "step 12 ")
@@ -47,11 +47,11 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert time.monotonic() - since < 30
     (step,) = checkpoints(workdir)
     assert f"stopped by a signal after step {step} and saved; continue with" in said(workdir)
-    assert_as_if_nothing_had_been(tmp_path, workdir, ENDLESS, step + 9)
+    assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, ENDLESS, step + 9)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_started_again(tmp_path):
+def test_killed_worker_is_restarted(tmp_path):
     config = change(ENDLESS, data={"num_workers": 1})
     workdir = tmp_path / "run"
     started = start(config, workdir)
@@ -59,16 +59,16 @@ def test_a_killed_worker_is_started_again(tmp_path):
     for worker in workers_of(started[0].pid):
         os.kill(worker, signal.SIGKILL)
     wait_for(workdir, "a worker process had died; the workers were started again", timeout=60)
-    # The whole group gets the signal, as by Ctrl-C: the workers leave it to their parent.
+    # The whole process group gets the signal, as with Ctrl-C; the workers ignore it.
     for pid in (*workers_of(started[0].pid), started[0].pid):
         os.kill(pid, signal.SIGINT)
     assert finish(started, timeout=60) == [75], said(workdir)
     (step,) = checkpoints(workdir)
-    assert_as_if_nothing_had_been(tmp_path, workdir, ENDLESS, step + 5)
+    assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, ENDLESS, step + 5)
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_a_killed_training(tmp_path):
+def test_workers_end_with_a_killed_training(tmp_path):
     config = change(ENDLESS, data={"num_workers": 2})
     started = start(config, tmp_path / "run")
     wait_for(tmp_path / "run", "step 4 ")
@@ -83,8 +83,8 @@ def test_no_worker_outlives_a_killed_training(tmp_path):
 
 
 def workers_of(pid):
-    """The children of a process that run Grain's workers."""
-    found = []
+    """Find the child processes that run Grain's workers."""
+    workers = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(status.read_text().rpartition(")")[2].split()[1])
@@ -92,12 +92,12 @@ def workers_of(pid):
         except (OSError, IndexError):
             continue
         if parent == pid and b"spawn_main" in command:
-            found.append(int(status.parent.name))
-    return found
+            workers.append(int(status.parent.name))
+    return workers
 
 
 @pytest.mark.slow
-def test_an_image_deleted_meanwhile_costs_nothing_that_was_learnt(tmp_path, shared_data):
+def test_image_deleted_during_a_run_stops_it_after_saving(tmp_path, shared_data):
     data = tmp_path / "bccd"
     shutil.copytree(shared_data / "bccd", data, ignore=shutil.ignore_patterns("README*"))
     for path in (data, *data.rglob("*")):
@@ -123,12 +123,12 @@ def test_an_image_deleted_meanwhile_costs_nothing_that_was_learnt(tmp_path, shar
     (step,) = checkpoints(workdir)
     for path in gone:
         path.with_suffix(".away").rename(path)
-    assert_as_if_nothing_had_been(tmp_path, workdir, config, step + 5)
+    assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, config, step + 5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("faketime"), reason="needs faketime")
-def test_a_clock_that_jumps_changes_nothing(tmp_path):
+def test_changes_of_the_clock_have_no_effect(tmp_path):
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     clock = tmp_path / "clock"
     clock.write_text("+0d\n")
@@ -148,4 +148,4 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
     started[0].send_signal(signal.SIGTERM)
     assert finish(started, timeout=60) == [75], said(workdir)
     (step,) = checkpoints(workdir)
-    assert_as_if_nothing_had_been(tmp_path, workdir, ENDLESS, step + 5)
+    assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, ENDLESS, step + 5)

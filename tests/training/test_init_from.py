@@ -1,4 +1,4 @@
-"""A run that starts from a checkpoint of other classes."""
+"""Runs that start from a checkpoint with other classes."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ SHORT = change(
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
+def test_run_starts_from_a_checkpoint(tmp_path, capsys):
     config = change(SHORT, model={"classes": ("moon", "star")})
     init = jax.jit(make_model(config.model, config.priors).init)
     old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
@@ -38,7 +38,7 @@ def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
     np.testing.assert_allclose(bias, expected, atol=1e-6)
 
 
-def test_a_missing_checkpoint_stops_before_anything_is_written(tmp_path):
+def test_missing_checkpoint_stops_before_anything_is_written(tmp_path):
     config = change(SHORT, model={"init_from": str(tmp_path / "none")})
     with pytest.raises(ConfigError, match=r"model.init_from: no checkpoint found"):
         train(config, tmp_path / "new")

@@ -1,4 +1,4 @@
-"""A training killed at random moments ends as one that was never interrupted, to the bit."""
+"""A training that is killed at random moments is bit-identical to an uninterrupted one."""
 
 import random
 import signal
@@ -14,8 +14,8 @@ from tests.training.launch import finish, lines, run, said, saved, start
 from tests.training.test_processes import wait_for
 
 KILLS = 20
-# Saved every few seconds, so that many of the kills fall into a save; logged at other steps than it
-# is saved, so that lines are begun before a kill and ended after it.
+# Saved every few seconds, so that many kills interrupt a save; logged and saved at different steps,
+# so that a log line may span a kill.
 CONFIG = change(
     quickstart.get_config(),
     optim={"ema_decay": 0.99},
@@ -35,7 +35,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
         wait_for(killed, "first step after")
         time.sleep(rng.uniform(0, 6))
         if process.poll() is not None:
-            break  # it had come to its end
+            break  # the run had ended
         process.send_signal(signal.SIGKILL)
         finish([process])
         during_saves += any((killed / "checkpoints").glob("*tmp*"))
@@ -45,9 +45,9 @@ def test_killed_at_twenty_random_moments(tmp_path):
     assert process.returncode == -signal.SIGKILL, said(killed)
     run(CONFIG, killed, "--resume")
     assert lines(killed) == lines(straight)
-    known = saved(straight, 600)
-    jax.tree.map(np.testing.assert_array_equal, saved(killed, 600), known)
-    assert {"params", "opt_state", "batch_stats", "ema"} <= set(known)
+    expected = saved(straight, 600)
+    jax.tree.map(np.testing.assert_array_equal, saved(killed, 600), expected)
+    assert {"params", "opt_state", "batch_stats", "ema"} <= set(expected)
 
 
 def checkpoints(workdir):

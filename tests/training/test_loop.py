@@ -1,4 +1,4 @@
-"""A whole run: train, save, resume to the bit, evaluate the checkpoint in the same words."""
+"""Whole runs: output files, resuming, evaluating the checkpoint, errors and signals."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from ssd_jax.config import ConfigError, UserError, from_json
 from ssd_jax.evaluation.report.output_dir import OutputError
 from ssd_jax.inference.detect import StoppedError
 from ssd_jax.models.ssd import make_model
-from ssd_jax.training import loop
+from ssd_jax.training import loop, trainer
 from ssd_jax.training.loop import train
 from ssd_jax.training.metric_writer import LogError
 from ssd_jax.training.pending_metrics import PendingSteps
@@ -43,7 +43,7 @@ def read_lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_what_the_docs_say(run):
+def test_output_files(run):
     workdir, mean_ap = run
     config = from_json((workdir / "config.json").read_text())
     assert config.model.classes == ("circle", "square", "triangle", "star")
@@ -65,7 +65,7 @@ def test_a_run_leaves_what_the_docs_say(run):
     assert json.loads((workdir / "eval/4/metrics.json").read_text())["voc/mAP"] == mean_ap
 
 
-def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
+def test_evaluating_the_checkpoint_gives_the_same_metrics(run, tmp_path):
     workdir, mean_ap = run
     evaluate_main.main(["--checkpoint", str(workdir), "--out", str(tmp_path)])
     ours = json.loads((tmp_path / "metrics.json").read_text())
@@ -75,7 +75,7 @@ def test_evaluating_the_checkpoint_gives_the_same_number(run, tmp_path):
     assert report == (workdir / "eval/4/report.html").read_bytes()
 
 
-def test_a_folder_that_cannot_be_written_is_found_before_detection(run, tmp_path, monkeypatch):
+def test_unwritable_output_folder_is_reported_before_detection(run, tmp_path, monkeypatch):
     workdir, _ = run
     monkeypatch.setattr("ssd_jax.checkpoints.reader.restore_model", pytest.fail)
     (tmp_path / "file").write_text("")
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_detection(run, tmp_path
         evaluate_main.main(["--checkpoint", str(workdir), "--out", str(out)])
 
 
-def test_two_checkpoints_side_by_side(run, tmp_path, capsys):
+def test_comparison_of_two_checkpoints(run, tmp_path, capsys):
     workdir, mean_ap = run
     arguments = ["--checkpoint", workdir, "--compare", workdir / "checkpoints/2"]
     evaluate_main.main([*map(str, arguments), "--out", str(tmp_path)])
@@ -99,7 +99,7 @@ def test_two_checkpoints_side_by_side(run, tmp_path, capsys):
     assert (tmp_path / "comparison.html").is_file()
 
 
-def test_networks_of_other_classes_are_not_compared(run, tmp_path):
+def test_comparison_requires_the_same_classes(run, tmp_path):
     workdir, _ = run
     other = change(RESOLVED, model={"classes": ("star", "square", "triangle", "circle")})
     model = make_model(other.model, other.priors)
@@ -113,7 +113,7 @@ def test_networks_of_other_classes_are_not_compared(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
+def test_several_metrics_and_saved_detections(run, tmp_path):
     workdir, mean_ap = run
     more = ["--save-detections", "--eval.metrics", "voc", "voc07", "coco"]
     evaluate_main.main(["--checkpoint", str(workdir), "--out", str(tmp_path), *more])
@@ -126,21 +126,20 @@ def test_a_checkpoint_by_several_metrics_and_its_detections(run, tmp_path):
     assert lines == sum(c["detections"] for c in ours["per_class"].values())
 
 
-def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(run, tmp_path, monkeypatch):
     straight, mean_ap = run
     workdir = tmp_path / "resumed"
     train(change(TINY, train={"steps": 2}), workdir)
     assert train(TINY, workdir, resume=True) == mean_ap
     config = read_config(workdir / "checkpoints/4")
-    _, ours = restore_model(workdir / "checkpoints/4", config)
-    _, known = restore_model(straight / "checkpoints/4", config)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(known), strict=True):
-        np.testing.assert_array_equal(a, b)
+    _, resumed = restore_model(workdir / "checkpoints/4", config)
+    _, expected = restore_model(straight / "checkpoints/4", config)
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     steps = [(line["kind"], line["step"]) for line in read_lines(workdir)]
     assert steps == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
-    # Once more, after the last step: the same number, and nothing is evaluated or logged twice,
-    # whatever evaluate.py has written there since.
-    monkeypatch.setattr(loop, "evaluate_source", None)
+    # Resuming after the last step returns the same mAP and neither evaluates nor logs again, even
+    # if evaluate.py has written to the folder since.
+    monkeypatch.setattr(trainer, "evaluate_source", None)
     (workdir / "eval/4/metrics.json").write_text('{"voc/mAP": 0.123}')
     assert train(TINY, workdir, resume=True) == mean_ap
     assert train(change(TINY, eval={"batch_size": 2}), workdir, resume=True) == mean_ap
@@ -160,7 +159,7 @@ def test_resuming_is_the_uninterrupted_run_to_the_bit(run, tmp_path, monkeypatch
         ),
     ],
 )
-def test_resuming_with_a_config_of_another_shape(run, section, message):
+def test_resuming_with_other_shapes_is_refused(run, section, message):
     workdir, _ = run
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     with pytest.raises(ConfigError, match=message):
@@ -168,8 +167,8 @@ def test_resuming_with_a_config_of_another_shape(run, section, message):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
-def test_a_run_is_not_overwritten(run):
-    with pytest.raises(ConfigError, match="has a run already; add --resume"):
+def test_existing_run_is_not_overwritten(run):
+    with pytest.raises(ConfigError, match="has a run; add --resume"):
         train(TINY, run[0])
 
 
@@ -188,7 +187,7 @@ def test_find_checkpoint(run, tmp_path):
         find_checkpoint(workdir / "checkpoints/2", best=True)
 
 
-def test_a_checkpoint_of_another_shape_is_named(run):
+def test_checkpoint_with_other_shapes_is_refused(run):
     checkpoint = find_checkpoint(run[0])
     other = change(read_config(checkpoint), model={"width_multiplier": 0.25})
     with pytest.raises(
@@ -197,12 +196,12 @@ def test_a_checkpoint_of_another_shape_is_named(run):
         restore_model(checkpoint, other)
 
 
-def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
+def test_number_of_steps_in_flight_between_log_lines(tmp_path, monkeypatch):
     in_flight = []
     true_add = PendingSteps.add
 
-    def add(self, queued):
-        true_add(self, queued)
+    def add(self, step):
+        true_add(self, step)
         in_flight.append(len(self))
 
     checks = []
@@ -210,31 +209,31 @@ def test_few_steps_are_in_flight_however_rare_the_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(PendingSteps, "add", add)
     config = change(TINY, train={"steps": 12, "log_every": 6, "checkpoint_every": 12})
     train(config, tmp_path / "run")
-    assert in_flight == [1] * 12  # on a CPU; test_window has accelerators
+    assert in_flight == [1] * 12  # on a CPU; test_pending_metrics simulates accelerators
     # A checkpoint that could not be written in the background stops the run at the next step.
     assert len(checks) == 12
 
 
-def test_a_workdir_in_use_is_refused_before_anything_else(tmp_path):
+def test_workdir_in_use_is_refused_first(tmp_path):
     with Workdir(tmp_path / "run"), pytest.raises(WorkdirError, match="is used by another run"):
         train(TINY, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_that_cannot_be_is_found_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "open_source", None)
-    (tmp_path / "file").write_text("mine")
+def test_invalid_workdir_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "open_data", None)
+    (tmp_path / "file").write_text("text")
     with pytest.raises(ConfigError, match=r"--workdir: .*file is not a folder"):
         train(TINY, tmp_path / "file")
 
 
 @pytest.mark.parametrize("deleted", ["", "metrics.jsonl"])
-def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, capsys, deleted):
+def test_run_with_a_deleted_folder_fails(tmp_path, monkeypatch, capsys, deleted):
     workdir, true_add = tmp_path / "run", PendingSteps.add
 
-    def add(self, queued):
-        true_add(self, queued)
-        if queued.position == 4:
+    def add(self, step):
+        true_add(self, step)
+        if step.position == 4:
             shutil.rmtree(workdir) if not deleted else (workdir / deleted).unlink()
 
     monkeypatch.setattr(PendingSteps, "add", add)
@@ -244,49 +243,49 @@ def test_a_run_without_its_folder_does_not_end_with_done(tmp_path, monkeypatch, 
     assert workdir.exists() == bool(deleted)
 
 
-def test_an_evaluation_that_cannot_be_written(tmp_path, monkeypatch):
-    true = loop.evaluate_source
+def test_unwritable_evaluation_stops_after_saving(tmp_path, monkeypatch):
+    true = trainer.evaluate_source
 
     def full(*arguments, out_dir, **more):
         true(*arguments, out_dir=out_dir, **more)
         raise OSError(28, "No space left on device")
 
     workdir = tmp_path / "run"
-    monkeypatch.setattr(loop, "evaluate_source", full)
+    monkeypatch.setattr(trainer, "evaluate_source", full)
     with pytest.raises(
         OutputError, match=r"written to .*/eval/4 \(No space left on device\); make room"
     ):
         train(TINY, workdir)
     assert not (workdir / "eval").exists()
-    # Nothing is lost: the state is saved, and the evaluation is made when the run goes on.
+    # The state is saved, and the evaluation is done when the run resumes.
     assert (workdir / "checkpoints/4").is_dir()
-    monkeypatch.setattr(loop, "evaluate_source", true)
+    monkeypatch.setattr(trainer, "evaluate_source", true)
     train(TINY, workdir, resume=True)
     assert (workdir / "eval/4/metrics.json").is_file()
     assert [(x["kind"], x["step"]) for x in lines(workdir)][-1] == ("eval", 4)
 
 
-def test_a_state_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypatch):
+def test_failed_save_is_reported_instead_of_the_evaluation(tmp_path, monkeypatch):
     def full(*_, **more):
         raise OSError(28, "No space left on device")
 
     def close(_):
         raise SaveError("the checkpoint of step 4 cannot be written")
 
-    monkeypatch.setattr(loop, "evaluate_source", full)
+    monkeypatch.setattr(trainer, "evaluate_source", full)
     monkeypatch.setattr(loop.CheckpointManager, "close", close)
     with pytest.raises(SaveError, match="of step 4 cannot be written"):
         train(TINY, tmp_path / "run")
 
 
-def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
+def test_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
     end = threading.Event()
 
     def compile_for_minutes(*arguments):
         signal.raise_signal(signal.SIGTERM)
         end.wait(60)
 
-    monkeypatch.setattr(loop, "_compile", compile_for_minutes)
+    monkeypatch.setattr(trainer, "compile_on_all_processes", compile_for_minutes)
     with pytest.raises(Preempted, match="by a signal before the first step; nothing") as raised:
         train(TINY, tmp_path / "run")
     end.set()
@@ -295,14 +294,14 @@ def test_a_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
     assert "stopping now: nothing is to be saved" in capsys.readouterr().out
 
 
-def test_a_trace_of_some_steps(tmp_path):
+def test_profiler_trace(tmp_path):
     config = change(TINY, train={"steps": 8, "profile_steps": 2}, eval={"num_visualizations": 0})
     train(config, tmp_path / "run")
     (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
 
 
-def test_the_best_metric_must_be_one(tmp_path):
+def test_best_metric_must_be_a_metric(tmp_path):
     config = change(TINY, train={"keep_best": 1, "best_metric": "AP/dog"})
     with pytest.raises(
         ConfigError, match=r"best_metric is 'AP/dog'; use one of mAP, voc/mAP, voc/APs"
@@ -311,7 +310,7 @@ def test_the_best_metric_must_be_one(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_averages_are_what_is_evaluated(tmp_path):
+def test_ema_weights_are_evaluated(tmp_path):
     config = change(TINY, optim={"ema_decay": 0.5})
     mean_ap = train(config, tmp_path / "run")
     evaluate_main.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
@@ -325,8 +324,8 @@ def test_averages_are_what_is_evaluated(tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
-    """With the weights that it is to start from, not with random ones."""
+def test_resume_before_the_first_checkpoint_starts_from_init_from(tmp_path):
+    """The run starts from the configured weights, not from random ones."""
     init = jax.jit(make_model(RESOLVED.model, RESOLVED.priors).init)
     old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
     write_checkpoint(tmp_path / "old", RESOLVED, old)
@@ -338,25 +337,25 @@ def test_resume_before_the_first_checkpoint_starts_as_configured(tmp_path):
     )
 
 
-def test_a_run_stopped_in_an_evaluation_makes_up_for_it(tmp_path, monkeypatch, capsys):
+def test_run_stopped_in_an_evaluation_repeats_it(tmp_path, monkeypatch, capsys):
     config = change(
         TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"num_visualizations": 0}
     )
-    true = loop.evaluate_source
+    true = trainer.evaluate_source
 
     def stopped(*arguments, **more):
         raise StoppedError
 
-    monkeypatch.setattr(loop, "evaluate_source", stopped)
+    monkeypatch.setattr(trainer, "evaluate_source", stopped)
     with pytest.raises(Preempted, match="after step 2 and saved; continue with") as raised:
         train(config, tmp_path / "run")
     assert raised.value.status == 75
-    monkeypatch.setattr(loop, "evaluate_source", true)
+    monkeypatch.setattr(trainer, "evaluate_source", true)
     train(config, tmp_path / "run", resume=True)
     capsys.readouterr()
     train(config, tmp_path / "straight")
     assert lines(tmp_path / "run") == lines(tmp_path / "straight")
-    # What was evaluated is saved, and the best one is named in three places.
+    # Evaluated states are saved, and the best one is in the log, in checkpoints/best and on screen.
     checkpoints = tmp_path / "straight/checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["2", "4", "best"]
     evaluations = [x for x in lines(tmp_path / "straight") if x["kind"] == "eval"]

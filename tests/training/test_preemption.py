@@ -1,4 +1,4 @@
-"""The first signal is noted, the second one ends the process, whatever it is doing."""
+"""The first signal requests a stop, the second one ends the process at once."""
 
 import signal
 import subprocess
@@ -12,12 +12,12 @@ from ssd_jax.training.preemption import PreemptionHandler
 PROGRAM = """
 import time
 from ssd_jax.training.preemption import PreemptionHandler
-with PreemptionHandler() as interrupts:
+with PreemptionHandler() as preemption:
     print("ready", flush=True)
-    while not interrupts.requested:
+    while not preemption.requested:
         time.sleep(0.01)
     print("requested", flush=True)
-    # Calls that are away from Python for long, as a compiler's.
+    # Calls that do not return to Python for long, as of a compiler.
     import ctypes
     for _ in range(10):
         ctypes.CDLL(None).sleep(60)
@@ -27,20 +27,20 @@ with PreemptionHandler() as interrupts:
 COMPILING = """
 import ctypes, os
 from ssd_jax.training.preemption import AbandonedError, PreemptionHandler
-tell = lambda line: print(line, flush=True)
-with PreemptionHandler(tell) as interrupts:
-    assert interrupts.call(lambda: 7) == 7
+notify = lambda line: print(line, flush=True)
+with PreemptionHandler(notify) as preemption:
+    assert preemption.call(lambda: 7) == 7
     print("ready", flush=True)
     try:
-        interrupts.call(lambda: ctypes.CDLL(None).sleep(60))
+        preemption.call(lambda: ctypes.CDLL(None).sleep(60))
     except AbandonedError:
-        print(f"abandoned {interrupts.abandoned}", flush=True)
+        print(f"abandoned {preemption.abandoned}", flush=True)
         os._exit(75)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_two_signals(number):
+def test_second_signal_ends_the_process(number):
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
@@ -53,7 +53,7 @@ def test_two_signals(number):
         process.stdout.close()
 
 
-def test_a_call_that_does_not_come_back_is_abandoned():
+def test_blocking_call_is_abandoned_after_a_signal():
     process = subprocess.Popen([sys.executable, "-c", COMPILING], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
@@ -67,32 +67,32 @@ def test_a_call_that_does_not_come_back_is_abandoned():
         process.stdout.close()
 
 
-def test_a_call_gives_the_error_of_its_function():
-    with PreemptionHandler() as interrupts, pytest.raises(ZeroDivisionError):
-        interrupts.call(lambda: 1 // 0)
+def test_call_raises_the_error_of_its_function():
+    with PreemptionHandler() as preemption, pytest.raises(ZeroDivisionError):
+        preemption.call(lambda: 1 // 0)
 
 
-def test_a_call_that_ends_soon_after_a_signal_is_no_loss():
-    with PreemptionHandler() as interrupts:
+def test_call_that_ends_soon_after_a_signal_returns_its_result():
+    with PreemptionHandler() as preemption:
 
         def signalled():
             signal.raise_signal(signal.SIGTERM)
-            while not interrupts.requested:
+            while not preemption.requested:
                 time.sleep(0.01)
             return 7
 
-        assert interrupts.call(signalled) == 7
-        assert not interrupts.abandoned
+        assert preemption.call(signalled) == 7
+        assert not preemption.abandoned
 
 
-def test_afterwards_signals_are_as_before():
+def test_previous_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with PreemptionHandler() as interrupts:
+    with PreemptionHandler() as preemption:
         signal.raise_signal(signal.SIGTERM)
         until = time.monotonic() + 10
-        while not interrupts.requested and time.monotonic() < until:
+        while not preemption.requested and time.monotonic() < until:
             time.sleep(0.01)
-        assert interrupts.requested
+        assert preemption.requested
     assert signal.getsignal(signal.SIGTERM) is before
     with PreemptionHandler() as again:
         assert not again.requested

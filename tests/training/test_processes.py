@@ -1,4 +1,4 @@
-"""Several processes and devices take the steps of one, and lose nobody quietly."""
+"""Several processes and devices equal one, and a lost process ends the others."""
 
 import json
 import signal
@@ -11,14 +11,14 @@ import pytest
 from tests.tiny import TINY, change
 from tests.training.launch import finish, lines, run, said, saved, start
 
-# A small rate: rounding must not grow until another hard negative is chosen.
+# A small rate: rounding errors must not grow until another hard negative is chosen.
 SHORT = change(
     TINY,
     optim={"ema_decay": 0.9, "learning_rate": 1e-4},
     train={"steps": 6, "batch_size": 8, "log_every": 2, "checkpoint_every": 3},
 )
-# At 1e-4 rounding has grown after a dozen steps until another negative is chosen, and everything
-# after that differs. At this rate a sum that is wrong still shows: weights move by 1e-4.
+# At 1e-4 rounding errors grow within a dozen steps until another hard negative is chosen, and later
+# steps differ. At this rate, which moves the weights by 1e-4, a wrong sum is still detected.
 LONG = change(
     SHORT,
     optim={"learning_rate": 2e-7},
@@ -36,22 +36,24 @@ def assert_same_run(one, other, step, tolerance, *, momentum=False):
                 [b[n] for n in ("loss", "loss_loc", "loss_conf")],
                 rtol=tolerance,
             )
-    for name, ours, known in leaves(saved(one, step), saved(other, step)):
+    for name, actual, expected in leaves(saved(one, step), saved(other, step)):
         if momentum or "opt_state" not in name:
-            # Of the largest value: a sum's rounding is as large as its terms.
-            largest = max(1.0, np.abs(known).max())
-            np.testing.assert_allclose(ours, known, atol=tolerance * largest, rtol=0, err_msg=name)
+            # Relative to the largest value: the rounding error of a sum is that of its terms.
+            largest = max(1.0, np.abs(expected).max())
+            np.testing.assert_allclose(
+                actual, expected, atol=tolerance * largest, rtol=0, err_msg=name
+            )
 
 
 def leaves(*trees):
-    """(name, array of each tree) of trees of the same structure."""
+    """Yield the name and the array of each tree, for trees of the same structure."""
     flat = [jax.tree_util.tree_flatten_with_path(tree)[0] for tree in trees]
     for rows in zip(*flat, strict=True):
         yield jax.tree_util.keystr(rows[0][0]), *(array for _, array in rows)
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     run(SHORT, tmp_path / "one")
     run(SHORT, tmp_path / "two", processes=2)
     assert_same_run(tmp_path / "one", tmp_path / "two", 6, 1e-5, momentum=True)
@@ -60,8 +62,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluation_by_two_processes_is_that_of_one(tmp_path):
-    """No image twice, none lost: five images in batches of four."""
+def test_evaluation_by_two_processes_equals_one(tmp_path):
+    """Evaluate five images in batches of four, each image once."""
     run(SHORT, tmp_path / "two", processes=2)
     written = []
     for processes in (1, 2):
@@ -74,7 +76,7 @@ def test_an_evaluation_by_two_processes_is_that_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_steps_on_any_machine(tmp_path):
+def test_fifty_steps_on_several_processes_and_devices(tmp_path):
     run(LONG, tmp_path / "one")
     for processes, devices in ((2, 1), (2, 2), (1, 4)):
         name = f"{processes}x{devices}"
@@ -83,13 +85,13 @@ def test_fifty_steps_on_any_machine(tmp_path):
 
 
 @pytest.mark.slow
-def test_from_two_processes_to_one_and_back(tmp_path):
+def test_resume_with_another_number_of_processes(tmp_path):
     run(LONG, tmp_path / "one")
     moved = tmp_path / "moved"
     run(change(LONG, train={"steps": 20}), moved, processes=2)
     run(change(LONG, train={"steps": 35}), moved, "--resume")
     run(LONG, moved, "--resume", processes=2)
-    # The evaluations at the early ends are this test's own.
+    # The evaluations at the early ends belong to this test only.
     text = (moved / "metrics.jsonl").read_text().splitlines(keepends=True)
     kept = [x for x in text if '"kind": "train"' in x or '"step": 50' in x]
     (moved / "metrics.jsonl").write_text("".join(kept))
@@ -98,7 +100,7 @@ def test_from_two_processes_to_one_and_back(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others(tmp_path, lost):
+def test_lost_process_ends_the_others(tmp_path, lost):
     config = change(SHORT, train={"steps": 5000, "checkpoint_every": 5})
     workdir = tmp_path / "run"
     started = start(config, workdir, "--peer-timeout", "20", processes=2)
@@ -114,7 +116,7 @@ def test_a_lost_process_ends_the_others(tmp_path, lost):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_of_them(tmp_path):
+def test_signal_to_one_process_stops_all(tmp_path):
     config = change(SHORT, train={"steps": 5000, "checkpoint_every": 5000})
     workdir = tmp_path / "run"
     started = start(config, workdir, processes=2)

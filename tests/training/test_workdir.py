@@ -1,4 +1,4 @@
-"""A run's folder: refused where it cannot be used, held by one run, and missed when it is gone."""
+"""Folder of a run: invalid folders, exclusive use, and deletion during the run."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ with Workdir(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that uses tmp_path/run."""
+    """Start another process that uses tmp_path/run."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
@@ -36,14 +36,14 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_a_second_run_is_refused_until_the_first_one_is_dead(tmp_path, holder):
+def test_second_run_is_refused_until_the_first_one_ends(tmp_path, holder):
     message = rf"run is used by another run \(process {holder.pid} on .+\); wait for its end"
     with pytest.raises(WorkdirError, match=message) as raised, Workdir(tmp_path / "run"):
         pass
     assert raised.value.status == 2
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    # What the dead one left is no obstacle, and the next one takes its file away.
+    # The lock file of the dead process does not block the next one, which removes it.
     assert (tmp_path / "run/.lock").is_file()
     with Workdir(tmp_path / "run") as workdir:
         assert workdir.notes == []
@@ -51,7 +51,7 @@ def test_a_second_run_is_refused_until_the_first_one_is_dead(tmp_path, holder):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_the_lock_excludes_within_one_process_too(tmp_path):
+def test_lock_excludes_within_one_process(tmp_path):
     with (
         Workdir(tmp_path),
         pytest.raises(WorkdirError, match=f"process {os.getpid()} on"),
@@ -60,7 +60,7 @@ def test_the_lock_excludes_within_one_process_too(tmp_path):
         pass
 
 
-def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+def test_run_that_writes_nothing_leaves_no_folder(tmp_path):
     with Workdir(tmp_path / "a/b/c"):
         assert (tmp_path / "a/b/c/.lock").is_file()
     assert list(tmp_path.iterdir()) == []
@@ -70,7 +70,7 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_deleted_folder_is_noticed(tmp_path, again):
+def test_deleted_folder_is_detected(tmp_path, again):
     with Workdir(tmp_path / "run") as workdir:
         shutil.rmtree(tmp_path / "run")
         if again:  # by another run
@@ -92,16 +92,16 @@ def test_a_deleted_folder_is_noticed(tmp_path, again):
         ("taken", "--workdir: .*taken cannot be written .Is a directory."),
     ],
 )
-def test_a_folder_that_cannot_be_used(tmp_path, path, message):
-    (tmp_path / "file").write_text("mine")
+def test_unusable_folder(tmp_path, path, message):
+    (tmp_path / "file").write_text("text")
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "taken/.lock").mkdir(parents=True)
     with pytest.raises(ConfigError, match=message), Workdir(tmp_path / path):
         pass
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "text"
 
 
-def test_a_read_only_disk(small_disk):
+def test_read_only_disk(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with (
         pytest.raises(ConfigError, match=r"cannot be written \(Read-only file system\)"),
@@ -110,16 +110,16 @@ def test_a_read_only_disk(small_disk):
         pass
 
 
-def test_the_lock_follows_no_link(tmp_path):
-    (tmp_path / "mine").write_text("mine")
+def test_lock_does_not_follow_links(tmp_path):
+    (tmp_path / "text").write_text("text")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/.lock").symlink_to(tmp_path / "mine")
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "text")
     with pytest.raises(ConfigError, match="cannot be written"), Workdir(tmp_path / "run"):
         pass
-    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "text").read_text() == "text"
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def unsupported(*arguments):
         raise OSError(95, "Operation not supported")
 
@@ -130,12 +130,12 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
         workdir.check()
 
 
-def test_the_empty_workdir_is_refused():
+def test_empty_workdir_is_refused():
     with pytest.raises(ConfigError, match=r"--workdir is empty; name a folder"):
         train_main.main(["--config", "configs/quickstart.py", "--workdir", ""])
 
 
-def test_without_locks_another_run_does_not_end_the_first(tmp_path, monkeypatch):
+def test_without_locks_another_run_leaves_the_first_one_running(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
