@@ -3,7 +3,6 @@
 Every function here does the right thing in a single process too.
 """
 
-import argparse
 import contextlib
 import errno
 import json
@@ -12,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
@@ -20,6 +19,9 @@ from jax.experimental import multihost_utils
 
 from ssd_jax.cli import print_error
 from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from ssd_jax.cli.arguments import ProcessArgs
 
 _LONGEST_WAIT_MS = 3_600_000
 
@@ -36,8 +38,8 @@ class LostPeerError(UserError):
 
 
 @contextlib.contextmanager
-def distributed_context(flags: argparse.Namespace) -> Iterator[None]:
-    """The process as one of those that `ssd_jax.cli.add_process_flags` names, or the only one.
+def distributed_context(flags: "ProcessArgs") -> Iterator[None]:
+    """The process as one of those that `ssd_jax.cli.arguments.ProcessArgs` names, or the only one.
 
     To be entered before anything else is asked of JAX. What the flags leave open is found by JAX
     from SLURM, Open MPI, Kubernetes or a TPU pod. An error that only this process has ends it at

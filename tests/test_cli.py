@@ -55,7 +55,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--train.steps", "4", "runs/x"], "unexpected argument 'runs/x'; take it out"),
         (["runs/x"], "unexpected argument 'runs/x'; take it out"),
         (["--optim.learning-rate", "abc"], "--optim.learning-rate: could not convert"),
-        (["--model.dtype", "float16"], "invalid choice 'float16' for argument '--model.dtype'"),
+        (["--model.dtype", "float16"], "--model.dtype is 'float16'; use one of float32, bfloat16"),
         (["--train.batch-size", "0"], "train.batch_size is 0; use a whole number from 1 to 65,536"),
         (["--train.batch-size", "64"], "train.batch_size is 64 and the data set has 32 images"),
         (["--train.seed", str(2**64)], "train.seed is 18446744073709551616; use a whole number"),
@@ -90,22 +90,23 @@ def test_a_word_without_its_flag(failing, tmp_path):
     assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
     err = failing(evaluate_main, "runs/x", "--data.root", "x")
     assert err.endswith("unexpected argument 'runs/x'; write --checkpoint runs/x\n")
-    for command in ("data.check", "data.show", "estimate.step_cost"):
+    for command in ("data.check", "data.show", "cli.estimate"):
         err = failing(importlib.import_module(f"ssd_jax.{command}"), "configs/x.py")
         assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
 
 
-MAINS = ["data.__main__", "data.check", "data.show", "data.prepare", "demo", "export.__main__"]
-MAINS += ["estimate.step_cost", "weights.command"]
+MAINS = ["data.__main__", "data.check", "data.show", "data.prepare", "demo"]
+MAINS += [
+    f"cli.{name}" for name in ("train", "evaluate", "predict", "weights", "export", "estimate")
+]
 
 
 @pytest.mark.parametrize(
     "main",
-    [train_main, evaluate_main, predict_main, *map("ssd_jax.{}".format, MAINS)],
-    ids=lambda main: getattr(main, "__name__", main),
+    MAINS,
 )
 def test_version(main, monkeypatch, capfd):
-    main = importlib.import_module(main) if isinstance(main, str) else main
+    main = importlib.import_module(f"ssd_jax.{main}")
     monkeypatch.setattr(sys, "argv", ["main", "--version"])
     assert run_main(main.main) == 0
     out, err = capfd.readouterr()
@@ -128,15 +129,15 @@ def test_config_files_that_do_not_work(failing, tmp_path):
     assert f"--config: {tmp_path} is a folder; name a config file" in failing(
         train_main, "--config", tmp_path
     )
-    assert "there is no file" in failing(train_main, "--config", tmp_path / "none.py")
+    assert "--config: file not found" in failing(train_main, "--config", tmp_path / "none.py")
     assert "--config is missing" in failing(train_main)
-    assert "--config: expected one argument" in failing(train_main, "--config")
+    assert "--config needs a value" in failing(train_main, "--config")
     bad = tmp_path / "bad.py"
     bad.write_text("1 / 0")
     assert "fails: ZeroDivisionError" in failing(train_main, "--config", bad)
     bad.write_text("def get_config(): return 3")
-    assert "gives 3; return a Config" in failing(train_main, "--config", bad)
-    assert "there is no run in" in failing(train_main, "--resume", "--workdir", tmp_path)
+    assert "returns 3; it must return a Config" in failing(train_main, "--config", bad)
+    assert "no run found in" in failing(train_main, "--resume", "--workdir", tmp_path)
 
 
 LONG = "x" * 300
@@ -145,14 +146,14 @@ LONG = "x" * 300
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (train_main, ["--config", LONG], f"--config: there is no file {LONG}; see"),
-        (train_main, ["--resume", "--workdir", LONG], f"--resume: there is no run in {LONG}; name"),
+        (train_main, ["--config", LONG], f"--config: file not found: {LONG}; see"),
+        (train_main, ["--resume", "--workdir", LONG], f"--resume: no run found in {LONG}; name"),
         (
             evaluate_main,
             ["--detections", "x", "--annotations", LONG, "--out", "x"],
             f"{LONG} is neither a COCO annotations file nor",
         ),
-        (predict_main, ["--checkpoint", "x", LONG], f"there is no file or folder {LONG}"),
+        (predict_main, ["--checkpoint", "x", LONG], f"file or folder not found: {LONG}"),
     ],
 )
 def test_a_name_longer_than_the_file_system_allows(failing, main, arguments, message):

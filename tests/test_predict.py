@@ -16,6 +16,9 @@ from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.cli import run_main
 from ssd_jax.config import COMPILATION_CACHE_DIR
 from ssd_jax.inference.detector import Detections, Detector
+from ssd_jax.inference.inputs import find_inputs
+from ssd_jax.inference.results import voc_xml
+from ssd_jax.inference.video import VideoWriter
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
@@ -132,10 +135,10 @@ def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
     (folder / "zero.png").symlink_to("/dev/zero")
     expected = {
         "dir.jpg": "is a folder",
-        "dangling.jpg": "is a link that leads to a file that does not exist",
-        "loop1.jpg": "is a link that leads in a circle",
-        "loop2.jpg": "is a link that leads in a circle",
-        "self.mp4": "is a link that leads in a circle",
+        "dangling.jpg": "is a link to a file that does not exist",
+        "loop1.jpg": "is a circular link",
+        "loop2.jpg": "is a circular link",
+        "self.mp4": "is a circular link",
         "pipe.jpg": "is a pipe or a device",
         "pipe.mp4": "is a pipe or a device",
         "zero.png": "is a pipe or a device",
@@ -153,7 +156,7 @@ def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
     assert (status, len(errors)) == (1, 2)
     status, errors = predict(folder / "dangling.jpg", "--out", tmp_path / "out")
     assert status == 2
-    assert "there is no file or folder" in errors[0]
+    assert "file or folder not found" in errors[0]
 
 
 def test_which_compile_cache_it_uses(predict, tmp_path, monkeypatch):
@@ -180,15 +183,15 @@ def test_one_class_alone(predict, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.jpg"], "there is no file or folder none.jpg"),
-        (["empty"], "empty has no images or videos of its own"),
-        (["empty/*.jpg"], "no image or video is called empty/*.jpg"),
+        (["none.jpg"], "file or folder not found: none.jpg"),
+        (["empty"], "no images or videos directly in empty"),
+        (["empty/*.jpg"], "no image or video matches empty/*.jpg"),
         ([], "an input is missing"),
         (["x.png", "--classes", "a,cat"], "--classes: 'cat' is not one of a, b"),
         (["x.png", "--score-threshold", "50"], "--score-threshold is 50.0; use a number"),
-        (["x.png", "--batch-size", "0"], "--batch-size is 0; use 1 or more"),
-        (["x.png", "--batch-size", "x"], "--batch-size: invalid int value"),
-        (["x.png", "--size", "3"], "unrecognized arguments: --size"),
+        (["x.png", "--batch-size", "0"], "--batch-size is 0; use a number from 1"),
+        (["x.png", "--batch-size", "x"], "--batch-size: invalid literal for int"),
+        (["x.png", "--size", "3"], "unknown argument --size; perhaps you meant"),
         (["x.png", "--checkpoint", "empty"], "--checkpoint: there is no checkpoint in empty"),
         (["x.jpg", "--out", "."], "x.jpg is an input; name another folder"),
         (["x.png", "--out", "x.jpg"], "--out: "),
@@ -215,7 +218,7 @@ def test_a_checkpoint_is_asked_for():
 def test_a_number_is_a_camera_unless_there_is_such_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1").write_bytes(b"")
-    camera, file = predict_main.find_inputs(["0", "1"])
+    camera, file = find_inputs(["0", "1"])
     assert (camera.kind, camera.name, camera.stem) == ("camera", "0", "camera0")
     assert (file.kind, file.name) == ("image", "1")
 
@@ -257,10 +260,10 @@ def test_names_of_outputs_never_meet(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    inputs = predict_main.find_inputs([str(tmp_path / name) for name in names])
+    inputs = find_inputs([str(tmp_path / name) for name in names])
     stems = [i.stem for i in inputs]
     assert stems == ["a", "q-a", "A-2", "p-q-a", "a-3"]
-    everything = predict_main.find_inputs([str(tmp_path / "**"), str(tmp_path / "p")])
+    everything = find_inputs([str(tmp_path / "**"), str(tmp_path / "p")])
     assert len(everything) == 5
 
 
@@ -272,7 +275,7 @@ def test_xml_counts_whole_pixels_from_one():
         names=("a", "<b>"),
     )
     root = ElementTree.fromstring(
-        predict_main.voc_xml(found, "folder/x & y.jpg", np.zeros((20, 30, 3), np.uint8))
+        voc_xml(found, "folder/x & y.jpg", np.zeros((20, 30, 3), np.uint8))
     )
     assert root.findtext("filename") == "x & y.jpg"
     assert [root.findtext(f"size/{side}") for side in ("width", "height")] == ["30", "20"]
@@ -372,7 +375,7 @@ def test_a_video_without_a_frame_is_named(predict, tmp_path, monkeypatch):
 
 
 def test_frames_of_another_size_fit_the_first(tmp_path):
-    with predict_main._VideoFile(tmp_path / "v.mp4", 0) as video:
+    with VideoWriter(tmp_path / "v.mp4", 0) as video:
         video.write(image(1, 64, 48))
         video.write(image(2, 80, 80))
     capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
@@ -382,7 +385,7 @@ def test_frames_of_another_size_fit_the_first(tmp_path):
 def test_boxes_in_xml_have_at_least_a_pixel():
     boxes = np.array([[0, 0, 10.4, 5.6], [10.2, 3, 10.4, 9], [63.8, 47.9, 64, 48]], np.float32)
     found = Detections(boxes, np.full(3, 0.5, np.float32), np.zeros(3, np.int32), ("a",))
-    root = ElementTree.fromstring(predict_main.voc_xml(found, "x/p.jpg", image(1, 64, 48)))
+    root = ElementTree.fromstring(voc_xml(found, "x/p.jpg", image(1, 64, 48)))
     sides = [[int(side.text) for side in box] for box in root.iter("bndbox")]
     # xmin, ymin, xmax, ymax from 1 on, the last one included.
     assert sides == [[1, 1, 10, 6], [11, 4, 11, 9], [64, 48, 64, 48]]

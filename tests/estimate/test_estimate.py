@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ssd_jax.cli import load_config
+from ssd_jax.cli import estimate, load_config
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import (
@@ -376,7 +376,7 @@ def run_plan(monkeypatch, *arguments, need):
     monkeypatch.setattr(step_cost, "set_environment", lambda: None)
     monkeypatch.setattr(step_cost, "describe_devices", lambda target: [])
     config = str(CONFIGS / "ssd300_voc0712.py")
-    return step_cost.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
+    return estimate.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
 
 
 def test_a_batch_that_fits(monkeypatch, capsys):
@@ -424,7 +424,7 @@ def test_a_batch_that_the_compiler_finds_no_room_for(monkeypatch, capsys):
 def test_errors_of_the_command_line(arguments, words):
     given = [str(CONFIGS / "ssd300_voc0712.py") if a == "CONFIG" else a for a in arguments]
     with pytest.raises(ConfigError, match=words) as caught:
-        step_cost.main(given)
+        estimate.main(given)
     assert "\n" not in str(caught.value)
 
 
