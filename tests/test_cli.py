@@ -1,6 +1,7 @@
-"""Wrong input: one line, exit status 2, no traceback, nothing written."""
+"""Command lines: help, versions, and errors of one line with exit status 2."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -197,10 +198,49 @@ def test_help_lists_every_field(main, capsys):
         main.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
+    out = " ".join(out.replace("│", " ").split())
     for field in (
         "--model.image-size",
         "--optim.learning-rate",
         "--eval.nms-iou-threshold",
-        "(pixels)",
+        "(pixels). Range: from 32 to 4,096. (default:",
     ):
         assert field in out
+
+
+def test_help_and_usage_errors_do_not_import_jax():
+    code = """
+import sys
+from ssd_jax.cli import estimate, evaluate, export, predict, train, weights
+from ssd_jax.config import ConfigError
+for module in (estimate, evaluate, export, predict, train, weights):
+    for arguments in (["--help"], ["--zzz"]):
+        try:
+            module.main(arguments)
+        except (SystemExit, ConfigError):
+            pass
+assert not {"jax", "flax", "cv2"} & set(sys.modules)
+"""
+    root = Path(train_main.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+
+
+def test_unknown_subcommands_are_corrected(failing):
+    weights = importlib.import_module("ssd_jax.cli.weights")
+    assert "unknown command 'imprt'; perhaps you meant import" in failing(weights, "imprt")
+    assert "the command is missing; use import or export" in failing(weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--score-threshold", "1.5"], "--score-threshold is 1.5; use a number from 0 to 1"),
+        (["--batch-size"], "--batch-size needs a value"),
+        (["--batch-sizes", "1,2"], "--batch-sizes belongs to --benchmark"),
+        (["--benchmark", "--xml"], "--xml cannot be combined with --benchmark"),
+        (["--chekpoint", "x"], "unknown argument --chekpoint; perhaps you meant --checkpoint"),
+    ],
+)
+def test_errors_in_the_arguments_of_a_command(failing, arguments, message):
+    assert message in failing(predict_main, "--checkpoint", "x", "x.png", *arguments)
+    assert "--checkpoint is missing (Folder of a run" in failing(predict_main, "x.png")

@@ -5,13 +5,8 @@ field without a default is required. A subclass of `ConfigArgs` also takes every
 config as --section.field.
 """
 
-import ast
 import dataclasses
 import difflib
-import functools
-import inspect
-import itertools
-import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +30,7 @@ from tyro.constructors import (
     StructFieldSpec,
     StructTypeInfo,
 )
+from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
 from ssd_jax.cli.run import program_name, version_line
 from ssd_jax.config import Config, ConfigError, Range
@@ -201,45 +197,39 @@ def _registry(config: Config | None) -> ConstructorRegistry:
     registry = ConstructorRegistry()
 
     @registry.struct_rule
-    def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not dataclasses.is_dataclass(info.type):
+    def _add_ranges(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type is Config:
+            info = dataclasses.replace(info, default=config or Config())
+        spec = dataclass_rule(info)
+        if spec is None:
             return None
-        section: Any = info.type
-        hints = typing.get_type_hints(section, include_extras=True)
-        default = (config or Config()) if section is Config else info.default
-        fields = []
-        for each in sorted(dataclasses.fields(section), key=lambda each: each.name in _SHARED):
-            annotation = hints[each.name]
-            help_ = functools.partial(_help, section, each.name, annotation)
-            value = getattr(default, each.name, _default(each))
-            if value in (None, ()):
-                # The docstring explains what it stands for.
-                annotation = Annotated[annotation, conf.arg(help_behavior_hint="")]
-            fields.append(StructFieldSpec(each.name, annotation, value, help_))
-        in_config = section.__module__ == Config.__module__
-        build: Any = _ignore if in_config and config is None else section
-        return StructConstructorSpec(instantiate=build, fields=tuple(fields))
+        # Arguments that many commands share come last.
+        fields = sorted(map(_add_range, spec.fields), key=lambda each: each.name in _SHARED)
+        in_config = info.type.__module__ == Config.__module__
+        build = _ignore if in_config and config is None else spec.instantiate
+        return StructConstructorSpec(build, tuple(fields))
 
     return registry
-
-
-def _default(declared: dataclasses.Field[Any]) -> Any:
-    if declared.default is not dataclasses.MISSING:
-        return declared.default
-    if declared.default_factory is not dataclasses.MISSING:
-        return declared.default_factory()
-    return tyro.MISSING_NONPROP
 
 
 def _ignore(**_: Any) -> None:
     """Build nothing."""
 
 
-def _help(section: type, name: str, annotation: Any) -> str:
-    """Return a field's docstring and range."""
+def _add_range(spec: StructFieldSpec) -> StructFieldSpec:
+    """Add the range of a field to its help, and leave out a default that its help explains."""
+    annotation: Any = spec.type
     limits = [f"{each.name} {each}".strip() for each in dict.fromkeys(_ranges(annotation))]
-    text = _docstrings(section).get(name, "")
-    return f"{text} Range: {'; '.join(limits)}." if limits else text
+    docstring = spec.helptext
+
+    def helptext() -> str:
+        text = docstring() if callable(docstring) else docstring
+        text = " ".join((text or "").split())
+        return f"{text} Range: {'; '.join(limits)}." if limits else text
+
+    if spec.default in (None, ()):
+        annotation = Annotated[annotation, conf.arg(help_behavior_hint="")]
+    return dataclasses.replace(spec, type=annotation, helptext=helptext)
 
 
 def _ranges(annotation: Any) -> Iterator[Range]:
@@ -248,19 +238,6 @@ def _ranges(annotation: Any) -> Iterator[Range]:
             yield part
         else:
             yield from _ranges(part)
-
-
-@functools.cache
-def _docstrings(section: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass and of its bases."""
-    docstrings = {}
-    for base in reversed(section.__mro__[:-1]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for declared, text in itertools.pairwise(typing.cast(ast.ClassDef, definition).body):
-            if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
-                words = ast.literal_eval(text.value).split()
-                docstrings[ast.unparse(declared.target)] = " ".join(words)
-    return docstrings
 
 
 def _flag(name: str) -> str:
@@ -288,8 +265,8 @@ def _describe(
         case UnrecognizedArgs(tokens=[token, *_]) | MissingArgs(unrecognized_tokens=[token, *_]):
             return _unknown(token, kind, arguments, flags)
         case MissingArgs(missing_arguments=[missing, *_]):
-            text = _help(kind, missing.arg.field.intern_name, None).rstrip(".")
-            return f"{_name(missing.arg)} is missing ({text}); see --help"
+            helptext: Any = missing.arg.field.helptext
+            return f"{_name(missing.arg)} is missing ({helptext().rstrip('.')}); see --help"
         case BadValue(argument=argument):
             count = argument.lowered.nargs
             return f"{_name(argument)} needs {'a value' if count == 1 else f'{count} values'}"

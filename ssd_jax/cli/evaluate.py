@@ -27,9 +27,6 @@ if typing.TYPE_CHECKING:
     from ssd_jax.evaluation.ground_truth import EvaluationData
     from ssd_jax.evaluation.scores import Evaluation
 
-_FILES_ONLY = "{} goes with --detections; for a checkpoint use {}"
-_CHECKPOINT_ONLY = "{} does not go with --detections; leave it out"
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointArgs(ProcessArgs):
@@ -40,12 +37,15 @@ class CheckpointArgs(ProcessArgs):
 
     main_flag: ClassVar[str] = "--checkpoint"
     advice: ClassVar[Mapping[str, str]] = {
-        "--annotations": _FILES_ONLY.format("--annotations", "--data.root"),
-        "--images": _FILES_ONLY.format("--images", "--data.root"),
-        "--split": _FILES_ONLY.format("--split", "--data.eval-split"),
-        "--metrics": _FILES_ONLY.format("--metrics", "--eval.metrics"),
-        "--iou-threshold": _FILES_ONLY.format("--iou-threshold", "--eval.iou-threshold"),
-        "--box-convention": _FILES_ONLY.format("--box-convention", "--eval.box-convention"),
+        flag: f"{flag} belongs to --detections; for a checkpoint use {field}"
+        for flag, field in (
+            ("--annotations", "--data.root"),
+            ("--images", "--data.root"),
+            ("--split", "--data.eval-split"),
+            ("--metrics", "--eval.metrics"),
+            ("--iou-threshold", "--eval.iou-threshold"),
+            ("--box-convention", "--eval.box-convention"),
+        )
     }
 
     checkpoint: Annotated[Path, conf.arg(metavar="DIR")]
@@ -70,7 +70,7 @@ class FilesArgs(Args):
     """Evaluate detections in files, without a checkpoint."""
 
     advice: ClassVar[Mapping[str, str]] = {
-        flag: _CHECKPOINT_ONLY.format(flag)
+        flag: f"{flag} cannot be combined with --detections; leave it out"
         for flag in ("--checkpoint", "--best", "--save-detections")
     }
 

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         writer(network, part, batch)
         description_part.write_text(_describe(network, args.to, batch, part.name), "utf-8")
-        # The file counts only once its own runtime has given what the network gives.
+        # The file gets its name only if its own runtime reproduces the detections of the network.
         print(check(network, description_part, args.check), flush=True)
         part.replace(args.out)
         atomic_write(module, Path(standalone.__file__).read_bytes())
@@ -136,12 +136,14 @@ def _describe(network: "Network", name: str, batch: int | None, file: str) -> st
     """Describe the inputs, the outputs and the origin of a file as JSON."""
     config, size = network.config, network.size
     suppressed = FORMATS[name].suppressed
-    all_priors = "of all priors" if not suppressed else "by falling score, then rows of 0"
+    all_priors = (
+        "of all priors" if not suppressed else "in descending order of score, then rows of 0"
+    )
     corners = "xmin, ymin, xmax, ymax as fractions of the image"
     outputs = {
         "boxes": f"float32 [B, n, 4], {corners}, {all_priors}",
         "scores": f"float32 [B, n], {all_priors}",
-        "labels": "int32 [B, n]; k is classes[k - 1], 0 where there is nothing",
+        "labels": "int32 [B, n]; k is classes[k - 1], 0 in empty rows",
         "count": "int32 [B], detections of each image",
     }
     if not suppressed:

@@ -47,7 +47,7 @@ def resolve_config(
     """Return the config of --config FILE with the fields named by `arguments` replaced.
 
     Raises:
-        ConfigError: there is no file, unless `arguments` ask for --help, or see `override`.
+        ConfigError: the file is not named, unless `arguments` ask for --help, or see `override`.
     """
     if file is None and arguments and not arguments[0].startswith("-"):
         word = arguments[0]

@@ -61,7 +61,7 @@ class PredictArgs(InputArgs):
     """
 
     advice: ClassVar[Mapping[str, str]] = {
-        "--batch-sizes": "--batch-sizes goes with --benchmark; use --batch-size"
+        "--batch-sizes": "--batch-sizes belongs to --benchmark; use --batch-size"
     }
 
     score_threshold: Annotated[float, Range(0, 1)] = 0.5
@@ -82,7 +82,7 @@ class BenchmarkArgs(InputArgs):
     """Time the detector on images, or on generated scenes, and write benchmark.json."""
 
     advice: ClassVar[Mapping[str, str]] = {
-        flag: f"{flag} does not go with --benchmark; leave it out"
+        flag: f"{flag} cannot be combined with --benchmark; leave it out"
         for flag in ("--score-threshold", "--classes", "--batch-size", "--xml")
     }
 
@@ -149,7 +149,7 @@ def _predict(args: PredictArgs, inputs: Sequence[Input]) -> int:
 
 @dataclass
 class _Predictor:
-    """The detector, and what it has done so far."""
+    """A detector and its results so far."""
 
     detector: "Detector"
     out: Path

@@ -17,7 +17,7 @@ Main = Callable[[Sequence[str]], int | None]
 
 
 def version_line() -> str:
-    """Return the versions of the project and of what its results depend on most."""
+    """Return the versions of the project, of JAX and of Python."""
     return f"ssd_jax {__version__} (jax {version('jax')}, Python {platform.python_version()})"
 
 
@@ -29,8 +29,8 @@ def program_name() -> str:
 def run_main(main: Main) -> int:
     """Run a command with the arguments of the process.
 
-    A reader that closes its end of the pipe early is no error: it has read what it wanted. If
-    a disk or a device does not accept the standard output, the status is 2.
+    A reader may close its end of the pipe early. If a disk or a device does not accept the
+    standard output, the status is 2.
 
     Returns:
         The exit status: that of `main`, 2 or the status of a UserError after printing its line,

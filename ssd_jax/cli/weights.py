@@ -40,7 +40,7 @@ class ImportArgs(ConfigArgs):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArgs(Args):
-    """Export a checkpoint as a weight file of another program."""
+    """Export a checkpoint to the format of ssd.pytorch, torchvision or safetensors."""
 
     subcommand: ClassVar[str] = "export"
 
@@ -92,7 +92,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def export_weights(arguments: Sequence[str]) -> None:
-    """Export a checkpoint as a weight file of another program."""
+    """Export a checkpoint to the format of ssd.pytorch, torchvision or safetensors."""
     args = parse_args(ExportArgs, arguments)
 
     from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model

@@ -50,7 +50,7 @@ class Input:
 
 
 def find_inputs(names: Sequence[str]) -> list[Input]:
-    """Find the images, videos and cameras that the names stand for, each file once.
+    """Find images, videos and cameras by name, each file once.
 
     Files count as images or videos by their suffix, also those that turn out to be unreadable.
 
@@ -59,7 +59,7 @@ def find_inputs(names: Sequence[str]) -> list[Input]:
             or indices of cameras.
 
     Raises:
-        ConfigError: a name stands for nothing.
+        ConfigError: nothing is found for a name.
     """
     inputs: dict[str, tuple[Path, Kind]] = {}  # by resolved path
     for name in names:

@@ -584,13 +584,13 @@ class TestLongFiles:
             ["--annotations", "a", "--out", "o", "--eval.nms-iou-threshold", "1"],
             "unknown argument --eval.nms-iou-threshold",
         ),
-        (["--checkpoint", "c"], "--checkpoint does not go with --detections"),
+        (["--checkpoint", "c"], "--checkpoint cannot be combined with --detections"),
     ],
 )
 def test_wrong_command_lines(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate_main.main(["--detections", "d", *arguments])
-    with pytest.raises(ValueError, match="--metrics goes with --detections"):
+    with pytest.raises(ValueError, match="--metrics belongs to --detections"):
         evaluate_main.main(["--checkpoint", "c", "--metrics", "voc"])
 
 
