@@ -1,1 +1,1 @@
-"""What measures speed; see python -m benchmarks --help."""
+"""Speed benchmarks; see python -m benchmarks --help."""

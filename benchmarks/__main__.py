@@ -1,6 +1,6 @@
-"""Measure speed: python -m benchmarks [--only NAME ...] [--rounds N] [--out FILE] ...
+"""Measure speed against named peers.
 
-python -m benchmarks accelerator --help: everything on an accelerator, in minutes.
+python -m benchmarks accelerator --help: all measurements on an accelerator, in minutes.
 """
 
 import argparse
@@ -10,12 +10,12 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks import growth
+from benchmarks import scaling
 from ssd_jax.cli import version_line
 
 BENCHMARKS = (
     *("input_pipeline", "network", "boxes", "evaluation"),
-    *("startup", "checkpoints", "growth"),
+    *("startup", "checkpoints", "scaling"),
 )
 
 
@@ -33,26 +33,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument(
-        "--voc", type=Path, help="photographs in VOC's layout; default: generated scenes as JPEGs"
+        "--voc",
+        type=Path,
+        help="photographs in VOC's layout for input_pipeline; default: generated JPEGs",
     )
-    parser.add_argument("--plot", type=Path, help="draw the growth to this file")
+    parser.add_argument("--plot", type=Path, help="write the plot of scaling")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program; default: 5")
     parser.add_argument("--version", action="version", version=version_line())
-    options = parser.parse_args()
+    args = parser.parse_args()
     figures = {
         "machine": f"{platform.processor() or platform.machine()}, {platform.python_version()}"
     }
-    for name in options.only:
+    for name in args.only:
         print(f"{name}\n")
-        module = importlib.import_module(f"benchmarks.{name}")
-        # The input pipeline is asked of photographs, the others of what they make themselves.
-        given = options.voc if name == "input_pipeline" else options.rounds
-        figures[name] = module.run(given)
+        options = {"voc": args.voc} if name == "input_pipeline" else {}
+        figures[name] = importlib.import_module(f"benchmarks.{name}").run(args.rounds, **options)
         print()
-    if options.plot and "growth" in figures:
-        growth.plot(figures["growth"], options.plot)
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    if args.plot and "scaling" in figures:
+        scaling.plot(figures["scaling"], args.plot)
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

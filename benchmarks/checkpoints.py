@@ -1,6 +1,7 @@
-"""A checkpoint of SSD300 in training: how long saving holds the training up, and restoring.
+"""Checkpoints of SSD300 during training: time for which saving blocks, and time to restore.
 
-Beside it torch.save and torch.load of the same arrays, which check nothing and hold up all along.
+The peers are torch.save and torch.load of the same arrays, which verify nothing and block
+throughout.
 """
 
 import tempfile
@@ -12,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.case import voc_config
-from benchmarks.report import print_figures
+from benchmarks.inputs import voc_config
+from benchmarks.report import print_table
 from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.models.ssd import make_model
 from ssd_jax.training.state import create_train_state, make_optimizer
@@ -43,17 +44,17 @@ def run(rounds: int) -> dict[str, Any]:
                 now = state.replace(step=jax.numpy.int32(step))
                 timed("save, blocking", lambda now=now: checkpoints.save(now, {}, config))
                 timed("save, in the background", checkpoints._manager.wait_until_finished)
-                found = timed("restore", lambda: checkpoints.restore(jax.device_get(state)))
-                assert found is not None
-                assert int(found[0].step) == step
-                _peer(timed, state, workdir / "state.pt")
-    figures = {name: {"ms": 1e3 * float(np.median(of))} for name, of in times.items()}
+                restored = timed("restore", lambda: checkpoints.restore(jax.device_get(state)))
+                assert restored is not None
+                assert int(restored[0].step) == step
+                _time_torch(timed, state, workdir / "state.pt")
+    figures = {name: {"ms": 1e3 * float(np.median(values))} for name, values in times.items()}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
-    print_figures(f"a checkpoint of {size:,.0f} MB", figures)
+    print_table(f"checkpoint of {size:,.0f} MB", figures)
     return figures | {"size_mb": size}
 
 
-def _peer(timed: Callable[..., Any], state: Any, path: Path) -> None:
+def _time_torch(timed: Callable[..., Any], state: Any, path: Path) -> None:
     try:
         import torch
     except ImportError:

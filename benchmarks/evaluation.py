@@ -1,70 +1,68 @@
-"""VOC's average precision against the reference's loop, COCO's figures against pycocotools."""
+"""VOC's average precision against ssd.pytorch's loop, COCO's figures against pycocotools."""
 
 import contextlib
 import io
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks import literal
-from benchmarks.report import print_race
+from benchmarks.reference_voc_ap import voc_ap
+from benchmarks.report import print_comparison
+from benchmarks.runner import compare_in_process
 from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
 from ssd_jax.evaluation.metrics.voc_ap import DetectionTable, GroundTruth, evaluate_voc
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Print the tables and return the figures; all in one process, one after another."""
-    voc, coco = _tables(4952, 200, 20, 2.4), _tables(1500, 25, 80, 7.3)
-    names = tuple(f"class {k}" for k in range(20))
-    figures = {
-        "VOC, 4,952 images x 200 detections x 20 classes": _times(
-            {
-                "reference's loop": lambda: literal.voc_ap(*voc, 20),
-                "ours": lambda: evaluate_voc(*voc, names),
-            },
-            rounds,
-        ),
-        "COCO, 1,500 images x 25 detections x 80 classes": _times(
-            {
-                "pycocotools": lambda: _pycocotools(*coco, 80),
-                "ours": lambda: evaluate_coco(*coco, tuple(map(str, range(80)))),
-            },
-            rounds,
-        ),
+    """Print the tables and return the figures; all programs run in this process."""
+    voc, coco = make_tables(4952, 200, 20, 2.4), make_tables(1500, 25, 80, 7.3)
+    programs = {
+        "VOC, 4,952 images x 200 detections x 20 classes": {
+            "reference, Python loop": lambda: voc_ap(*voc, 20),
+            "ssd_jax": lambda: evaluate_voc(*voc, tuple(map(str, range(20)))),
+        },
+        "COCO, 1,500 images x 25 detections x 80 classes": {
+            "pycocotools": lambda: evaluate_pycocotools(*coco, 80),
+            "ssd_jax": lambda: evaluate_coco(*coco, tuple(map(str, range(80)))),
+        },
     }
-    for name, found in figures.items():
-        print_race(name, found, base=next(iter(found)))
+    figures = {}
+    for name, peers in programs.items():
+        figures[name] = compare_in_process(peers, rounds=rounds)
+        print_comparison(name, figures[name], base=next(iter(peers)))
     return figures
 
 
-def _tables(
-    images: int, each: int, classes: int, objects: float
+def make_tables(
+    images: int, detections_per_image: int, classes: int, objects_per_image: float
 ) -> tuple[DetectionTable, GroundTruth]:
-    """Random objects, and detections of which a tenth lie near one."""
+    """Make random objects and detections, a tenth of which lie near an object."""
     rng = np.random.default_rng(0)
 
-    def boxes(n: int) -> np.ndarray:
+    def random_boxes(n: int) -> np.ndarray:
         corner = rng.uniform(1, 400, (n, 2))
         return np.concatenate([corner, corner + rng.uniform(10, 200, (n, 2))], 1)
 
-    count, found = int(images * objects), images * each
-    known = GroundTruth(
-        np.sort(rng.integers(0, images, count)),
-        rng.integers(1, classes + 1, count),
-        boxes(count),
-        rng.random(count) < 0.1,
+    num_objects, num_detections = int(images * objects_per_image), images * detections_per_image
+    ground_truth = GroundTruth(
+        np.sort(rng.integers(0, images, num_objects)),
+        rng.integers(1, classes + 1, num_objects),
+        random_boxes(num_objects),
+        rng.random(num_objects) < 0.1,
     )
-    image = np.repeat(np.arange(images), each)
-    label, places = rng.integers(1, classes + 1, found), boxes(found)
-    near, k = rng.choice(found, found // 10, replace=False), rng.integers(0, count, found // 10)
-    image[near], label[near] = known.image[k], known.label[k]
-    places[near] = known.boxes[k] + rng.normal(0, 3, (found // 10, 4))
-    return DetectionTable(image, label, rng.random(found) ** 4, places), known
+    image = np.repeat(np.arange(images), detections_per_image)
+    label, boxes = rng.integers(1, classes + 1, num_detections), random_boxes(num_detections)
+    near = rng.choice(num_detections, num_detections // 10, replace=False)
+    target = rng.integers(0, num_objects, len(near))
+    image[near], label[near] = ground_truth.image[target], ground_truth.label[target]
+    boxes[near] = ground_truth.boxes[target] + rng.normal(0, 3, (len(near), 4))
+    return DetectionTable(image, label, rng.random(num_detections) ** 4, boxes), ground_truth
 
 
-def _pycocotools(detections: DetectionTable, ground_truth: GroundTruth, classes: int) -> Any:
+def evaluate_pycocotools(
+    detections: DetectionTable, ground_truth: GroundTruth, classes: int
+) -> dict[str, Any]:
+    """Evaluate by pycocotools and return COCOeval.eval."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -73,9 +71,8 @@ def _pycocotools(detections: DetectionTable, ground_truth: GroundTruth, classes:
         return np.concatenate([corner, boxes[:, 2:] - corner], 1)
 
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO()
-        boxes = xywh(ground_truth.boxes).tolist()
-        known.dataset = {
+        coco = COCO()
+        coco.dataset = {
             "images": [{"id": int(k)} for k in np.unique(detections.image)],
             "categories": [{"id": k} for k in range(1, classes + 1)],
             "annotations": [
@@ -87,31 +84,16 @@ def _pycocotools(detections: DetectionTable, ground_truth: GroundTruth, classes:
                     "area": box[2] * box[3],
                     "iscrowd": int(ground_truth.difficult[k]),
                 }
-                for k, box in enumerate(boxes)
+                for k, box in enumerate(xywh(ground_truth.boxes).tolist())
             ],
         }
-        known.createIndex()
-        rows = np.column_stack(
-            [detections.image, xywh(detections.boxes), detections.score, detections.label]
+        coco.createIndex()
+        results = coco.loadRes(
+            np.column_stack(
+                [detections.image, xywh(detections.boxes), detections.score, detections.label]
+            )
         )
-        found = known.loadRes(rows)
-        evaluation = COCOeval(known, found, "bbox")
+        evaluation = COCOeval(coco, results, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval
-
-
-def _times(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            # What takes tens of seconds is timed once.
-            if times[name] and times[name][0] > 10:
-                continue
-            begun = time.perf_counter()
-            program()
-            times[name].append(time.perf_counter() - begun)
-    return {
-        name: {"s": float(np.median(t)), "s_min": min(t), "s_max": max(t)}
-        for name, t in times.items()
-    }

@@ -1,25 +1,28 @@
-"""From a JPEG to what a training step eats: ours against ssd.pytorch's steps in float32."""
+"""Input pipeline, from JPEGs to batches, against ssd.pytorch's steps in float32."""
 
+import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks import literal_augment
+from benchmarks import reference_augmentation
+from benchmarks.report import print_comparison, print_table
+from benchmarks.runner import Program, compare_in_process
 from ssd_jax.config import DataConfig
 from ssd_jax.data.augment import augment_caffe, preprocess_eval
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import SyntheticSource, find_classes, open_source
 from ssd_jax.data.ssd_pytorch import augment_ssd_pytorch
 
-ROUNDS = 5
 IMAGES = 150
 EPOCHS = 20
+BATCH = 16
 SETTINGS = {
     "size": 300,
     "fill": (123.0, 117.0, 104.0),
@@ -30,81 +33,96 @@ SETTINGS = {
 }
 
 
-def run(voc: Path | None) -> dict:
+def run(rounds: int, voc: Path | None = None) -> dict[str, Any]:
     """Print the tables and return the figures."""
     with tempfile.TemporaryDirectory() as scratch:
         root = voc or write_scenes(Path(scratch))
-        data = DataConfig(format="voc", root=str(root), train_split="trainval", max_objects=128)
-        source = open_source(data, "trainval", find_classes(data, ()))
-        return {"one core": one_core(source), "workers": workers(source, data)}
+        source, _ = open_loader(root, 0, BATCH)
+        return {"one core": one_core(source, rounds), "workers": workers(root)}
 
 
-def one_core(source) -> dict:
-    """Milliseconds of processor time an image: decode, augment, resize, in one thread."""
+def one_core(source, rounds: int) -> dict[str, dict[str, float]]:
+    """Compare processor times per image of decoding, augmentation and resizing in one thread."""
     cv2.setNumThreads(1)
     n = min(IMAGES, len(source))
-    files = [source.file(i) for i in range(n)]
-    known = [source[i] for i in range(n)]
+    examples = [source[i] for i in range(n)]
 
-    def literal(i, rng):
-        literal_augment.load(rng, files[i], known[i].boxes, known[i].labels)
+    def reference(i, rng):
+        example = examples[i]
+        reference_augmentation.load(rng, source.file(i), example.boxes, example.labels)
 
-    def ours(augment):
+    def augmented(augment):
         def load(i, rng):
             example = source[i]
             augment(rng, example.image, example.boxes, example.labels, **SETTINGS)
 
         return load
 
-    programs = {
-        "ssd.pytorch's steps, float32": literal,
-        "augment caffe": ours(augment_caffe),
-        "augment ssd.pytorch": ours(augment_ssd_pytorch),
-        "no augmentation": lambda i, _: preprocess_eval(source.image(i), 300),
-        "decoding alone": lambda i, _: source.image(i),
-    }
-    times = {name: [] for name in programs}
-    for round_ in range(ROUNDS):
-        for name, program in programs.items():
-            started = time.process_time()
+    def all_images(load: Callable[[int, np.random.Generator], Any]) -> Program:
+        seeds = itertools.count()
+
+        def program() -> None:
+            seed = next(seeds)
             for i in range(n):
-                program(i, np.random.default_rng([round_, i]))
-            times[name].append((time.process_time() - started) / n * 1e3)
-    medians = {name: float(np.median(values)) for name, values in times.items()}
-    base = medians["ssd.pytorch's steps, float32"]
-    table = Table("one core, median of 5 rounds", "ms an image", "times as fast")
-    for name, value in medians.items():
-        table.add_row(name, f"{value:.2f}", f"{base / value:.1f}")
-    Console().print(table)
-    return medians
+                load(i, np.random.default_rng([seed, i]))
 
+        return program
 
-def workers(source, data: DataConfig) -> dict:
-    """Images a second by number of worker processes, and memory over epochs."""
-    table = Table(
-        "workers", "images a second", f"MB after epoch 2 / {EPOCHS}", title="whole pipeline"
+    base = "ssd.pytorch's steps, float32"
+    programs = {
+        base: reference,
+        "augment caffe": augmented(augment_caffe),
+        "augment ssd.pytorch": augmented(augment_ssd_pytorch),
+        "no augmentation": lambda i, _: preprocess_eval(source.image(i), 300),
+        "decoding only": lambda i, _: source.image(i),
+    }
+    rows = compare_in_process(
+        {name: all_images(load) for name, load in programs.items()},
+        rounds=rounds,
+        clock=time.process_time,
     )
+    rows = {name: {key: value / n for key, value in row.items()} for name, row in rows.items()}
+    print_comparison("one core, per image", rows, base=base)
+    return rows
+
+
+def workers(root: Path) -> dict[str, dict[str, float]]:
+    """Measure images per second by number of worker processes, and memory over the epochs."""
     figures = {}
     for count in (0, 1, 2):
-        config = DataConfig(**{**vars(data), "num_workers": count})
-        options = {"image_size": 300, "mean": SETTINGS["fill"], "batch_size": 16, "seed": 0}
-        with train_batches(source, config, **options) as batches:
-            steps = len(source) // 16
+        source, loader = open_loader(root, count, BATCH)
+        steps = len(source) // BATCH
+        with loader as batches:
             for _ in range(2 * steps):
                 next(batches)
             early, started = memory_mb(), time.perf_counter()
             for _ in range((EPOCHS - 2) * steps):
                 next(batches)
-            rate = (EPOCHS - 2) * steps * 16 / (time.perf_counter() - started)
-            late = memory_mb()
-        table.add_row(str(count), f"{rate:.0f}", f"{early:.0f} / {late:.0f}")
-        figures[count] = {"images_per_s": rate, "mb_early": early, "mb_late": late}
-    Console().print(table)
+            figures[str(count)] = {
+                "images/s": (EPOCHS - 2) * steps * BATCH / (time.perf_counter() - started),
+                "MB after epoch 2": early,
+                f"MB after epoch {EPOCHS}": memory_mb(),
+            }
+    print_table("whole pipeline, by worker processes", figures)
     return figures
 
 
+def open_loader(root: Path, num_workers: int, batch: int) -> tuple[Any, Any]:
+    """Open the trainval split of a VOC folder: its source, and a context of batches."""
+    data = DataConfig(
+        format="voc",
+        root=str(root),
+        train_split="trainval",
+        max_objects=128,
+        num_workers=num_workers,
+    )
+    source = open_source(data, "trainval", find_classes(data, ()))
+    mean = SETTINGS["fill"]
+    return source, train_batches(source, data, image_size=300, mean=mean, batch_size=batch, seed=0)
+
+
 def memory_mb() -> float:
-    """Memory of this process and its children that is theirs alone (proportional set size)."""
+    """Return the proportional set size of this process and its descendants (MB)."""
     processes = [os.getpid()]
     for process in processes:
         children = Path(f"/proc/{process}/task/{process}/children")
@@ -119,21 +137,21 @@ def memory_mb() -> float:
 
 
 def write_scenes(root: Path) -> Path:
-    """A folder in VOC's layout of 200 generated scenes, 500x500 JPEGs."""
+    """Write 200 generated scenes as 500x500 JPEGs to a folder in VOC's layout."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     source = SyntheticSource(200, "benchmark", 500)
     for i in range(len(source)):
-        known = source.annotation(i)
+        scene = source.annotation(i)
         objects = "".join(
             f"<object><name>{source.classes[label - 1]}</name><bndbox><xmin>{x0 + 1}</xmin>"
             f"<ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
-            for label, (x0, y0, x1, y1) in zip(known.labels, known.boxes_px, strict=True)
+            for label, (x0, y0, x1, y1) in zip(scene.labels, scene.boxes_px, strict=True)
         )
-        size = f"<size><width>{known.width}</width><height>{known.height}</height></size>"
+        size = f"<size><width>{scene.width}</width><height>{scene.height}</height></size>"
         (root / f"Annotations/{i}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
-        picture = cv2.cvtColor(source.image(i), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(root / f"JPEGImages/{i}.jpg"), picture)
+        image = cv2.cvtColor(source.image(i), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(root / f"JPEGImages/{i}.jpg"), image)
     ids = "\n".join(str(i) for i in range(len(source)))
     (root / "ImageSets/Main/trainval.txt").write_text(ids)
     return root

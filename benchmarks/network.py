@@ -1,48 +1,48 @@
-"""The training step and the detection of SSD300, side by side with torchvision's ssd300_vgg16.
+"""Training step and detection of SSD300 against torchvision's ssd300_vgg16.
 
-FLOP/s are of the network's convolutions (31 GMAC an image forward, three times as much with the
-gradients), beside those of a matrix product in the same run.
+The share of matmul throughput is the FLOP of the convolutions (31 GMAC per image, three times that
+with gradients) divided by the time and by the throughput of a matrix product in the same run.
 """
 
 from typing import Any
 
-from benchmarks import ours, torchvision_ssd
-from benchmarks.contenders import race
-from benchmarks.report import print_race
+from benchmarks import ssd_jax_workloads, torchvision_ssd
+from benchmarks.report import print_comparison
+from benchmarks.runner import compare
 
 BATCHES = {"training step": (1, 4, 8), "detection": (1, 8)}
 FORWARD_FLOP = 2 * 31e9
-_PRODUCT = 3000
+_MATRIX_SIDE = 3000
 
 
 def run(rounds: int, batches: dict[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
     """Print the tables and return the figures."""
-    peak = race({"matrix product": (ours.matrix_product, _PRODUCT)}, rounds=rounds)
-    flop_per_s = 2 * _PRODUCT**3 / peak["matrix product"]["s"]
+    product = compare(
+        {"matrix product": (ssd_jax_workloads.matrix_product, _MATRIX_SIDE)}, rounds=rounds
+    )
+    flop_per_s = 2 * _MATRIX_SIDE**3 / product["matrix product"]["s"]
     figures: dict[str, Any] = {"matrix product, GFLOP/s": flop_per_s / 1e9}
-    print(f"a matrix product runs at {flop_per_s / 1e9:.0f} GFLOP/s")
-    for what, sizes in (batches or BATCHES).items():
+    print(f"matrix product: {flop_per_s / 1e9:.0f} GFLOP/s")
+    for workload, sizes in (batches or BATCHES).items():
+        training = workload == "training step"
+        peer, program = (
+            (torchvision_ssd.train, ssd_jax_workloads.train)
+            if training
+            else (torchvision_ssd.detect, ssd_jax_workloads.detect)
+        )
         for batch in sizes:
-            if what == "training step":
-                programs = {
-                    "torchvision": (torchvision_ssd.train, batch),
-                    "ours": (ours.train, batch, "auto"),
-                    "ours, direct": (ours.train, batch, "direct"),
-                }
-                if batch == 4:
-                    programs["ours, plain"] = (ours.train, batch, "plain")
-                work = 3 * FORWARD_FLOP * batch
-            else:
-                programs = {
-                    "torchvision": (torchvision_ssd.detect, batch),
-                    "ours": (ours.detect, batch, "auto"),
-                    "ours, direct": (ours.detect, batch, "direct"),
-                }
-                work = FORWARD_FLOP * batch
-            found = race(programs, rounds=rounds)
-            for times in found.values():
-                times["images_per_s"] = batch / times["s"]
-                times["of_product"] = work / times["s"] / flop_per_s
-            figures[f"{what}, batch {batch}"] = found
-            print_race(f"{what}, batch {batch}", found, base="torchvision")
+            programs = {
+                "torchvision": (peer, batch),
+                "ssd_jax": (program, batch, "auto"),
+                "ssd_jax, direct": (program, batch, "direct"),
+            }
+            if training and batch == 4:
+                programs["ssd_jax, plain"] = (program, batch, "plain")
+            flop = (3 if training else 1) * FORWARD_FLOP * batch
+            rows = compare(programs, rounds=rounds)
+            for row in rows.values():
+                row["images_per_s"] = batch / row["s"]
+                row["matmul_share"] = flop / row["s"] / flop_per_s
+            figures[f"{workload}, batch {batch}"] = rows
+            print_comparison(f"{workload}, batch {batch}", rows, base="torchvision")
     return figures

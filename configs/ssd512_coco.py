@@ -1,8 +1,8 @@
-"""SSD512 on COCO 2017.
+"""Train SSD512 on COCO 2017: 28.8 AP on test-dev published, not yet run here.
 
     python train.py --config configs/ssd512_coco.py --data.root .../coco
 
-Published: 28.8 AP (IoU .50:.05:.95) on test-dev. Not yet run here.
+AP is the mean over IoU thresholds from 0.50 to 0.95.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from ssd_jax.config import Config
 
 
 def get_config() -> Config:
-    """SSD300's recipe on COCO with the network for 512 pixels and its priors for COCO."""
+    """Return SSD300's recipe for COCO with the network and priors for 512 pixels."""
     config, large = ssd300_coco.get_config(), ssd512_voc0712.get_config()
     return dataclasses.replace(
         config,

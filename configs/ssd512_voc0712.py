@@ -1,8 +1,8 @@
-"""SSD512 on PASCAL VOC 2007+2012: a larger image, one more source.
+"""Train SSD512 on PASCAL VOC 2007+2012: 79.8 mAP on VOC2007 test published, not yet run here.
 
     python train.py --config configs/ssd512_voc0712.py --data.root .../VOCdevkit
 
-Published: 79.8 mAP on VOC2007 test (11 points). Not yet run here.
+mAP is 11-point. SSD512 has one more feature layer than SSD300.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from ssd_jax.config import Config, PriorConfig
 
 
 def get_config() -> Config:
-    """SSD300's recipe with the network and the priors for 512 pixels."""
+    """Return SSD300's recipe with the network and priors for 512 pixels."""
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,

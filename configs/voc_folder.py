@@ -1,19 +1,19 @@
-"""Your own data: a folder in the layout of VOC or COCO, found by looking.
+"""Train SSD300 from scratch on your own data in VOC or COCO layout, for 20,000 steps on a GPU.
 
     python train.py --config configs/voc_folder.py --data.root ~/mydata
 
-Nothing else needs an edit: the classes are the ones found in the annotations of the train split.
-COCO's splits are named after its files: --data.train-split train2017 --data.eval-split val2017.
-With fewer than some ten thousand images start from VGG16's weights: --model.pretrained vgg16.npz
---model.no-batch-norm --optim.learning-rate 1e-3, and --model.pretrained-scale 0.02 where the file
-has no conv6.
+The layout is detected automatically, and the classes are read from the annotations of the train
+split. For COCO, name the splits after the files: --data.train-split train2017 --data.eval-split
+val2017. With fewer than about ten thousand images start from VGG16's weights: --model.init-from
+vgg16.npz --model.no-batch-norm --optim.learning-rate 1e-3, and --model.pretrained-scale 0.02 if
+the file does not contain conv6.
 """
 
 from ssd_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
-    """SSD300 with batch norm, which trains from scratch, for data of any kind."""
+    """Return SSD300 with batch norm, which trains from scratch."""
     return Config(
         model=ModelConfig(batch_norm=True),
         data=DataConfig(

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# SSD300 on a TPU slice: the same command on each of its hosts.
+# SSD300 on a TPU slice: run the same command on every host.
 #
 #   TPU=ssd300 ZONE=us-west4-a CHIPS=16 bash examples/tpu_pod.sh
 #
 # Every host needs the repository in ~/ssd_jax with an environment in .venv
-# (pip install -e . 'jax[tpu]'), the data and the weights; /mnt/runs is a disk that host 0 keeps.
+# (pip install -e . 'jax[tpu]'), the data and the weights. /mnt/runs is a disk of host 0.
 set -euo pipefail
 
 gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker all --command "

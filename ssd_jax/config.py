@@ -1,8 +1,8 @@
-"""Everything an experiment can set, as frozen dataclasses.
+"""Experiment configuration as frozen dataclasses.
 
-A config file returns a `Config`; the command line replaces single fields of it; the resolved
-result is saved with every checkpoint. Values are checked when a section is made, and an error
-names the field and what to change. The range of a number stands beside its field.
+A config file returns a `Config`; the command line overrides single fields; the resolved config is
+saved with every checkpoint. Values are validated when a section is constructed, against the type
+and the range declared beside each field.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """Range of a number in a config. NaN and infinity are never in it."""
+    """Range of a number in a config. It never contains NaN or infinity."""
 
     low: float
     """Smallest value."""
@@ -25,7 +25,7 @@ class Range:
     below: bool = False
     """Exclude `high` itself."""
     name: str = ""
-    """Name of the number where a field has several kinds."""
+    """Name of the number in a field of several different numbers."""
 
     def __contains__(self, value: float) -> bool:
         # Comparisons with NaN are false.
@@ -39,12 +39,12 @@ class Range:
         return f"from {low} up to, not including, {high}" if self.below else f"from {low} to {high}"
 
 
-# What no experiment comes near, and what memory and JAX's integers bear.
+# Far above any experiment, and within memory and the range of JAX's integers.
 _MOST_STEPS = 1_000_000_000
 _MOST_IMAGES = 65_536
 
 COMPILATION_CACHE_DIR = "~/.cache/ssd_jax"
-"""Folder where this machine keeps compiled programs, unless it is told otherwise."""
+"""Default folder for compiled programs."""
 
 Steps = Annotated[int, Range(1, _MOST_STEPS)]
 StepsOrNone = Annotated[int, Range(0, _MOST_STEPS)]
@@ -82,7 +82,7 @@ _LONGEST_LINE = 1000
 
 
 def printable(text: str) -> str:
-    """Make one line that any terminal takes of a text, cut in the middle if it is too long."""
+    """Return a text as one printable line, shortened in the middle if it is too long."""
     text = " ".join(text.splitlines())
     if len(text) > _LONGEST_LINE:
         text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
@@ -92,20 +92,20 @@ def printable(text: str) -> str:
 
 
 class UserError(ValueError):
-    """An error that the user can fix; its one printable line says what to change."""
+    """An error that the user can fix. Its message is one printable line that says how."""
 
     status = 2
-    """Exit status of a program that ends with it."""
+    """Exit code of a program that ends with this error."""
     busy = False
-    """Whether a thread still computes, which Python must not wait for: end with os._exit."""
+    """A background thread is still running: end with os._exit instead of waiting for it."""
 
     def __init__(self, message: str) -> None:
-        # Names of files, fields and classes come from anywhere.
+        # The message may contain names of files, fields and classes of any origin.
         super().__init__(printable(message))
 
 
 class ConfigError(UserError):
-    """A value that cannot be used; the message names the field and what to change."""
+    """An invalid config value. The message names the field and the change to make."""
 
 
 def _check(condition: bool, message: str) -> None:
@@ -114,10 +114,11 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _check_fields(section: Any, path: str) -> None:
-    """Check every field of a section against its type and the range beside it.
+    """Check every field of a section against its declared type and range.
 
-    Raises ConfigError for a value of another type, and for a number, also in a tuple, that is not
-    finite or out of its range.
+    Raises:
+        ConfigError: a value has another type, or a number (also within a tuple) is not finite or
+            out of range.
     """
     for name, kind in typing.get_type_hints(type(section), include_extras=True).items():
         _check_value(kind, getattr(section, name), f"{path}.{name}".lstrip("."), "is")
@@ -134,7 +135,7 @@ def _check_value(kind: Any, value: Any, path: str, verb: str) -> None:
     elif origin is Annotated:
         number, limits = args
         what = f"{path} {verb} {limits.name}{' ' * bool(limits.name)}{_show(value)}"
-        # A bool is an int to Python; a whole number is a float to whoever writes it.
+        # bool is a subclass of int; integers are accepted as floats.
         fits = isinstance(value, int if number is int else int | float)
         fits = fits and not isinstance(value, bool)
         noun = "a whole number" if number is int else "a number"
@@ -147,7 +148,7 @@ def _check_value(kind: Any, value: Any, path: str, verb: str) -> None:
 
 
 def _show(value: Any) -> str:
-    """The value as an error shows it: short, also for a number of a million digits."""
+    """Return a short representation of any value, even of a number with a million digits."""
     try:
         text = repr(value)
     except ValueError:
@@ -160,12 +161,12 @@ class ModelConfig:
     """The network. The defaults are SSD300."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes to detect, without background. Empty: read from data.class_file, or
-    found in the annotations."""
+    """Names of the classes to detect, without background. Empty: taken from data.class_file or
+    the annotations."""
     image_size: Annotated[int, Range(32, 4096)] = 300
     """Side of the square input (pixels)."""
     width_multiplier: Annotated[float, Range(0, 16, above=True)] = 1.0
-    """Multiplier of every layer's channels; 1.0 is VGG16."""
+    """Multiplier for the channels of every layer; 1.0 is VGG16."""
     feature_layers: tuple[str, ...] = (
         "conv4_3",
         "conv7",
@@ -175,7 +176,7 @@ class ModelConfig:
         "conv11_2",
     )
     """Layers that feed the heads, from fine to coarse: a convolution of the base, or convK_2 of
-    the extra layers, which are counted from conv8."""
+    the extra layers, which are numbered from conv8."""
     extras: tuple[Extra, ...] = (
         (256, 512, 3, 2, 1),
         (128, 256, 3, 2, 1),
@@ -184,11 +185,11 @@ class ModelConfig:
     )
     """Layers after the base: (1x1 channels, channels, kernel, stride, padding) each."""
     batch_norm: bool = False
-    """Batch norm after each convolution of base and extras; needed to train from scratch."""
+    """Use batch norm after each convolution of base and extras; needed to train from scratch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters and loss stay float32."""
+    """Data type of the computation; parameters and loss stay float32."""
     image_mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)
-    """RGB mean that is subtracted from the image (0 to 255)."""
+    """RGB mean subtracted from the image (0 to 255)."""
     pretrained: str = ""
     """File of VGG16 convolutions (.npz or .safetensors) to start the base from; empty: none."""
     pretrained_channels: Literal["bgr", "rgb"] = "bgr"
@@ -200,8 +201,8 @@ class ModelConfig:
     """Checkpoint of this network to start from, e.g. one that ssd_jax.weights imported; the
     class heads keep the rows of classes with the same name. Empty: none."""
     freeze_before: str = ""
-    """First layer of the base to train, e.g. conv3_1; the ones before it stay as they are.
-    Empty: all are trained."""
+    """First layer of the base to train, e.g. conv3_1; earlier layers are frozen. Empty: train
+    all layers."""
     cpu_conv: Literal["auto", "direct", "winograd", "plain"] = "auto"
     """How 3x3 convolutions run on a CPU; other platforms always use the compiler's own.
     auto: winograd from 64 channels on; direct: faster to compile; plain: the compiler's own."""
@@ -239,12 +240,12 @@ class ModelConfig:
 
     @property
     def num_classes(self) -> int:
-        """Classes with background: what the head predicts for a prior."""
+        """Number of classes with background, as predicted for each prior."""
         return len(self.classes) + 1
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """All convolutions that the config can build, in order."""
+        """Names of all convolutions of the network, in order."""
         extra = (f"conv{8 + k}_{i}" for k in range(len(self.extras)) for i in (1, 2))
         return (*BASE_LAYERS, *extra)
 
@@ -254,7 +255,7 @@ class ModelConfig:
 
     @property
     def frozen_layers(self) -> tuple[str, ...]:
-        """The layers of the base before freeze_before."""
+        """Layers of the base before `freeze_before`."""
         if not self.freeze_before:
             return ()
         return BASE_LAYERS[: BASE_LAYERS.index(self.freeze_before)]
@@ -265,51 +266,51 @@ class PriorConfig:
     """The default boxes of SSD, section 2.2. The defaults are those of SSD300 on VOC."""
 
     sizes: tuple[Pixels, ...] = (30, 60, 111, 162, 213, 264, 315)
-    """Size of each source's square prior, and one more that only the last source's larger square
-    uses (pixels of the input image)."""
+    """Side of each feature layer's square prior, and one more for the larger square of the last
+    layer (pixels of the input image)."""
     steps: tuple[Pixels, ...] = (8, 16, 32, 64, 100, 300)
-    """Distance between two cells of each source (pixels). Empty: the image divided by the cells."""
+    """Distance between two cells of each feature layer (pixels). Empty: image size / cells."""
     aspect_ratios: tuple[tuple[_Ratio, ...], ...] = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
-    """Further shapes of each source, width over height; each is used upright as well."""
+    """Further aspect ratios of each feature layer; each is also used inverted."""
     variances: tuple[_Variance, _Variance] = (0.1, 0.2)
-    """What offsets of centre and of log size are divided by."""
+    """Divisors of the offsets of the centre and of the log size."""
     clip: bool = False
-    """Clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe does not. Part of the weights."""
+    """Clip (cx, cy, w, h) to [0, 1] as ssd.pytorch does; Caffe does not. Belongs to the weights."""
     clip_wh: bool = False
-    """Clip (w, h) alone to [0, 1] as torchvision does. Part of the weights."""
+    """Clip only (w, h) to [0, 1] as torchvision does. Belongs to the weights."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "priors")
         _check(
             len(self.sizes) >= 2,
-            f"priors.sizes is {self.sizes}; give one size a source and one more",
+            f"priors.sizes is {self.sizes}; give one size per feature layer and one more",
         )
-        sources = len(self.sizes) - 1
+        layers = len(self.sizes) - 1
         _check(
-            len(self.aspect_ratios) == sources,
+            len(self.aspect_ratios) == layers,
             f"priors.aspect_ratios has {len(self.aspect_ratios)} entries and priors.sizes is for "
-            f"{sources} sources; give one entry a source",
+            f"{layers} feature layers; give one entry per feature layer",
         )
         _check(
-            len(self.steps) in (0, sources),
-            f"priors.steps has {len(self.steps)} entries; give {sources}, or none",
+            len(self.steps) in (0, layers),
+            f"priors.steps has {len(self.steps)} entries; give {layers}, or none",
         )
 
 
 @dataclass(frozen=True)
 class TfdsFields:
-    """Names of the features of a TFDS data set, / between levels. The defaults fit VOC and COCO."""
+    """Feature names of a TFDS dataset, with / between levels. The defaults fit VOC and COCO."""
 
     image: str = "image"
-    """The image."""
+    """Image feature."""
     boxes: str = "objects/bbox"
     """Boxes: a sequence of TFDS's BBoxFeature."""
     labels: str = "objects/label"
-    """Classes: a sequence of ClassLabel; their names are the data set's own."""
+    """Classes: a sequence of ClassLabel, which also gives the class names."""
     difficult: str = "objects/is_difficult"
-    """Marks of difficult objects; a data set without this feature has none."""
+    """Flags of difficult objects; optional."""
     crowd: str = "objects/is_crowd"
-    """Marks of crowds; a data set without this feature has none."""
+    """Flags of crowd annotations; optional."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "data.tfds")
@@ -319,46 +320,47 @@ class TfdsFields:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and what is done to them."""
+    """Dataset, loading and augmentation."""
 
     format: Literal["shapes", "voc", "coco", "auto", "tfds"] = "shapes"
-    """shapes: scenes generated on the fly; voc: a folder with Annotations/, JPEGImages/ and
-    ImageSets/Main/, or a VOCdevkit of them; coco: annotations/instances_SPLIT.json, with the
-    images in SPLIT/, images/SPLIT/, images/ or JPEGImages/; auto: voc or coco, whichever the
-    folder is; tfds: data sets that python -m ssd_jax.data prepare has built."""
+    """shapes: synthetic scenes, generated on the fly; voc: a folder with Annotations/,
+    JPEGImages/ and ImageSets/Main/, or a VOCdevkit with such folders; coco:
+    annotations/instances_SPLIT.json, with the images in SPLIT/, images/SPLIT/, images/ or
+    JPEGImages/; auto: voc or coco, detected from the folder; tfds: datasets built by python -m
+    ssd_jax.data prepare."""
     root: str = ""
-    """Folder of the data set (voc, coco); the VOCdevkit where the splits name a year. tfds: the
-    folder of all of them; empty: ~/tensorflow_datasets."""
+    """Folder of the dataset (voc, coco); the VOCdevkit if the splits name a year. tfds: the TFDS
+    data folder; empty: ~/tensorflow_datasets."""
     train_split: str = "train:2000"
-    """What to train on. voc: a list in ImageSets/Main; in a VOCdevkit YEAR:LIST. coco: SPLIT, e.g.
-    train2017. tfds: NAME:SPLIT, e.g. voc/2007:train. Several are joined by +, e.g.
+    """Split to train on. voc: a list in ImageSets/Main; in a VOCdevkit YEAR:LIST. coco: SPLIT,
+    e.g. train2017. tfds: NAME:SPLIT, e.g. voc/2007:train. Several are joined by +, e.g.
     2007:trainval+2012:trainval. shapes: NAME:COUNT."""
     eval_split: str = "test:200"
-    """What to evaluate on; the same form."""
+    """Split to evaluate on, in the same format."""
     class_file: str = ""
-    """Text file with one class name a line; empty: model.classes, or found in the annotations."""
+    """Text file with one class name per line; empty: model.classes, or the annotations' classes."""
     max_objects: Annotated[int, Range(1, 10_000)] = 64
-    """Objects that an image may have; ground truth is padded to this number."""
+    """Maximum number of objects in an image; ground truth is padded to it."""
     use_difficult: bool = True
-    """Train on objects marked difficult, as Caffe does for VOC. Evaluation sets them aside. COCO's
+    """Train on objects marked difficult, as Caffe does for VOC. Evaluation ignores them. COCO's
     crowds are never trained on."""
     keep_empty: bool = True
-    """Train on images without an object to train on. Evaluation always has all images."""
+    """Train on images without objects as well. Evaluation always uses all images."""
     augment: Literal["caffe", "ssd.pytorch", "none"] = "caffe"
-    """caffe: the full augmentation of the SSD paper; ssd.pytorch: what that program does, smallest
-    IoU of its crops not held; none: resize only."""
+    """caffe: the full augmentation of the SSD paper; ssd.pytorch: that program's augmentation,
+    which does not enforce the minimum IoU of its crops; none: resize only."""
     expand_ratio: Annotated[float, Range(1, 100)] = 4.0
-    """Largest side of the canvas that an image is placed on (times the image); 1: no expansion."""
+    """Maximum expansion of the canvas, relative to the image; 1: no expansion."""
     min_crop_scale: Annotated[float, Range(0, 1, above=True)] = 0.3
-    """Smallest side of a random crop (times the image); 1: no crop."""
+    """Minimum side of a random crop, relative to the image; 1: no crop."""
     max_crop_aspect_ratio: Annotated[float, Range(1, 100)] = 2.0
-    """Largest stretch of a random crop against the image; 1: none."""
+    """Maximum aspect ratio of a random crop, relative to the image's; 1: unchanged."""
     vertical_flip: bool = False
-    """Mirror top to bottom as well; for images without an up, as from a microscope or the air."""
+    """Flip vertically as well; for images without a fixed orientation, e.g. aerial images."""
     num_workers: Annotated[int, Range(0, 1024)] = 0
-    """Processes that load and augment; 0: in the training process, in threads."""
+    """Worker processes for loading and augmentation; 0: threads of the training process."""
     tfds: TfdsFields = field(default_factory=TfdsFields)
-    """Where a record of a TFDS data set has what; tfds only."""
+    """Feature names; tfds only."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "data")
@@ -373,81 +375,80 @@ class OptimConfig:
     """SGD and its schedule. The defaults are those of the paper on VOC 07+12."""
 
     learning_rate: _Factor = 1e-3
-    """Rate after the warm-up."""
+    """Learning rate after the warm-up."""
     schedule: Literal["multistep", "cosine"] = "multistep"
-    """multistep: times gamma at each milestone; cosine: down to 0 at train.steps."""
+    """multistep: multiply by gamma at each milestone; cosine: decay to 0 at train.steps."""
     milestones: tuple[StepsOrNone, ...] = (80_000, 100_000)
-    """Where the rate drops (steps); multistep only."""
+    """Steps at which the learning rate drops; multistep only."""
     gamma: _Factor = 0.1
-    """Factor at a milestone; multistep only."""
+    """Factor applied at each milestone; multistep only."""
     warmup_steps: StepsOrNone = 0
     """Length of the linear warm-up from 0 (steps)."""
     momentum: _BelowOne = 0.9
     """Momentum of SGD."""
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
-    """L2 decay that is added to the gradient."""
+    """L2 weight decay, added to the gradient."""
     bias_lr_multiplier: Annotated[float, Range(0, 1000)] = 1.0
     """Learning rate of biases, as a multiple of the rate; Caffe uses 2."""
     decay_biases: bool = True
     """Apply weight decay to biases as well; Caffe does not."""
     grad_clip_norm: Annotated[float, Range(0, 1_000_000_000)] = 0.0
-    """Largest norm of the gradient; 0: no clipping."""
+    """Maximum global norm of the gradient; 0: no clipping."""
     base_batch_size: Annotated[int, Range(0, _MOST_IMAGES)] = 0
-    """Batch that learning_rate is for: the rate is multiplied by train.batch_size over this (linear
-    scaling). 0: learning_rate as it is."""
+    """Batch size for which learning_rate is given: the rate is multiplied by train.batch_size
+    divided by this (linear scaling). 0: no scaling."""
     ema_decay: _BelowOne = 0.0
-    """Decay of a moving average of the weights, e.g. 0.9998; where there is one it is what is
-    evaluated and exported. 0: none."""
+    """EMA decay, e.g. 0.9998; 0 disables EMA. If enabled, the EMA weights are evaluated and
+    exported."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "optim")
         _check(
             list(self.milestones) == sorted(set(self.milestones)),
-            f"optim.milestones is {self.milestones}; give rising steps",
+            f"optim.milestones is {self.milestones}; list them in ascending order",
         )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, loss and bookkeeping of the training."""
+    """Length, loss, logging and checkpoints of a training run."""
 
     steps: Steps = 120_000
-    """Length of the training (steps)."""
+    """Number of training steps."""
     batch_size: BatchSize = 32
-    """Images a step, over all devices of all processes."""
+    """Images per step, over all devices of all processes."""
     grad_accumulation_steps: BatchSize = 1
-    """Parts of the batch that are worked on one after the other, for less memory; the loss is that
-    of the whole batch. Batch norm takes its statistics over a part."""
+    """Number of equal parts of the batch that are processed one after the other to save memory.
+    The loss is that of the whole batch; batch norm uses the statistics of each part."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    """Seed of initial weights, data order and augmentation."""
+    """Seed of the initial weights, data order and augmentation."""
     matching: Literal["bipartite", "per_object"] = "bipartite"
-    """How priors get objects. bipartite: Caffe's, every object has a prior of its own;
-    per_object: ssd.pytorch's, a later object takes a shared prior."""
+    """Matching rule. bipartite (Caffe): every object has its own prior; per_object
+    (ssd.pytorch): if objects share their best prior, the last one takes it."""
     match_iou_threshold: Annotated[float, Range(0, 1, above=True)] = 0.5
-    """IoU from which a prior is positive."""
+    """Minimum IoU of a positive prior."""
     neg_pos_ratio: Annotated[float, Range(0, 1_000_000, above=True)] = 3.0
-    """Hard negatives for each positive."""
+    """Number of hard negatives per positive prior."""
     log_every: Steps = 10
-    """Steps between two lines of the log."""
+    """Steps between log lines."""
     eval_every: StepsOrNone = 0
-    """Steps between two evaluations; 0: only at the end."""
+    """Steps between evaluations; 0: only at the end."""
     checkpoint_every: Steps = 1000
-    """Steps between two checkpoints; every step that is evaluated, as the last one, is saved
-    too."""
+    """Steps between checkpoints. Evaluated steps, including the last step, are also saved."""
     max_to_keep: Steps = 3
-    """CheckpointManager to keep, the latest ones."""
+    """Number of latest checkpoints to keep."""
     keep_best: StepsOrNone = 1
-    """CheckpointManager to keep besides, the best ones by best_metric."""
+    """Number of best checkpoints, by best_metric, to keep in addition."""
     best_metric: str = "mAP"
-    """What the best checkpoint has most of, a name in the evaluations' lines of metrics.jsonl:
-    mAP, AP/CLASS, voc/mAP, coco/AP75, ..."""
+    """Metric that ranks the checkpoints, as named in the evaluation lines of metrics.jsonl: mAP,
+    AP/CLASS, voc/mAP, coco/AP75, ..."""
     keep_period: StepsOrNone = 0
-    """Keep the checkpoints of multiples of this step besides; 0: no."""
+    """Also keep the checkpoints at multiples of this step; 0: none."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does; the state is never touched by it. stop: end
-    the run; skip: leave the step out, and count it."""
+    """Reaction to a loss or gradient that is not finite; such a step never changes the state.
+    stop: end the run; skip: skip the step and count it."""
     profile_steps: StepsOrNone = 0
-    """Steps to trace with JAX's profiler, from the fifth after a start; 0: none."""
+    """Steps to trace with JAX's profiler, from the fifth step after a start; 0: none."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "train")
@@ -460,38 +461,38 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Detection and its scoring."""
+    """Detection, metrics and reports."""
 
     batch_size: BatchSize = 8
-    """Images detected at once."""
+    """Images per detection batch."""
     score_threshold: Fraction = 0.01
-    """Lowest score of a detection."""
+    """Minimum score of a detection."""
     nms_iou_threshold: Fraction = 0.45
-    """IoU above which the lower of two boxes of a class is dropped."""
+    """IoU above which NMS removes the lower-scoring of two boxes of a class."""
     topk_candidates: Annotated[int, Range(1, 1_000_000)] = 400
-    """Boxes of a class that enter suppression, the best ones."""
+    """Highest-scoring boxes of each class that enter NMS."""
     detections_per_image: Annotated[int, Range(1, 100_000)] = 200
-    """Detections kept of an image, the best ones."""
+    """Maximum number of detections per image, the highest-scoring ones."""
     clip_boxes: bool = False
-    """Clip boxes to the image before suppression, as torchvision does; False: after it."""
+    """Clip boxes to the image before NMS, as torchvision does; False: after it."""
     max_box_scale: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Largest side of a box (times its prior's); torchvision's is 62.5. 0: no limit."""
+    """Maximum side of a box, relative to its prior; torchvision uses 62.5. 0: no limit."""
     metrics: tuple[Literal["voc", "voc07", "coco"], ...] = ("voc",)
-    """What to compute; the first one's mean is the run's mAP. voc: area under the precision-recall
-    curve (VOC 2010 and later); voc07: 11 points; coco: COCO's twelve figures."""
+    """Metrics; the first is the run's mAP. voc: area under the precision-recall curve (VOC 2010
+    and later); voc07: 11-point interpolation; coco: COCO's twelve metrics."""
     iou_threshold: Fraction = 0.5
-    """IoU from which a detection counts as right; voc and voc07 only."""
+    """Minimum IoU of a true positive; voc and voc07 only."""
     box_convention: Literal["inclusive", "exclusive"] = "inclusive"
-    """inclusive: a box covers its last pixel, as in the VOC devkit; exclusive: it ends before. voc
-    and voc07 only."""
+    """inclusive: xmax and ymax belong to the box, as in the VOC devkit; exclusive: they do not.
+    voc and voc07 only."""
     num_visualizations: Annotated[int, Range(0, 10_000)] = 16
-    """Images to draw with their detections and their ground truth."""
+    """Images to draw with detections and ground truth."""
     report: bool = True
-    """Write report.html: curves, errors, confusions, the best and the worst images."""
+    """Write report.html: curves, errors, confusion matrix, best and worst images."""
     report_score_threshold: Fraction = 0.3
-    """Score from which a detection is drawn, and counted as an error or a confusion."""
+    """Minimum score of detections that are drawn and counted in the error analysis."""
     num_report_images: Annotated[int, Range(0, 10_000)] = 8
-    """Best and worst images in the report, so many of each."""
+    """Number of best and of worst images in the report."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "eval")
@@ -503,7 +504,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Settings of the process, which do not change what is computed."""
+    """Settings of the process; they do not affect the results."""
 
     compilation_cache_dir: str = COMPILATION_CACHE_DIR
     """Folder for compiled programs, which later starts reuse; empty: none. The environment variable
@@ -515,7 +516,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """Configuration of one experiment."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     priors: PriorConfig = field(default_factory=PriorConfig)
@@ -530,7 +531,7 @@ class Config:
         _check(
             len(self.priors.sizes) == len(self.model.feature_layers) + 1,
             f"priors.sizes has {len(self.priors.sizes)} entries and model.feature_layers "
-            f"{len(self.model.feature_layers)}; give one size a source and one more",
+            f"{len(self.model.feature_layers)}; give one size per feature layer and one more",
         )
         if self.optim.schedule == "multistep":
             late = [m for m in self.optim.milestones if m >= self.train.steps]
@@ -547,48 +548,35 @@ class Config:
 
 
 def to_json(config: Config) -> str:
-    """The config as indented JSON; `from_json` gives it back."""
+    """Serialize a config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """The config that `to_json` wrote.
+    """Parse a config that `to_json` wrote.
 
-    Raises ConfigError for text that is not such a config, naming the field.
+    Raises:
+        ConfigError: the text is not such a config; the message names the field.
     """
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the config is not valid JSON: {error}") from None
-    section = tree.get("eval") if isinstance(tree, dict) else None
-    # Configs that were saved before an evaluation could have several metrics.
-    if isinstance(section, dict) and "metric" in section:
-        section.setdefault("metrics", [section.pop("metric")])
-    return _parse(Config, tree, "config")
+    return _from_tree(Config, tree, "")
 
 
-def _parse(kind: Any, value: Any, path: str) -> Any:
-    """`value` of JSON as `kind`: dataclasses, tuples, Literals and plain types, checked."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+def _from_tree(kind: Any, value: Any, path: str) -> Any:
+    """Convert JSON objects to dataclasses and lists to tuples; the dataclasses check the rest."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        _check(isinstance(value, dict), f"{path} is {_show(value)}; expected an object")
+        name = path or "the config"
+        _check(isinstance(value, dict), f"{name} is {_show(value)}; give an object")
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
-        _check(not unknown, f"{path} has unknown fields: {', '.join(unknown)}")
-        return kind(**{k: _parse(hints[k], v, f"{path}.{k}") for k, v in value.items()})
-    if origin is tuple:
-        _check(isinstance(value, list), f"{path} is {_show(value)}; expected a list")
-        if args[-1] is Ellipsis:
-            return tuple(_parse(args[0], v, path) for v in value)
-        _check(len(value) == len(args), f"{path} is {_show(value)}; expected {len(args)} values")
-        return tuple(_parse(a, v, path) for a, v in zip(args, value, strict=True))
-    if origin is Literal:
-        _check(value in args, f"{path} is {_show(value)}; use one of {', '.join(map(str, args))}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    _check(
-        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
-        f"{path} is {_show(value)}; expected {kind.__name__}",
-    )
+        _check(not unknown, f"{name} has unknown fields: {', '.join(unknown)}")
+        return kind(
+            **{k: _from_tree(hints[k], v, f"{path}.{k}".lstrip(".")) for k, v in value.items()}
+        )
+    if isinstance(value, list):
+        part = (typing.get_args(kind) or (Any,))[0]
+        return tuple(_from_tree(part, v, path) for v in value)
     return value

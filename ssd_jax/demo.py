@@ -186,7 +186,7 @@ def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-# CheckpointManager.
+# Checkpoints.
 
 
 class LazyDetector:

@@ -1,4 +1,4 @@
-"""Parts for the tests of the accelerator benchmark, run in processes of their own."""
+"""Parts for the tests of the accelerator benchmark, which run in separate processes."""
 
 import time
 

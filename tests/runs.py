@@ -1,4 +1,4 @@
-"""CheckpointManager to detect with, made in no time."""
+"""Checkpoints to detect with, made in no time."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The accelerator benchmark: parts fail alone, results survive, and the arithmetic is right."""
+"""Accelerator benchmark: isolation of failing parts, results on disk, figures and reports."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def planted(name, limit=60.0, minimum=0.0):
     return Part(name, f"accelerator_parts:{name}", limit, minimum)
 
 
-def test_a_part_that_fails_hangs_or_lacks_a_package_does_not_stop_the_next(parts_on_path, tmp_path):
+def test_failed_timed_out_and_skipped_parts_do_not_stop_later_parts(parts_on_path, tmp_path):
     parts = [
         planted("fails"),
         planted("hangs", limit=6),
@@ -45,10 +45,10 @@ def test_a_part_that_fails_hangs_or_lacks_a_package_does_not_stop_the_next(parts
         tiny=False,
         after_part=lambda: reports.append(report.write_report(tmp_path)),
     )
-    assert [one["status"] for one in status.values()] == ["failed", "cut", "skipped", "done"]
+    assert [part["status"] for part in status.values()] == ["failed", "cut", "skipped", "done"]
     assert "RuntimeError: planted" in status["fails"]["error"]
     assert "no_such_package is not installed" in status["needs_a_missing_package"]["reason"]
-    # What was recorded before the failure and before the cut is kept.
+    # Results recorded before the failure and the timeout are kept.
     for name, value in (
         ("fails", {"before": 1}),
         ("hangs", {"before": 1}),
@@ -61,16 +61,16 @@ def test_a_part_that_fails_hangs_or_lacks_a_package_does_not_stop_the_next(parts
     assert json.loads((tmp_path / "report.json").read_text())["status"] == status
 
 
-def test_parts_are_dropped_from_the_end_when_time_is_short(tmp_path):
+def test_last_parts_are_dropped_when_time_is_short(tmp_path):
     parts = [planted("works", minimum=100), planted("fails", minimum=2)]
     status = run_parts(
         parts, tmp_path, bundle=None, seconds=1.0, tiny=False, after_part=lambda: None
     )
-    assert [one["status"] for one in status.values()] == ["dropped", "dropped"]
+    assert [part["status"] for part in status.values()] == ["dropped", "dropped"]
     assert not (tmp_path / "works.log").exists()
 
 
-def test_a_later_run_keeps_what_an_earlier_one_measured(tmp_path):
+def test_later_runs_keep_earlier_results(tmp_path):
     for name in ("works", "fails"):
         run_parts(
             [planted(name, minimum=9)],
@@ -83,21 +83,21 @@ def test_a_later_run_keeps_what_an_earlier_one_measured(tmp_path):
     assert set(json.loads((tmp_path / "status.json").read_text())) == {"works", "fails"}
 
 
-def test_the_training_has_three_of_eight_minutes():
+def test_finetuning_has_three_of_eight_minutes():
     *others, training = PARTS
     assert training.name == "finetune"
     assert 8 * 60 - sum(part.limit for part in others) >= 180
 
 
-def test_a_trace_is_reduced_to_kernels_categories_and_gaps():
+def test_trace_summary_has_kernels_categories_and_gaps():
     kernels = [
         Kernel("cudnn_conv", 0, 4e6),
         Kernel("input_transpose_fusion", 3e6, 2e6),  # overlaps the first by 1 ms
         Kernel("cudnn_conv", 6e6, 2e6),  # after a gap of 1 ms
         Kernel("wrapped_convert", 8e6, 2e6),
     ]
-    found = trace.reduce_trace(kernels, steps=2)
-    assert found["device"] == pytest.approx(
+    summary = trace.reduce_trace(kernels, steps=2)
+    assert summary["device"] == pytest.approx(
         {
             "ms": 5.0,
             "busy_ms": 4.5,
@@ -108,10 +108,10 @@ def test_a_trace_is_reduced_to_kernels_categories_and_gaps():
             "kernels": 2.0,
         }
     )
-    assert found["categories"] == pytest.approx(
+    assert summary["categories"] == pytest.approx(
         {"convolutions and products": 0.6, "transposes": 0.2, "other": 0.2}
     )
-    assert found["longest"][0] == {
+    assert summary["longest"][0] == {
         "name": "cudnn_conv",
         "category": "convolutions and products",
         "ms": 3.0,
@@ -159,7 +159,19 @@ def test_only_detections_of_equal_class_score_and_box_count_as_equal():
 
     cpu = detections([box] * 4, [0.9, 0.8, 0.7, 0.6], [1, 2, 3, 4])
     device = detections([box, box, box + 0.01, box], [0.9, 0.81, 0.7, 0.6], [1, 2, 3, 5])
-    assert correctness.equal_detections(device, cpu, 0) == 1
+    assert correctness.count_equal_detections(device, cpu, 0) == 1
+
+
+def test_report_lists_failed_cases_and_leaves_unmeasured_cells_empty():
+    measured = {"images_per_s": 1234.0, "ms": 1.0, "ms_min": 0.5, "ms_max": 2.0, "mfu": None}
+    results = {
+        "training_step": {"a": measured, "b": {"failed": "RuntimeError: out of memory"}},
+        "training_step_torchvision": {"c": measured | {"compile_s": 24.2}},
+    }
+    text = report.markdown({}, results)
+    assert "| a | 1,234 | 1.0 (0.5 to 2.0) |  |  |  |  |  |  |  |" in text
+    assert "| c | 1,234 | 1.0 (0.5 to 2.0) |  |  |  |  | 24 |  |  |" in text
+    assert text.endswith("Failed:\n\n- b: RuntimeError: out of memory\n")
 
 
 def test_compact_weights_are_close_to_the_original(tmp_path):
@@ -180,7 +192,7 @@ def test_compact_weights_are_close_to_the_original(tmp_path):
         assert np.all(np.abs(w - original) <= 0.501 * step)
 
 
-def test_an_unusable_command_line_is_one_line(tmp_path, capsys):
+def test_invalid_arguments_give_one_error_line(tmp_path, capsys):
     (tmp_path / "used").mkdir()
     (tmp_path / "used/file").touch()
     (tmp_path / "weights.npz").touch()
@@ -198,7 +210,7 @@ def test_an_unusable_command_line_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_photographs_becomes_one_file(tmp_path):
+def test_zipped_photographs_can_be_unpacked(tmp_path):
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (tmp_path / "set" / name).mkdir(parents=True)
     for name in ("ImageSets/Main/test.txt", "Annotations/a.xml", "JPEGImages/a.jpg"):
@@ -209,7 +221,7 @@ def test_a_folder_of_photographs_becomes_one_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_part_runs_in_miniature(tmp_path):
+def test_every_part_runs_at_reduced_size(tmp_path):
     arguments = ["accelerator", "--tiny", "--minutes", "20", "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
@@ -219,12 +231,12 @@ def test_every_part_runs_in_miniature(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "report.json").read_text())
+    results_file = json.loads((tmp_path / "report.json").read_text())
     peers = {"training_step_torchvision", "detection_torchvision"}  # need torchvision
     for part in PARTS:
         expected = ("done", "skipped") if part.name in peers else ("done",)
-        assert found["status"][part.name]["status"] in expected
-    results = found["results"]
+        assert results_file["status"][part.name]["status"] in expected
+    results = results_file["results"]
     assert all(row["ok"] for row in results["correctness"].values())
     assert not any("failed" in row for row in results["training_step"].values())
     assert not any("failed" in row for row in results["detection"].values())

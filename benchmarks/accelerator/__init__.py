@@ -1,5 +1,5 @@
-"""Everything that is worth measuring on an accelerator, as one command with a time limit.
+"""All measurements on an accelerator, as one command with a time limit; see docs/accelerators.md.
 
-`python -m benchmarks accelerator --prepare DIR` makes a folder that a bare machine without a
-package index can run; `DIR/run.sh` runs it there. See docs/accelerators.md.
+`python -m benchmarks accelerator --prepare DIR` makes a folder for a machine without a package
+index; `DIR/run.sh` runs the measurements there.
 """

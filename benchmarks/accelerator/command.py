@@ -1,4 +1,4 @@
-"""Measure everything on an accelerator, or prepare a folder that does so on another machine."""
+"""Measure on an accelerator, or prepare a folder for another machine."""
 
 import argparse
 import sys
@@ -24,11 +24,11 @@ def main(arguments: Sequence[str]) -> int:
         help="time for all parts; the last ones are shortened or dropped (default: 8)",
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="every part in miniature, on any device, to test it"
+        "--tiny", action="store_true", help="run all parts at reduced size on any device"
     )
     parser.add_argument("--bundle", type=Path, help="the prepared folder; run.sh sets it")
     preparing = parser.add_argument_group("preparing a folder for a machine without package index")
-    preparing.add_argument("--prepare", type=Path, metavar="DIR", help="the folder to make")
+    preparing.add_argument("--prepare", type=Path, metavar="DIR", help="new folder")
     preparing.add_argument("--photographs", type=Path, help="NEU-DET in VOC's layout")
     preparing.add_argument("--weights", type=Path, help="VGG16's convolutions (.npz)")
     preparing.add_argument("--python", default="3.12", help="the target's Python (default: 3.12)")
@@ -52,21 +52,15 @@ def main(arguments: Sequence[str]) -> int:
         after_part=lambda: write_report(out),
     )
     print(f"results: {out / 'report.md'}, {out / 'report.json'}")
-    return int(any(one["status"] == "failed" for one in status.values()))
+    return int(any(result["status"] == "failed" for result in status.values()))
 
 
 def _prepare(args: argparse.Namespace) -> int:
     from benchmarks.accelerator.prepare import prepare
 
-    for option in ("photographs", "weights"):
-        if getattr(args, option) is None:
-            raise ConfigError(f"--{option} is missing; --prepare needs it")
-    lines = prepare(
-        args.prepare,
-        photographs=args.photographs,
-        weights=args.weights,
-        python=args.python,
-        jax=args.jax,
-    )
-    print("\n".join(lines))
+    inputs = {name: getattr(args, name) for name in ("photographs", "weights")}
+    for name, path in inputs.items():
+        if path is None:
+            raise ConfigError(f"--{name} is missing; --prepare needs it")
+    print(prepare(args.prepare, **inputs, python=args.python, jax=args.jax))
     return 0

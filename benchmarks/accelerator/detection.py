@@ -1,22 +1,29 @@
-"""Detection: latency and throughput, and what the network, top-k and suppression take of it."""
+"""Detection: latency, throughput, and the times of network, top-k and NMS."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from benchmarks import torchvision_ssd
-from benchmarks.accelerator.context import Context
-from benchmarks.accelerator.timing import latency, throughput
-from benchmarks.accelerator.training_step import attempt
-from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, initial_state
-from benchmarks.case import predictions
+from benchmarks.accelerator.context import Context, attempt
+from benchmarks.accelerator.timing import milliseconds, throughput
+from benchmarks.accelerator.workload import (
+    TINY_BATCH,
+    config_for,
+    detection_programs,
+    host_batch,
+    initial_state,
+)
+from benchmarks.inputs import predictions
+from ssd_jax.config import Config
 
 BATCHES = (1, 8, 32)
-# How far above the others the background's logit is: see benchmarks.case.predictions.
+# `background` of benchmarks.inputs.predictions.
 TRAINED, UNTRAINED = 12.0, 5.0
 
 
 def run(context: Context) -> None:
-    """Record a row for each batch size and type."""
+    """Record a row for each type and batch size."""
     for dtype in ("bfloat16",) if context.tiny else ("bfloat16", "float32"):
         for batch in (TINY_BATCH,) if context.tiny else BATCHES:
             config = config_for(dtype=dtype, batch=batch, tiny=context.tiny)
@@ -26,70 +33,56 @@ def run(context: Context) -> None:
 def run_torchvision(context: Context) -> None:
     """Record the same for torchvision's ssd300_vgg16."""
     context.require("torchvision")
-    import torch
+    device, wait = torchvision_ssd.default_device()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    def measure_torchvision(precision: str, batch: int) -> dict[str, float]:
+        run = torchvision_ssd.detect(batch, device=device, precision=precision)
+        return measure_rates(context, run, wait, batch, calls=2)
+
     for precision in ("float32",) if context.tiny else ("bfloat16", "TF32"):
         for batch in (1,) if context.tiny else BATCHES:
-
-            def times(precision: str = precision, batch: int = batch) -> dict[str, float]:
-                run = torchvision_ssd.detect(batch, device=device, precision=precision)
-                return rates(context, run, lambda _: wait(), batch, calls=2)
-
             name = f"torchvision ssd300_vgg16, {precision}, batch {batch}"
-            context.record(name, attempt(times))
+            context.record(name, attempt(measure_torchvision, precision, batch))
 
 
-def rates(
-    context: Context, run: Any, wait: Any, batch: int, *, calls: int = 10
+def measure_rates(
+    context: Context, run: Callable[[], Any], wait: Callable[[Any], Any], batch: int, *, calls: int
 ) -> dict[str, float]:
-    """Latency of a batch alone and images a second in a queue of batches."""
-    seconds = 0.0 if context.tiny else 0.7
-    calls = 1 if context.tiny else calls
-    alone = latency(run, wait, seconds=seconds, warm_up=1 if context.tiny else 3)
-    queued = throughput(run, wait, seconds=seconds, calls=calls, warm_up=1)
-    return {
-        "latency_ms": 1e3 * alone["s"],
-        "latency_ms_min": 1e3 * alone["s_min"],
-        "latency_ms_max": 1e3 * alone["s_max"],
-        "images_per_s": batch / queued["s"],
-    }
+    """Measure the latency of single batches, and the images per second of `calls` queued ones."""
+    time_calls = partial(throughput, run, wait, seconds=0.0 if context.tiny else 0.7)
+    single = time_calls(calls=1, warm_up=1 if context.tiny else 3)
+    queued = time_calls(calls=1 if context.tiny else calls, warm_up=1)
+    return {**milliseconds(single), "images_per_s": batch / queued["s"]}
 
 
-def measure(context: Context, config: Any) -> dict[str, Any]:
-    """Detection of one batch, whole and by parts; images and results stay on the device."""
+def measure(context: Context, config: Config) -> dict[str, Any]:
+    """Measure the detection of a batch and its parts; images and results stay on the device."""
     import jax
     import jax.numpy as jnp
 
-    from ssd_jax.inference.detect import detect_step, post_process
-    from ssd_jax.models.ssd import make_model, model_priors
+    from ssd_jax.models.ssd import model_priors
     from ssd_jax.ops.nms import multiclass_nms
 
     batch, wait = config.train.batch_size, jax.block_until_ready
-    model = make_model(config.model, config.priors)
-    priors = model_priors(config.model, config.priors)
-    after = {"priors": priors, "variances": config.priors.variances, "config": config.eval}
-    variables = jax.device_put(initial_state(config).variables)
-    images = jax.device_put(host_batch(config, batch)["image"])
-
-    whole = jax.jit(partial(detect_step, model=model, **after))
-    network = jax.jit(model.apply)
-    finish = jax.jit(partial(post_process, **after))
-    row = rates(context, lambda: whole(variables, images), wait, batch)
+    detect, network, post_process = detection_programs(config)
+    inputs = jax.device_put((initial_state(config).variables, host_batch(config)["image"]))
+    row = measure_rates(context, partial(detect, *inputs), wait, batch, calls=10)
     seconds = 0.05 if context.tiny else 0.4
 
-    def ms(run: Any) -> float:
-        return 1e3 * throughput(run, wait, seconds=seconds)["s"]
+    def ms(program: Callable[..., Any], *inputs: Any) -> float:
+        return 1e3 * throughput(partial(program, *inputs), wait, seconds=seconds)["s"]
 
-    row["network_ms"] = ms(lambda: network(variables, images))
-    classes = len(config.model.classes)
+    row["network_ms"] = ms(network, *inputs)
+    num_priors = len(model_priors(config.model, config.priors))
     for name, background in (("untrained", UNTRAINED), ("trained", TRAINED)):
-        outputs = jax.device_put(predictions(batch, len(priors), classes, background=background))
-        row[f"post_process_{name}_ms"] = ms(lambda o=outputs: finish(*o))
+        outputs = jax.device_put(
+            predictions(batch, num_priors, len(config.model.classes), background=background)
+        )
+        row[f"post_process_{name}_ms"] = ms(post_process, *outputs)
+
     loc, conf = outputs
-    scores = jax.nn.softmax(conf)
-    boxes = jnp.abs(loc)
+    boxes, scores = jnp.abs(loc), jax.nn.softmax(conf)
+    count = min(config.eval.topk_candidates, num_priors)
 
     @jax.jit
     @jax.vmap
@@ -97,8 +90,7 @@ def measure(context: Context, config: Any) -> dict[str, Any]:
         by_class = jnp.transpose(scores[:, 1:])
         return jax.lax.top_k(jnp.where(by_class > 0.01, by_class, -jnp.inf), count)
 
-    count = min(config.eval.topk_candidates, len(priors))
-    suppress = jax.jit(
+    nms = jax.jit(
         jax.vmap(
             partial(
                 multiclass_nms,
@@ -109,6 +101,6 @@ def measure(context: Context, config: Any) -> dict[str, Any]:
             )
         )
     )
-    row["top_k_ms"] = ms(lambda: top_k(scores))
-    row["suppression_ms"] = max(0.0, ms(lambda: suppress(boxes, scores)) - row["top_k_ms"])
+    row["top_k_ms"] = ms(top_k, scores)
+    row["nms_ms"] = max(0.0, ms(nms, boxes, scores) - row["top_k_ms"])
     return row

@@ -1,4 +1,4 @@
-"""A real training: SSD300-VGG16 from ImageNet's convolutions on photographs, for the time left."""
+"""Training of SSD300 from VGG16's ImageNet weights on photographs, for the remaining time."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accelerator.context import Context, SkipPartError
-from benchmarks.case import CONFIGS
+from benchmarks.inputs import CONFIGS
 from ssd_jax.cli import load_config
 from ssd_jax.config import Config, RuntimeConfig
 
@@ -19,14 +19,15 @@ PHOTOGRAPHS, WEIGHTS = "photographs.zip", "vgg16_int8.npz"
 PUBLISHED = {"Kou et al., 2021": 0.714, "github.com/Gmy12138/SSD-RefineDet": 0.640}
 """mAP of SSD300-VGG16 on NEU-DET, on other splits and schedules."""
 START_S, END_S = 60.0, 25.0
-"""Time for starting and compiling, and for the evaluation and the report (s)."""
-MOST_STEPS, LEAST_STEPS = 12_000, 100
+"""Time reserved for start and compilation, and for evaluation and report (s)."""
+MAX_STEPS, MIN_STEPS = 12_000, 100
 
 
 def run(context: Context) -> None:
     """Train, evaluate, and record the curve, the mAP and the share of time spent waiting for data.
 
-    Raises SkipPartError without the prepared folder.
+    Raises:
+        SkipPartError: the prepared folder is missing.
     """
     from ssd_jax.training.loop import train
 
@@ -42,24 +43,22 @@ def run(context: Context) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     curve = [line for line in lines if "loss" in line]
     evaluation = lines[-1] if "loss" not in lines[-1] else {}
-    steady = curve[1:] or curve
+    steady = [line for line in curve[1:] or curve if "images_per_s" in line]
     context.record(
         "training",
         {
             "mAP": mean_ap,
             "seconds": time.perf_counter() - started,
-            "images_per_s": float(
-                np.median([x["images_per_s"] for x in steady if "images_per_s" in x])
-            ),
-            "data_wait": float(np.mean([x["data_wait"] for x in steady if "data_wait" in x])),
+            "images_per_s": float(np.median([line["images_per_s"] for line in steady])),
+            "data_wait": float(np.mean([line["data_wait"] for line in steady])),
             "evaluation": {k: v for k, v in evaluation.items() if isinstance(v, float)},
         },
     )
-    context.record("curve", [{"step": x["step"], "loss": x["loss"]} for x in curve])
+    context.record("curve", [{k: line[k] for k in ("step", "loss")} for line in curve])
 
 
 def tiny_config() -> Config:
-    """Some steps of the quickstart."""
+    """Return the quickstart's config with six steps."""
     config = load_config(CONFIGS / "quickstart.py")
     return dataclasses.replace(
         config,
@@ -73,9 +72,11 @@ def tiny_config() -> Config:
 
 
 def full_config(context: Context) -> Config:
-    """NEU-DET's config in bfloat16, its schedule as long as the time allows."""
+    """Return NEU-DET's config in bfloat16 with a schedule that fits the remaining time."""
     if context.bundle is None:
-        raise SkipPartError("the folder that --prepare makes is missing; give it by --bundle")
+        raise SkipPartError(
+            "the prepared folder is missing; make it with --prepare and pass it as --bundle"
+        )
     root = unpack(context.bundle / PHOTOGRAPHS, context.out / "photographs")
     weights = expand_weights(context.bundle / WEIGHTS, context.out / "vgg16.npz")
     config = load_config(CONFIGS / "neu_det.py")
@@ -91,7 +92,7 @@ def full_config(context: Context) -> Config:
             steps=steps,
             log_every=max(1, steps // 100),
             checkpoint_every=steps,
-            # One evaluation on the way, in case the part is cut.
+            # An intermediate evaluation, in case the part is cut short.
             eval_every=max(1, steps // 2),
         ),
         eval=dataclasses.replace(config.eval, batch_size=32, report=False),
@@ -100,19 +101,19 @@ def full_config(context: Context) -> Config:
 
 
 def affordable_steps(context: Context, batch: int) -> int:
-    """Steps that fit into the part's time, from what the step and the pipeline were measured at."""
+    """Compute how many steps fit, from the measured speeds of the step and the pipeline."""
     step = context.read("training_step").get(f"SSD300, bfloat16, batch {batch}", {})
     pipeline = context.read("pipeline")
-    # These photographs have a sixth of the pixels of the pipeline benchmark's.
+    # These photographs have a sixth of the pixels of those in the part pipeline.
     rates = [2.0 * row["images_per_s"] for row in pipeline.values()]
     fastest_step = step.get("images_per_s", 400.0)
     rate = min([0.7 * fastest_step, *([max(rates)] if rates else [])])
     steps = int((context.seconds_left - START_S - END_S) * 0.85 * rate / batch)
-    return min(MOST_STEPS, max(LEAST_STEPS, steps))
+    return min(MAX_STEPS, max(MIN_STEPS, steps))
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The photographs as a folder in VOC's layout."""
+    """Extract the photographs to a folder in VOC's layout."""
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     return folder
@@ -134,7 +135,7 @@ def compact_weights(source: Path, target: Path) -> None:
 
 
 def expand_weights(source: Path, target: Path) -> Path:
-    """Write the float32 form of `compact_weights`."""
+    """Write the float32 weights of a file that `compact_weights` wrote."""
     with np.load(source) as arrays:
         full = {
             name: arrays[name].astype(np.float32) * arrays[f"{name}:scale"]

@@ -1,9 +1,11 @@
-"""The accelerator, its software, and the speed of a matrix product and of a copy on it."""
+"""The accelerator, its software, and its speed in matrix products and copies."""
 
+import importlib.util
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import version
 
 from benchmarks.accelerator.context import Context
 from benchmarks.accelerator.timing import throughput
@@ -30,7 +32,8 @@ def run(context: Context) -> None:
             "backend": jax.extend.backend.get_backend().platform_version.replace("\n", ", "),
         },
     )
-    context.record("versions", {name: installed(name) for name in PACKAGES})
+    installed = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
+    context.record("versions", installed)
 
     side = 256 if context.tiny else 8192
     seconds = 0.05 if context.tiny else 0.7
@@ -40,32 +43,24 @@ def run(context: Context) -> None:
         "bfloat16": (jnp.bfloat16, "default"),
     }
     for name, (dtype, precision) in products.items():
-        # Random numbers: zeros let a GPU run at a higher clock than any real matrix.
+        # Random numbers, because with zeros a GPU runs at a higher clock than with real data.
         a, b = (
             jax.random.normal(jax.random.key(k), (side, side), jnp.float32).astype(dtype)
             for k in (0, 1)
         )
-        product = jax.jit(lambda a, b, p=precision: jnp.matmul(a, b, precision=p))
-        times = throughput(lambda: product(a, b), jax.block_until_ready, seconds=seconds)  # noqa: B023
+        product = jax.jit(partial(jnp.matmul, precision=precision))
+        times = throughput(partial(product, a, b), jax.block_until_ready, seconds=seconds)
         context.record(f"product, {name}", {**times, "flop_per_s": 2 * side**3 / times["s"]})
 
     x = jnp.zeros((1 << 16 if context.tiny else 1 << 28,), jnp.float32)
     # Adding one keeps the compiler from returning the input.
     copy = jax.jit(lambda x: x + 1)
-    times = throughput(lambda: copy(x), jax.block_until_ready, seconds=seconds)
+    times = throughput(partial(copy, x), jax.block_until_ready, seconds=seconds)
     context.record("copy", {**times, "bytes_per_s": 2 * x.nbytes / times["s"]})
 
 
-def installed(package: str) -> str:
-    """Version of a package, or "not installed"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def nvidia_driver() -> str:
-    """Version of NVIDIA's driver, or "none"."""
+    """Return the version of NVIDIA's driver, or "none"."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -1,18 +1,18 @@
-"""The parts of the benchmark, in their order."""
+"""Parts of the benchmark, in their order."""
 
 from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """A part and the time it may take."""
+    """A part and its time limits."""
 
     name: str
     function: str
-    """MODULE:FUNCTION, called with a Context in a process of its own."""
+    """MODULE:FUNCTION, called with a Context in a separate process."""
     limit: float
-    """Time that it may take in a run of eight minutes (s)."""
+    """Time limit in a run of eight minutes (s)."""
     minimum: float
-    """Time below which it is not worth starting (s)."""
+    """Time below which the part is not started (s)."""
 
 
 def _part(name: str, limit: float, minimum: float, function: str = "") -> Part:

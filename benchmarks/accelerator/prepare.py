@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -15,12 +14,12 @@ from benchmarks.accelerator.finetune import PHOTOGRAPHS, WEIGHTS, compact_weight
 from ssd_jax.config import ConfigError
 
 PRESENT = (
-    *("jax", "flax", "optax", "orbax-checkpoint", "opencv-python-headless"),
+    *("flax", "optax", "orbax-checkpoint", "opencv-python-headless"),
     *("jaxtyping", "matplotlib", "Pillow", "safetensors"),
 )
-"""Packages that the machine has, with all they need."""
+"""Packages that the target has besides jax, with their dependencies."""
 UNUSED = ("tensorflow-datasets",)
-"""Dependencies of the project that no part of the benchmark imports."""
+"""Dependencies of the project that no part imports."""
 PROJECT = (
     *("ssd_jax", "benchmarks", "configs", "train.py", "evaluate.py", "predict.py"),
     *("pyproject.toml", "LICENSE"),
@@ -34,9 +33,8 @@ _PLATFORMS = (
 )
 _RUN = """\
 #!/usr/bin/env bash
-# Install the wheels beside this file into a folder of their own, which leaves the machine's
-# environment as it is, and run the benchmark. Arguments are those of
-# python -m benchmarks accelerator.
+# Install the wheels into the folder site beside this file, without changing the machine's
+# environment, and run the benchmark. Arguments: see python -m benchmarks accelerator --help.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${{PYTHON:-python3}}
@@ -60,18 +58,18 @@ exec "$python" -m benchmarks accelerator --bundle "$here" "$@"
 
 def prepare(
     folder: Path, *, photographs: Path, weights: Path, python: str = "3.12", jax: str = "0.11.2"
-) -> list[str]:
-    """Write the folder and return lines that say what it holds.
+) -> str:
+    """Write the folder and return a summary of its contents.
 
     Args:
-        folder: New or empty.
-        photographs: A data set in VOC's layout with the lists trainval and test.
-        weights: VGG16's convolutions as configs' model.pretrained takes them (.npz).
+        folder: New or empty folder.
+        photographs: Data set in VOC's layout with the lists trainval and test.
+        weights: VGG16's convolutions in the form that model.pretrained takes (.npz).
         python: Version of the target's Python.
         jax: Version of the target's jax.
 
     Raises:
-        ConfigError: an input is missing, the folder is in use, or it would be above LIMIT_MB.
+        ConfigError: an input is missing, the folder is not empty, or it would exceed LIMIT_MB.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--prepare: {folder} is not empty; name a new folder")
@@ -79,56 +77,45 @@ def prepare(
         if not path.exists():
             raise ConfigError(f"{name}: file not found: {path}")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in PROJECT:
-        copy(_ROOT / name, folder / "project" / name)
+    shutil.copytree(
+        _ROOT,
+        folder / "project",
+        ignore=lambda path, names: {
+            name
+            for name in names
+            if name == "__pycache__" or (Path(path) == _ROOT and name not in PROJECT)
+        },
+    )
     names = download_wheels(folder / "wheels", python=python, jax=jax)
     count = zip_photographs(photographs, folder / PHOTOGRAPHS)
     compact_weights(weights, folder / WEIGHTS)
     script = folder / "run.sh"
     script.write_text(_RUN.format(python=python))
-    script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    script.chmod(0o755)
     sizes = {path.name: megabytes(path) for path in sorted(folder.iterdir())}
     total = sum(sizes.values())
     if total > LIMIT_MB:
         shutil.rmtree(folder)
         raise ConfigError(
-            f"--prepare: the folder would have {total:.0f} MB, the limit is {LIMIT_MB}; name fewer "
+            f"--prepare: the folder would have {total:.0f} MB, the limit is {LIMIT_MB}; use fewer "
             f"--photographs ({sizes[PHOTOGRAPHS]:.0f} MB)"
         )
-    return [
-        f"{folder}: {total:.1f} MB",
-        *(f"  {name}: {size:.1f} MB" for name, size in sizes.items()),
-        f"  {count} photographs; wheels: {', '.join(names)}",
-    ]
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder without compiled Python."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        shutil.copy(source, target)
+    parts = "".join(f"\n  {name}: {size:.1f} MB" for name, size in sizes.items())
+    return f"{folder}: {total:.1f} MB{parts}\n  {count} photographs; wheels: {', '.join(names)}"
 
 
 def download_wheels(folder: Path, *, python: str, jax: str) -> list[str]:
-    """Download the wheels that the target lacks; their names with versions."""
+    """Download the wheels that the target lacks, and return their names with versions."""
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
     needed = [x for x in project["dependencies"] if not x.startswith(UNUSED)]
-    present = [f"jax=={jax}", *(name for name in PRESENT if name != "jax")]
-    have = resolve(present, python)
-    missing = {
-        name: version
-        for name, version in resolve([f"jax=={jax}", *needed], python).items()
-        if name not in have
-    }
-    pins = [f"{name}=={version}" for name, version in missing.items()]
+    installed, required = (resolve([f"jax=={jax}", *names], python) for names in (PRESENT, needed))
+    pins = [f"{name}=={required[name]}" for name in required if name not in installed]
     pip("download", "--no-deps", "--dest", str(folder), *target_options(python), *pins)
     return pins
 
 
 def resolve(requirements: Sequence[str], python: str) -> dict[str, str]:
-    """Versions of all packages that pip would install for the target, by name."""
+    """Return the versions of all packages that pip would install for the target, by name."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         pip(
@@ -137,13 +124,13 @@ def resolve(requirements: Sequence[str], python: str) -> dict[str, str]:
         )
         packages = json.loads(report.read_text())["install"]
     return {
-        one["metadata"]["name"].lower().replace("_", "-"): one["metadata"]["version"]
-        for one in packages
+        package["metadata"]["name"].lower().replace("_", "-"): package["metadata"]["version"]
+        for package in packages
     }
 
 
 def target_options(python: str) -> list[str]:
-    """What tells pip to look for another machine's wheels."""
+    """Return pip's options that select the target's wheels."""
     platforms = [option for name in _PLATFORMS for option in ("--platform", name)]
     return [
         *("--only-binary", ":all:", "--implementation", "cp", "--python-version", python),
@@ -152,7 +139,7 @@ def target_options(python: str) -> list[str]:
 
 
 def pip(*arguments: str) -> None:
-    """Run pip. Raises ConfigError with its last line if it fails."""
+    """Run pip; raise ConfigError with its last line if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
         capture_output=True,
@@ -165,7 +152,7 @@ def pip(*arguments: str) -> None:
 
 
 def zip_photographs(root: Path, archive: Path) -> int:
-    """Put a VOC folder's lists, annotations and images into one file; the number of images."""
+    """Write lists, annotations and images of a VOC folder to one file; return the image count."""
     images = 0
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
@@ -176,6 +163,6 @@ def zip_photographs(root: Path, archive: Path) -> int:
 
 
 def megabytes(path: Path) -> float:
-    """Size of a file, or of all files in a folder."""
+    """Return the size of a file, or of all files in a folder (MB)."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6

@@ -1,6 +1,5 @@
-"""Run parts one after another, each in a process of its own with a time limit."""
+"""Run parts one after another, each in a separate process with a time limit."""
 
-import argparse
 import contextlib
 import importlib
 import json
@@ -13,9 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accelerator.context import Context, SkipPartError, read_results, results_file
+from benchmarks.accelerator.context import Context, SkipPartError, read_results, write_results
 from benchmarks.accelerator.parts import Part
-from ssd_jax.io import atomic_write
 
 STATUS = "status"
 _LOG_LINES = 25
@@ -32,37 +30,36 @@ def run_parts(
     tiny: bool,
     after_part: Callable[[], Any],
 ) -> dict[str, dict[str, Any]]:
-    """Run the parts within `seconds`, earlier ones first, and return the status of each.
+    """Run the parts in order within a time limit, and return the status of each.
 
-    Where there is more time than their limits ask for, all limits grow alike; the last part may
-    use all that is left. A part is dropped if less than its minimum is left. A part that fails, or
-    is ended at its limit, does not keep the next ones from running.
+    If `seconds` exceeds the sum of the parts' limits, all limits are scaled up; the last part may
+    use all remaining time. A part is dropped if less than its minimum is left. A part that fails
+    or is stopped at its limit does not affect the next ones.
 
     Args:
-        parts: In their order.
+        parts: Parts to run.
         out: Folder of the results; PART.json, PART.log and status.json are written.
         bundle: The prepared folder, or None.
         seconds: Time for all parts (s).
-        tiny: Whether to measure in miniature.
+        tiny: Measure at reduced size, without limits of single parts.
         after_part: Called after each part, to write the report so far.
     """
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     scale = max(1.0, seconds / sum(part.limit for part in parts))
-    # Parts that an earlier run with the same folder has measured stay in the report.
+    # Keep the parts that an earlier run measured in the same folder.
     status = read_results(out, STATUS)
     for part in parts:
         left = end - time.monotonic()
-        # A miniature shows that the program runs, on however slow a machine.
-        unlimited = tiny or part is parts[-1]
-        limit = left if unlimited else min(left, scale * part.limit)
+        limit = left if tiny or part is parts[-1] else min(left, scale * part.limit)
         if limit < part.minimum:
-            status[part.name] = {"status": "dropped", "reason": f"only {limit:.0f} s were left"}
+            result = {"status": "dropped", "reason": f"only {limit:.0f} s were left"}
         else:
             print(f"{part.name}: up to {limit:.0f} s", flush=True)
-            status[part.name] = run_part(part, out, bundle=bundle, seconds=limit, tiny=tiny)
-            print(f"  {status[part.name]['status']} in {status[part.name]['seconds']:.0f} s")
-        atomic_write(results_file(out, STATUS), (json.dumps(status, indent=2) + "\n").encode())
+            result = run_part(part, out, bundle=bundle, seconds=limit, tiny=tiny)
+            print(f"  {result['status']} in {result['seconds']:.0f} s")
+        status[part.name] = result
+        write_results(out, STATUS, status)
         after_part()
     return status
 
@@ -70,24 +67,28 @@ def run_parts(
 def run_part(
     part: Part, out: Path, *, bundle: Path | None, seconds: float, tiny: bool
 ) -> dict[str, Any]:
-    """Run one part; returns {"status": STATUS, "seconds": ..., "limit": ...}.
+    """Run one part and return {"status": STATUS, "seconds": ..., "limit": ...}.
 
-    STATUS is "done", "failed" (with "error", the end of the log), "cut" at the limit, or "skipped"
-    (with "reason").
+    STATUS is "done", "failed" (with "exit_code" and "error", the end of the log), "cut" at the
+    limit, or "skipped" (with "reason").
     """
-    command = [sys.executable, "-m", "benchmarks.accelerator.runner", part.name, part.function]
-    command += ["--out", str(out), "--seconds", str(seconds)]
-    command += ["--bundle", str(bundle)] if bundle else []
-    command += ["--tiny"] if tiny else []
-    cache = (bundle or out) / "cache"
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ}
-    if tiny:  # compiling takes longest
+    options = {
+        **{"part": part.name, "out": str(out), "bundle": bundle and str(bundle)},
+        **{"tiny": tiny, "seconds": seconds},
+    }
+    environment = {"JAX_COMPILATION_CACHE_DIR": str((bundle or out) / "cache"), **os.environ}
+    if tiny:  # most of its time is compilation
         environment.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    log = out / f"{part.name}.log"
     started = time.monotonic()
     result: dict[str, Any] = {"status": "done", "limit": seconds}
-    with (out / f"{part.name}.log").open("w") as log:
+    with log.open("w") as stream:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            [sys.executable, "-m", __name__, part.function, json.dumps(options)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
         try:
             if code := process.wait(timeout=seconds):
@@ -95,13 +96,13 @@ def run_part(
         except subprocess.TimeoutExpired:
             result["status"] = "cut"
         finally:
-            # Also worker processes that the part left behind.
+            # The group includes workers that the part has started.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     result["seconds"] = time.monotonic() - started
     if result["status"] == "failed":
-        lines = (out / f"{part.name}.log").read_text(errors="replace").splitlines()
+        lines = log.read_text(errors="replace").splitlines()
         if result["exit_code"] == _SKIPPED:
             return {"status": "skipped", "seconds": result["seconds"], "reason": lines[-1]}
         result["error"] = "\n".join(lines[-_LOG_LINES:])
@@ -109,19 +110,13 @@ def run_part(
 
 
 def main() -> None:
-    """Run one part in this process."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("part")
-    parser.add_argument("function")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    module, _, function = args.function.partition(":")
-    context = Context(args.part, args.out, args.bundle, args.tiny, args.seconds)
+    """Run one part in this process: MODULE:FUNCTION and the Context's fields as JSON."""
+    module, _, function = sys.argv[1].partition(":")
+    options = json.loads(sys.argv[2])
+    for name in ("out", "bundle"):
+        options[name] = options[name] and Path(options[name])
     try:
-        getattr(importlib.import_module(module), function)(context)
+        getattr(importlib.import_module(module), function)(Context(**options))
     except SkipPartError as reason:
         print(reason)
         raise SystemExit(_SKIPPED) from None

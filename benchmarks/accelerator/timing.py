@@ -1,24 +1,31 @@
-"""Times of programs that a device runs asynchronously."""
+"""Timing of programs that a device runs asynchronously."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-Wait = Callable[[Any], Any]
+from benchmarks.runner import summarize
 
 
 def throughput(
-    run: Callable[[], Any], wait: Wait, *, seconds: float, calls: int = 10, warm_up: int = 3
+    run: Callable[[], Any],
+    wait: Callable[[Any], Any],
+    *,
+    seconds: float,
+    calls: int = 10,
+    warm_up: int = 3,
 ) -> dict[str, float]:
-    """Time a call of `run` as part of a queue of calls.
+    """Time a call of `run` in blocks of queued calls, as in a training loop.
 
-    Calls are queued `calls` at a time, as a training loop does, and `wait` is given the last
-    result. Blocks are repeated for about `seconds` seconds.
+    Args:
+        run: The program; it returns before the device is done.
+        wait: Called with the last result of a block; returns when the device is done.
+        seconds: Duration of the measurement (s); at least three blocks are timed.
+        calls: Calls per block; 1 measures latency.
+        warm_up: Calls before the measurement.
 
     Returns:
-        Median, fastest and slowest block in seconds a call: "s", "s_min", "s_max"; and "calls".
+        "s", "s_min", "s_max": median and range of the blocks, in seconds per call; "calls".
     """
     for _ in range(warm_up):
         wait(run())
@@ -30,21 +37,9 @@ def throughput(
             result = run()
         wait(result)
         blocks.append((time.perf_counter() - started) / calls)
-    return summary(blocks, calls * len(blocks))
+    return {**summarize(blocks), "calls": float(calls * len(blocks))}
 
 
-def latency(
-    run: Callable[[], Any], wait: Wait, *, seconds: float, warm_up: int = 3
-) -> dict[str, float]:
-    """Time single calls of `run`, each waited for; see `throughput` for the result."""
-    return throughput(run, wait, seconds=seconds, calls=1, warm_up=warm_up)
-
-
-def summary(times: list[float], calls: int) -> dict[str, float]:
-    """Median, fastest and slowest of `times`, and the number of calls behind them."""
-    return {
-        "s": float(np.median(times)),
-        "s_min": min(times),
-        "s_max": max(times),
-        "calls": float(calls),
-    }
+def milliseconds(times: dict[str, float]) -> dict[str, float]:
+    """Return median and range of `throughput` as "ms", "ms_min" and "ms_max"."""
+    return {key.replace("s", "ms", 1): 1e3 * times[key] for key in ("s", "s_min", "s_max")}

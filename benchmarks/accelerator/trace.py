@@ -1,14 +1,14 @@
-"""A profiler trace of training steps, reduced to a table of kernels and the device's idle time."""
+"""Profiler trace of training steps, reduced to a table of kernels and the device's idle time."""
 
 import re
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.accelerator.context import Context
-from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, initial_state
+from benchmarks.accelerator.workload import TINY_BATCH, config_for, step_inputs
 
 STEPS = 10
 LONGEST = 15
@@ -25,7 +25,7 @@ CATEGORIES = (
 
 
 class Kernel(NamedTuple):
-    """One execution of a kernel on the device; times in ns."""
+    """Execution of a kernel on the device; times in ns."""
 
     name: str
     start: float
@@ -37,14 +37,13 @@ def run(context: Context) -> None:
     import jax
 
     from ssd_jax.estimate.step_cost import lower_step
-    from ssd_jax.training.step import replicate, shard_batch
 
     batch = TINY_BATCH if context.tiny else 32
     config = config_for(dtype="bfloat16", batch=batch, tiny=context.tiny)
     device = jax.devices()[0]
     step = lower_step(config, [device], batch).compile()
-    state = replicate(initial_state(config), [device])
-    inputs = jax.device_put(shard_batch(host_batch(config, batch), 1), device)
+    state, inputs = step_inputs(config, device)
+    inputs = jax.device_put(inputs, device)
     for _ in range(3):
         state, metrics = step(state, inputs)
     jax.block_until_ready(metrics)
@@ -59,9 +58,10 @@ def run(context: Context) -> None:
 
 
 def read_kernels(folder: Path) -> list[Kernel]:
-    """Kernels of the first device in a profiler's folder.
+    """Read the kernels of the first device from a profiler's folder.
 
-    Raises ValueError if the trace has none.
+    Raises:
+        ValueError: the trace has no kernels.
     """
     from jax.profiler import ProfileData
 
@@ -72,16 +72,16 @@ def read_kernels(folder: Path) -> list[Kernel]:
         key=lambda plane: plane.name,
     )
     if devices:
-        # A GPU has a line for each stream, and others derived from them; a TPU one of operations.
+        # A GPU has a line per stream, and lines derived from them; a TPU has a line of operations.
         lines = [x for x in devices[0].lines if x.name.startswith("Stream") or x.name == "XLA Ops"]
     else:
-        # On CPUs kernels are events of the host's worker threads.
+        # On a CPU, kernels are events of the host's worker threads.
         lines = [x for p in planes if p.name == "/host:CPU" for x in p.lines if "XLA" in x.name]
     kernels = [
         Kernel(event.name, event.start_ns, event.duration_ns)
         for x in lines
         for event in x.events
-        if not event.name.startswith("ThunkExecutor")  # what runs a CPU's kernels
+        if not event.name.startswith("ThunkExecutor")  # the caller of a CPU's kernels
     ]
     if not kernels:
         names = [(plane.name, [line.name for line in plane.lines]) for plane in planes]
@@ -90,27 +90,23 @@ def read_kernels(folder: Path) -> list[Kernel]:
 
 
 def reduce_trace(kernels: Iterable[Kernel], steps: int) -> dict[str, Any]:
-    """Shares of time by kernel and category, and the time in which the device was idle.
+    """Compute shares of time by kernel and category, and the device's idle time.
 
     Returns:
-        "longest": the LONGEST kernels as {name, category, ms, calls, share}, both a step;
-        "categories": share of all kernel time; "device": milliseconds a step from the first
+        "longest": the LONGEST kernels as {name, category, ms, calls, share}, per step;
+        "categories": shares of all kernel time; "device": milliseconds per step from the first
         kernel to the last, busy, and idle in gaps, with the number of gaps above 10 µs.
     """
-    kernels = list(kernels)
-    time: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
+    kernels = sorted(kernels, key=lambda kernel: kernel.start)
+    time, calls, by_category = Counter[str](), Counter[str](), Counter[str]()
     for kernel in kernels:
         time[kernel.name] += kernel.duration
         calls[kernel.name] += 1
+        by_category[category(kernel.name)] += kernel.duration
     total = sum(time.values())
-    by_category: dict[str, float] = defaultdict(float)
-    for name, spent in time.items():
-        by_category[category(name)] += spent / total
-    longest = sorted(time, key=lambda name: -time[name])[:LONGEST]
     busy, gaps = 0.0, []
-    end = first = min(kernel.start for kernel in kernels)
-    for kernel in sorted(kernels, key=lambda kernel: kernel.start):
+    end = first = kernels[0].start
+    for kernel in kernels:
         if kernel.start > end:
             gaps.append(kernel.start - end)
         stop = kernel.start + kernel.duration
@@ -122,13 +118,13 @@ def reduce_trace(kernels: Iterable[Kernel], steps: int) -> dict[str, Any]:
             {
                 "name": name,
                 "category": category(name),
-                "ms": time[name] / ms,
+                "ms": spent / ms,
                 "calls": calls[name] / steps,
-                "share": time[name] / total,
+                "share": spent / total,
             }
-            for name in longest
+            for name, spent in time.most_common(LONGEST)
         ],
-        "categories": dict(sorted(by_category.items(), key=lambda item: -item[1])),
+        "categories": {name: spent / total for name, spent in by_category.most_common()},
         "device": {
             "ms": (end - first) / ms,
             "busy_ms": busy / ms,
@@ -142,8 +138,6 @@ def reduce_trace(kernels: Iterable[Kernel], steps: int) -> dict[str, Any]:
 
 
 def category(name: str) -> str:
-    """Category of a kernel by its name: the first of CATEGORIES that fits, or "other"."""
-    for found, pattern in CATEGORIES:
-        if re.search(pattern, name.lower()):
-            return found
-    return "other"
+    """Return the first of CATEGORIES that matches a kernel's name, or "other"."""
+    matches = (label for label, pattern in CATEGORIES if re.search(pattern, name.lower()))
+    return next(matches, "other")

@@ -1,18 +1,19 @@
-"""The training step: speed, use of the device, memory and compile time, beside torchvision's."""
+"""Training step: speed, utilisation, memory and compile time, against torchvision's."""
 
 import time
+from functools import partial
 from typing import Any
 
 from benchmarks import torchvision_ssd
-from benchmarks.accelerator.context import Context
-from benchmarks.accelerator.timing import throughput
-from benchmarks.accelerator.workload import TINY_BATCH, config_for, host_batch, initial_state
+from benchmarks.accelerator.context import Context, attempt
+from benchmarks.accelerator.timing import milliseconds, throughput
+from benchmarks.accelerator.workload import TINY_BATCH, config_for, step_inputs
 from ssd_jax.config import Config
 from ssd_jax.estimate import step_cost
-from ssd_jax.estimate.accelerators import ACCELERATORS, Accelerator, parse_target
+from ssd_jax.estimate.accelerators import ACCELERATORS, parse_target
 
-# (image size, type, precision of products, batch), the most telling ones first. TF32 is what
-# JAX makes of float32 on NVIDIA GPUs by default.
+# (image size, type, precision of products, batch), the most informative ones first. On NVIDIA
+# GPUs JAX computes float32 products in TF32 by default.
 CASES = (
     (300, "bfloat16", "default", 32),
     (300, "bfloat16", "default", 128),
@@ -27,141 +28,116 @@ PRECISIONS = {"bfloat16": "bfloat16", "default": "TF32", "highest": "float32"}
 
 
 def run(context: Context) -> None:
-    """Record a row for each case; a case that fails is recorded and the next one runs."""
+    """Record a row for each case; after a failed case the next one runs."""
     import jax
 
     for size, dtype, precision, batch in TINY_CASES if context.tiny else CASES:
-        name = case_name(size, dtype, precision, batch)
+        used = PRECISIONS.get(dtype, PRECISIONS[precision])
         config = config_for(size, dtype=dtype, batch=batch, tiny=context.tiny)
         with jax.default_matmul_precision(precision):
-            context.record(name, attempt(measure, context, config, name))
-
-
-def case_name(size: int, dtype: str, precision: str, batch: int) -> str:
-    """Name of a row, e.g. "SSD300, TF32, batch 32"."""
-    return f"SSD{size}, {PRECISIONS.get(dtype, PRECISIONS[precision])}, batch {batch}"
+            row = attempt(measure, context, config, used)
+        context.record(f"SSD{size}, {used}, batch {batch}", row)
 
 
 def run_torchvision(context: Context) -> None:
-    """Record the same for torchvision's ssd300_vgg16 on the same device, where it is installed."""
+    """Record the same for torchvision's ssd300_vgg16 on the same device."""
     context.require("torchvision")
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for precision, batch in (
-        [("float32", 1)]
-        if context.tiny
-        else [("bfloat16", 32), ("bfloat16", 128), ("TF32", 32), ("TF32", 128)]
-    ):
+    cases = [("bfloat16", 32), ("bfloat16", 128), ("TF32", 32), ("TF32", 128)]
+    for precision, batch in [("float32", 1)] if context.tiny else cases:
         name = f"torchvision ssd300_vgg16, {precision}, batch {batch}"
-        context.record(name, attempt(measure_torchvision, context, device, precision, batch))
+        context.record(name, attempt(measure_torchvision, context, precision, batch))
 
 
-def attempt(measure: Any, *arguments: Any) -> dict[str, Any]:
-    """The result of `measure`, or {"failed": reason} if it raises."""
-    try:
-        return measure(*arguments)
-    except Exception as error:  # out of memory, a missing kernel: the other cases still count
-        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+def measure(context: Context, config: Config, precision: str) -> dict[str, Any]:
+    """Compile and time the step as the training loop runs it.
 
-
-def measure(context: Context, config: Config, name: str) -> dict[str, Any]:
-    """Compile and time the step as the training loop runs it."""
+    Args:
+        context: The part's context.
+        config: The network and its batch size.
+        precision: A value of PRECISIONS.
+    """
     import jax
-
-    from ssd_jax.training.step import replicate, shard_batch
 
     device, batch = jax.devices()[0], config.train.batch_size
     started = time.perf_counter()
     lowered = step_cost.lower_step(config, [device], batch)
-    lowered_s = time.perf_counter() - started
+    lower_s = time.perf_counter() - started
     compiled = lowered.compile()
-    compile_s = time.perf_counter() - started - lowered_s
-    work = step_cost.measure(config, lowered, compiled, batch, compile_s)
-
-    inputs = shard_batch(host_batch(config, batch), 1)
-    on_device = jax.device_put(inputs, device)
-    states = [replicate(initial_state(config), [device])]
+    compile_s = time.perf_counter() - started - lower_s
+    cost = step_cost.measure(config, lowered, compiled, batch, compile_s)
+    state, host = step_inputs(config, device)
 
     def step(batch: Any) -> Any:
-        states[0], metrics = compiled(states[0], batch)
+        nonlocal state  # the step donates it
+        state, metrics = compiled(state, batch)
         return metrics["loss"]
 
     seconds = 0.1 if context.tiny else 2.0
-    times = throughput(lambda: step(on_device), jax.block_until_ready, seconds=seconds)
-    fed = throughput(lambda: step(inputs), jax.block_until_ready, seconds=seconds / 2)
-    peaks = {
-        key: of["flop_per_s"] for key, of in context.read("machine").items() if "product" in key
-    }
-    peak = peaks.get(f"product, {name.split(', ')[1]}")
-    stats = device.memory_stats() or {}
+    wait = jax.block_until_ready
+    times = throughput(partial(step, jax.device_put(host, device)), wait, seconds=seconds)
+    fed = throughput(partial(step, host), wait, seconds=seconds / 2)
+    flop_per_s = cost.flops / times["s"]
+    product = context.read("machine").get(f"product, {precision}")
     row = {
         "images_per_s": batch / times["s"],
-        "ms": 1e3 * times["s"],
-        "ms_min": 1e3 * times["s_min"],
-        "ms_max": 1e3 * times["s_max"],
+        **milliseconds(times),
         "images_per_s_from_host": batch / fed["s"],
-        "tflop": work.flops / 1e12,
-        "flop_per_s": work.flops / times["s"],
-        "of_measured_peak": work.flops / times["s"] / peak if peak else None,
-        "program_gb": work.memory / 1e9,
-        "peak_gb_so_far": stats.get("peak_bytes_in_use", 0) / 1e9,
-        "moved_gb": work.moved / 1e9,
-        "transposes": work.transposes,
-        "copies": work.copies,
-        "lower_s": lowered_s,
+        "tflop": cost.flops / 1e12,
+        "flop_per_s": flop_per_s,
+        "matmul_share": flop_per_s / product["flop_per_s"] if product else None,
+        "memory_gb": cost.memory / 1e9,
+        "peak_gb_so_far": (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9,
+        "accessed_gb": cost.moved / 1e9,
+        "transposes": cost.transposes,
+        "copies": cost.copies,
+        "lower_s": lower_s,
         "compile_s": compile_s,
     }
-    card = card_of(device)
-    # The data sheet's float32 is TF32.
-    if card and "float32" not in name:
-        row["mfu"] = work.flops / times["s"] / card.peak(config.model.dtype)
-        row["prediction"] = attempt(predict, config, card, batch)
+    name = target_of(device)
+    # The published float32 peak is that of TF32.
+    if name and precision != "float32":
+        row["mfu"] = flop_per_s / ACCELERATORS[name].peak(config.model.dtype)
+        row["prediction"] = attempt(predict, config, name)
     return row
 
 
-def card_of(device: Any) -> Accelerator | None:
-    """The data sheet of the device, where the project has one."""
-    return next(
-        (card for card in ACCELERATORS.values() if card.kind.startswith(device.device_kind)), None
+def target_of(device: Any) -> str | None:
+    """Return the name of the device in ACCELERATORS, or None."""
+    matches = (
+        name for name, one in ACCELERATORS.items() if one.kind.startswith(device.device_kind)
     )
+    return next(matches, None)
 
 
-def predict(config: Config, card: Accelerator, batch: int) -> dict[str, Any]:
-    """What `python -m ssd_jax.estimate` predicts for this step, compiled without the device."""
-    name = next(name for name, known in ACCELERATORS.items() if known is card)
-    work = step_cost.compile_step(config, step_cost.describe_devices(parse_target(name)), batch)
-    times = work.times(card, config.model.dtype, 1)
-    return {"images_per_s_at_best": batch / times.hidden, "memory_gb": work.memory / 1e9}
+def predict(config: Config, target: str) -> dict[str, Any]:
+    """Predict the step's speed and memory as `python -m ssd_jax.estimate` does."""
+    batch = config.train.batch_size
+    cost = step_cost.compile_step(config, step_cost.describe_devices(parse_target(target)), batch)
+    times = cost.times(ACCELERATORS[target], config.model.dtype, 1)
+    return {"images_per_s_at_best": batch / times.hidden, "memory_gb": cost.memory / 1e9}
 
 
-def measure_torchvision(
-    context: Context, device: str, precision: str, batch: int
-) -> dict[str, Any]:
-    """Time torchvision's step with its own targets, channels last."""
+def measure_torchvision(context: Context, precision: str, batch: int) -> dict[str, Any]:
+    """Time torchvision's step with its own matching, channels last."""
     import torch
 
-    started = time.perf_counter()
-    step = torchvision_ssd.train(batch, device=device, precision=precision)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    device, wait = torchvision_ssd.default_device()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step()
-    wait()
-    first_s = time.perf_counter() - started
+    started = time.perf_counter()
+    step = torchvision_ssd.train(batch, device=device, precision=precision)
+    wait(step())
+    first_call_s = time.perf_counter() - started
     times = throughput(
         step,
-        lambda _: wait(),
+        wait,
         seconds=0.0 if context.tiny else 2.0,
         calls=1 if context.tiny else 2,
         warm_up=0 if context.tiny else 2,
     )
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
     return {
         "images_per_s": batch / times["s"],
-        "ms": 1e3 * times["s"],
-        "ms_min": 1e3 * times["s_min"],
-        "ms_max": 1e3 * times["s_max"],
-        "peak_gb": peak,
-        "first_call_s": first_s,
+        **milliseconds(times),
+        "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
+        "compile_s": first_call_s,
     }

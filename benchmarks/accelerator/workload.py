@@ -1,12 +1,12 @@
-"""The networks, batches and compiled steps that several parts measure."""
+"""Networks, batches and training states that several parts measure."""
 
 import dataclasses
-import functools
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.case import images, objects, voc_config
+from benchmarks.inputs import images, objects, voc_config
 from ssd_jax.config import Config, ModelConfig, OptimConfig, PriorConfig
 
 TINY_BATCH = 2
@@ -15,10 +15,10 @@ TINY_BATCH = 2
 def config_for(
     size: int = 300, *, dtype: str = "float32", batch: int = 32, tiny: bool = False
 ) -> Config:
-    """SSD300 or SSD512 for VOC's twenty classes; `tiny`: a network that compiles in seconds.
+    """Return the config of SSD300 or SSD512 for twenty classes; `tiny`: of a very small network.
 
-    The loss of a network with initial weights is large, so the rate is low and gradients are
-    clipped: the arithmetic is the same as in any training.
+    The loss of a network with initial weights is large, so the learning rate is low and gradients
+    are clipped; this does not change the amount of computation.
     """
     if tiny:
         config = Config(
@@ -30,16 +30,14 @@ def config_for(
                 cpu_conv="direct",
             ),
             priors=PriorConfig(sizes=(16, 32, 48), steps=(8, 16), aspect_ratios=((2,), (2,))),
-            # As in the comparison with the CPU, so that both use one compiled program.
+            # As in the part correctness, so that both use one compiled program.
             optim=OptimConfig(milestones=(), weight_decay=0.0),
         )
-        model = config.model
     else:
         config = voc_config(size=size)
-        model = config.model
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, dtype=dtype),
+        model=dataclasses.replace(config.model, dtype=dtype),
         optim=dataclasses.replace(
             config.optim, learning_rate=1e-4, grad_clip_norm=10.0, warmup_steps=0
         ),
@@ -47,18 +45,43 @@ def config_for(
     )
 
 
-def host_batch(config: Config, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of random images with six objects each, as the input pipeline makes them."""
-    boxes, labels, mask = objects(
-        batch, config.data.max_objects, classes=len(config.model.classes), seed=seed
+def host_batch(config: Config) -> dict[str, np.ndarray]:
+    """Make a batch of random images with six objects each, as the input pipeline does."""
+    batch, size = config.train.batch_size, config.model.image_size
+    boxes, labels, mask = objects(batch, config.data.max_objects, classes=len(config.model.classes))
+    return {"image": images(batch, size), "boxes": boxes, "labels": labels, "mask": mask}
+
+
+def step_inputs(config: Config, device: Any) -> tuple[Any, Any]:
+    """Return the inputs of a step on one device: the state on it, and the batch on the host."""
+    from ssd_jax.training.step import replicate, shard_batch
+
+    return replicate(initial_state(config), [device]), shard_batch(host_batch(config), 1)
+
+
+def detection_programs(config: Config) -> tuple[Any, Any, Any]:
+    """Return compiled functions of one device: detection, and its network and post-processing."""
+    import jax
+
+    from ssd_jax.inference.detect import detect_step, post_process
+    from ssd_jax.models.ssd import make_model, model_priors
+
+    model = make_model(config.model, config.priors)
+    options = {
+        "priors": model_priors(config.model, config.priors),
+        "variances": config.priors.variances,
+        "config": config.eval,
+    }
+    return (
+        jax.jit(partial(detect_step, model=model, **options)),
+        jax.jit(model.apply),
+        jax.jit(partial(post_process, **options)),
     )
-    size = config.model.image_size
-    return {"image": images(batch, size, seed), "boxes": boxes, "labels": labels, "mask": mask}
 
 
 def initial_state(config: Config) -> Any:
-    """The training state of a new network, in the host's memory."""
-    # Neither changes the parameters, which take a while to compile.
+    """Return the training state of a new network on the host."""
+    # Type and batch size do not change the parameters, so one cached state serves all of them.
     return _initial_state(
         dataclasses.replace(
             config,
@@ -68,7 +91,7 @@ def initial_state(config: Config) -> Any:
     )
 
 
-@functools.cache
+@cache
 def _initial_state(config: Config) -> Any:
     import jax
 

@@ -1,4 +1,4 @@
-"""CheckpointManager that are kept, damaged, and on disks that are full."""
+"""Checkpoints that are kept, damaged, and on disks that are full."""
 
 import contextlib
 import json

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from benchmarks import case
+from benchmarks.inputs import voc_config
 from ssd_jax.kernels.conv2d import ConvGeometry, conv2d
 from ssd_jax.models.ssd import make_model
 
@@ -96,7 +96,7 @@ def test_equals_the_plain_convolution(layer, cpu_conv):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [300, 512])
 def test_every_layer_of_the_network_equals_the_plain_convolution(size, monkeypatch):
-    config = case.voc_config(size=size)
+    config = voc_config(size=size)
     layers = set()
 
     def record(x, kernel, bias, window, relu=False, cpu_conv="auto"):

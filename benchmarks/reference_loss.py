@@ -1,11 +1,10 @@
-"""The algorithms of the reference, written plainly: loss in PyTorch, evaluation in NumPy."""
+"""ssd.pytorch's matching and multibox loss, in PyTorch and as Python loops."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Program = Callable[[], Any]
+from benchmarks.runner import Program
 
 
 def match_and_loss(
@@ -16,7 +15,7 @@ def match_and_loss(
     mask: np.ndarray,
     priors: np.ndarray,
 ) -> Program:
-    """Matching, hard negatives, loss and its gradients of a batch, by ssd.pytorch's steps."""
+    """Set up matching, hard-negative mining, loss and gradients of a batch in PyTorch."""
     import os
 
     import torch
@@ -81,7 +80,7 @@ def match_and_loss_by_loops(
     mask: np.ndarray,
     priors: np.ndarray,
 ) -> Program:
-    """The same loss, without its gradient, an object and a prior at a time."""
+    """Set up the same loss without gradients, one object and one prior at a time."""
     corners = np.concatenate(
         [priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1
     )
@@ -89,7 +88,7 @@ def match_and_loss_by_loops(
 
     def image(b: int) -> float:
         rows = boxes[b][mask[b]].tolist()
-        owner, best = [-1] * len(priors), [0.0] * len(priors)
+        matched, best = [-1] * len(priors), [0.0] * len(priors)
         forced = {}
         for j, (x0, y0, x1, y1) in enumerate(rows):
             area, top = (x1 - x0) * (y1 - y0), (0.0, 0)
@@ -100,12 +99,12 @@ def match_and_loss_by_loops(
                 inter = width * height
                 iou = inter / (area + (d - a) * (e - c) - inter)
                 if iou > best[p]:
-                    best[p], owner[p] = iou, j
+                    best[p], matched[p] = iou, j
                 top = max(top, (iou, -p))
             forced[-top[1]] = j
         total, negatives, positives = 0.0, [], 0
         for p in range(len(priors)):
-            j = forced.get(p, owner[p] if best[p] >= 0.5 else -1)
+            j = forced.get(p, matched[p] if best[p] >= 0.5 else -1)
             row = conf[b, p]
             log_sum = float(np.log(np.sum(np.exp(row - row.max()))) + row.max())
             if j < 0:
@@ -115,54 +114,15 @@ def match_and_loss_by_loops(
             total += log_sum - float(row[labels[b, j]])
             x0, y0, x1, y1 = rows[j]
             cx, cy, w, h = priors[p]
-            wanted = (
+            offsets = (
                 ((x0 + x1) / 2 - cx) / (0.1 * w),
                 ((y0 + y1) / 2 - cy) / (0.1 * h),
                 np.log((x1 - x0) / w) / 0.2,
                 np.log((y1 - y0) / h) / 0.2,
             )
-            for got, want in zip(loc[b, p], wanted, strict=True):
-                size = abs(float(got) - want)
-                total += 0.5 * size * size if size < 1 else size - 0.5
+            for predicted, target in zip(loc[b, p], offsets, strict=True):
+                error = abs(float(predicted) - target)
+                total += 0.5 * error * error if error < 1 else error - 0.5
         return total + sum(sorted(negatives, reverse=True)[: 3 * positives])
 
     return lambda: [image(b) for b in range(len(boxes))]
-
-
-def voc_ap(detections: Any, ground_truth: Any, classes: int) -> list[float]:
-    """VOC's area AP of each class as the reference's eval.py finds it: a detection at a time."""
-    aps = []
-    for label in range(1, classes + 1):
-        objects: dict[int, tuple[np.ndarray, np.ndarray, list[bool]]] = {}
-        rows = np.flatnonzero(ground_truth.label == label)
-        for image in np.unique(ground_truth.image[rows]):
-            here = rows[ground_truth.image[rows] == image]
-            known = ground_truth.boxes[here], ground_truth.difficult[here]
-            objects[int(image)] = (*known, [False] * len(here))
-        asked = int(np.sum(~ground_truth.difficult[rows]))
-        det = np.flatnonzero(detections.label == label)
-        det = det[np.argsort(-detections.score[det], kind="stable")]
-        tp, fp = np.zeros(len(det)), np.zeros(len(det))
-        for d, i in enumerate(det):
-            box, best = detections.boxes[i], -np.inf
-            known = objects.get(int(detections.image[i]))
-            if known is not None:
-                boxes, difficult, taken = known
-                low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
-                sides = np.maximum(high - low + 1, 0)
-                inter = sides[:, 0] * sides[:, 1]
-                area = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
-                iou = inter / (np.prod(box[2:] - box[:2] + 1) + area - inter)
-                best, j = iou.max(), int(iou.argmax())
-            if best < 0.5:
-                fp[d] = 1
-            elif not difficult[j]:
-                tp[d], fp[d] = not taken[j], taken[j]
-                taken[j] = True
-        tp, fp = tp.cumsum(), fp.cumsum()
-        recall, precision = tp / max(asked, 1), tp / np.maximum(tp + fp, 1e-12)
-        recall = np.concatenate([[0], recall, [1]])
-        precision = np.maximum.accumulate(np.concatenate([[0], precision, [0]])[::-1])[::-1]
-        steps = np.flatnonzero(np.diff(recall))
-        aps.append(float(np.sum((recall[steps + 1] - recall[steps]) * precision[steps + 1])))
-    return aps

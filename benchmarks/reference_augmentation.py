@@ -1,7 +1,7 @@
-"""ssd.pytorch's decoding and augmentation as it stands there: float32, one whole picture a step.
+"""ssd.pytorch's decoding and augmentation: float32, each step on the whole image.
 
-What the pipeline is measured against. The steps and their figures are the reference's; its crop
-tries samplers until one is found, and no smallest IoU is held.
+The peer of the input pipeline's benchmark. As in ssd.pytorch, samplers are drawn until one gives a
+crop, and the minimum IoU of a crop is not enforced.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ MODES = (None, 0.1, 0.3, 0.7, 0.9, "any")
 
 
 def load(rng, file: Path, boxes, labels, size: int = 300):
-    """One training image: float32 [size, size, 3], boxes in [0, 1], labels."""
+    """Return a training image (float32 [size, size, 3]), its boxes in [0, 1] and its labels."""
     image = cv2.imread(str(file)).astype(np.float32)
     height, width = image.shape[:2]
     boxes = boxes * np.array([width, height, width, height], np.float32)
@@ -77,9 +77,8 @@ def sample_crop(rng, image, boxes, labels):
                 continue
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
             rect = np.array([int(left), int(top), int(left + w), int(top + h)])
-            overlaps(
-                boxes, rect
-            )  # worked out there too, and compared with a bound that is never met
+            # ssd.pytorch computes the IoU too and compares it with a bound that is never reached.
+            box_ious(boxes, rect)
             crop = image[rect[1] : rect[3], rect[0] : rect[2]]
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
             kept = ((centres > rect[:2]) & (centres < rect[2:])).all(1)
@@ -91,10 +90,10 @@ def sample_crop(rng, image, boxes, labels):
             return crop, boxes, labels[kept]
 
 
-def overlaps(boxes, rect):
+def box_ious(boxes, rect):
     sides = np.clip(
         np.minimum(boxes[:, 2:], rect[2:]) - np.maximum(boxes[:, :2], rect[:2]), 0, None
     )
-    common = sides[:, 0] * sides[:, 1]
+    inter = sides[:, 0] * sides[:, 1]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return common / (areas + (rect[2] - rect[0]) * (rect[3] - rect[1]) - common)
+    return inter / (areas + (rect[2] - rect[0]) * (rect[3] - rect[1]) - inter)

@@ -1,4 +1,4 @@
-"""What the programs are given: the network of the paper, images, objects, predictions."""
+"""Inputs of the benchmarks: configs, images, ground truth and predictions."""
 
 import dataclasses
 from pathlib import Path
@@ -26,14 +26,17 @@ def voc_config(
 
 
 def images(batch: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """uint8 [B, S, S, 3]."""
+    """Make random images, uint8 [B, S, S, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), np.uint8)
 
 
 def objects(
     batch: int, most: int, *, each: int = 6, classes: int = CLASSES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [B, M, 4] xyxy in [0, 1], labels [B, M] and mask [B, M]; `each` image has so many."""
+    """Make boxes [B, M, 4] (xyxy in [0, 1]), labels [B, M] and mask [B, M].
+
+    `each` is the number of objects per image.
+    """
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 0.7, (batch, most, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (batch, most, 2))], axis=2)
@@ -46,10 +49,10 @@ def objects(
 def predictions(
     batch: int, priors: int, classes: int = CLASSES, *, background: float = 5, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets [B, P, 4] and logits [B, P, C]: some groups of neighbours tell a class.
+    """Make offsets [B, P, 4] and logits [B, P, C]; groups of neighbouring priors detect a class.
 
-    `background` is how far its logit is above the others' elsewhere. With 5 more than 400 priors
-    of each class have a score above 0.01, as early in training, with 12 a dozen.
+    `background` is added to the logit of the background. With 5, more than 400 priors of each
+    class have a score above 0.01, as early in training; with 12, about a dozen.
     """
     rng = np.random.default_rng(seed)
     loc = rng.normal(0, 0.7, (batch, priors, 4)).astype(np.float32)

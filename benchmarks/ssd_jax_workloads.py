@@ -1,4 +1,4 @@
-"""The project's own programs, set up to be timed."""
+"""Programs of ssd_jax, set up to be timed."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import SIZE, images, objects, predictions, voc_config
+from benchmarks.inputs import SIZE, images, objects, predictions, voc_config
 
 Program = Callable[[], Any]
 
@@ -51,7 +51,7 @@ def train(batch: int, path: str, cache: str = "") -> Program:
 
 
 def detect(batch: int, path: str) -> Program:
-    """Network, decoding and suppression of a batch, from images in memory to boxes in memory."""
+    """Set up the detection of a batch: network, decoding and NMS, from host to host."""
     import jax
 
     from ssd_jax.inference.detect import make_detect
@@ -66,7 +66,7 @@ def detect(batch: int, path: str) -> Program:
 
 
 def suppress(loc: np.ndarray, conf: np.ndarray, size: int = SIZE) -> Program:
-    """Softmax, decoding and suppression alone, of the network's outputs in memory."""
+    """Set up softmax, decoding and NMS of the network's outputs, from host to host."""
     import jax
 
     from ssd_jax.inference.detect import post_process
@@ -92,7 +92,7 @@ def match_and_loss(
     mask: np.ndarray,
     size: int = SIZE,
 ) -> Program:
-    """Matching, hard negatives, loss and the gradient for the network's outputs, of a batch."""
+    """Set up matching, hard-negative mining, loss and gradient of a batch of outputs."""
     import jax
     import jax.numpy as jnp
 
@@ -109,27 +109,27 @@ def match_and_loss(
         return (jnp.sum(found.loc) + jnp.sum(found.conf)) / jnp.maximum(positives, 1)
 
     run = jax.jit(jax.value_and_grad(loss))
-    # Where they are in training: on the device, made by the network.
+    # On the device, as the network's outputs are in training.
     outputs = jax.device_put((loc, conf))
     batch = {"boxes": boxes, "labels": labels, "mask": mask}
     return lambda: jax.block_until_ready(run(outputs, batch))
 
 
 def learn(case: Mapping[str, int], places: int = 64) -> Program:
-    """`match_and_loss` of made-up outputs; `case` has batch, objects, classes, size."""
+    """Set up `match_and_loss` of random outputs; `case` has batch, objects, classes, size."""
     outputs = predictions(case["batch"], _priors(case), case["classes"])
     given = objects(case["batch"], places, each=case["objects"], classes=case["classes"])
     return match_and_loss(*outputs, *given, size=case["size"])
 
 
 def find(case: Mapping[str, int]) -> Program:
-    """`suppress` of made-up outputs; `case` has batch, classes, size."""
+    """Set up `suppress` of random outputs; `case` has batch, classes, size."""
     outputs = predictions(case["batch"], _priors(case), case["classes"])
     return suppress(*outputs, size=case["size"])
 
 
 def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
-    """Bytes of temporaries that the matching of a batch takes; `case` as in `learn`."""
+    """Return the temporary memory of a batch's matching (bytes); `case` as in `learn`."""
     import jax
 
     from ssd_jax.models.ssd import model_priors
@@ -151,7 +151,7 @@ def _priors(case: Mapping[str, int]) -> int:
 
 
 def matrix_product(side: int = 3000) -> Program:
-    """A product of float32 matrices, the machine's measure of speed: 2 side³ operations."""
+    """Set up a product of float32 matrices, 2 side³ FLOP, to measure the machine's speed."""
     import jax
     import jax.numpy as jnp
 
