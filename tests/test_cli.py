@@ -78,7 +78,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--model.pretrained", "none.npz"], "model.pretrained: there is no file none.npz"),
     ],
 )
-def test_wrong_values(tiny, failing, tmp_path, arguments, message):
+def test_invalid_values(tiny, failing, tmp_path, arguments, message):
     if "40" in arguments:
         arguments = [*arguments, "--model.feature-layers", "conv4_3", "conv8_2"]
         arguments += ["--model.extras", "8", "8", "4", "1", "0"]
@@ -86,7 +86,7 @@ def test_wrong_values(tiny, failing, tmp_path, arguments, message):
     assert message in err
 
 
-def test_a_word_without_its_flag(failing, tmp_path):
+def test_words_without_a_flag_suggest_the_main_flag(failing, tmp_path):
     err = failing(train_main, "configs/x.py", "--train.steps", "3")
     assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
     err = failing(evaluate_main, "runs/x", "--data.root", "x")
@@ -116,7 +116,7 @@ def test_version(main, monkeypatch, capfd):
     assert err == ""
 
 
-def test_every_command_is_asked_for_its_version():
+def test_every_command_is_in_the_version_test():
     package = Path(train_main.__file__).parent / "ssd_jax"
     commands = {
         ".".join(path.relative_to(package).with_suffix("").parts)
@@ -126,7 +126,7 @@ def test_every_command_is_asked_for_its_version():
     assert commands == set(MAINS)
 
 
-def test_config_files_that_do_not_work(failing, tmp_path):
+def test_invalid_config_files(failing, tmp_path):
     assert f"--config: {tmp_path} is a folder; name a config file" in failing(
         train_main, "--config", tmp_path
     )
@@ -157,18 +157,18 @@ LONG = "x" * 300
         (predict_main, ["--checkpoint", "x", LONG], f"file or folder not found: {LONG}"),
     ],
 )
-def test_a_name_longer_than_the_file_system_allows(failing, main, arguments, message):
+def test_names_longer_than_the_file_system_allows(failing, main, arguments, message):
     assert f"{main.__name__}.py: {message}" in failing(main, *arguments)
 
 
-def test_data_that_is_not_there(failing, tmp_path):
+def test_missing_data_set(failing, tmp_path):
     config = change(TINY, data={"format": "voc", "root": str(tmp_path / "none")})
     path = write_config_file(tmp_path / "voc.py", config)
     err = failing(train_main, "--config", path, "--workdir", tmp_path / "run")
     assert str(tmp_path / "none") in err
 
 
-def test_a_class_that_the_config_does_not_know(failing, tmp_path):
+def test_class_missing_in_the_config(failing, tmp_path):
     root = tmp_path / "data"
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_a_class_that_the_config_does_not_know(failing, tmp_path):
     assert "dog" in err
 
 
-def test_checkpoints_that_are_not_there(failing, tmp_path):
+def test_missing_checkpoints(failing, tmp_path):
     assert "--checkpoint is missing" in failing(evaluate_main)
     err = failing(evaluate_main, "--checkpoint", tmp_path)
     assert "there is no checkpoint in" in err

@@ -184,7 +184,10 @@ def test_wrong_commands(checkpoint, run, tmp_path):
         assert len(err) == 1
         assert text in err[0]
 
-    says("--checkpoint is missing (Folder of a run or of one of its checkpoints, e.g. runs", checkpoint=None)
+    says(
+        "--checkpoint is missing (Folder of a run or of one of its checkpoints, e.g.",
+        checkpoint=None,
+    )
     says("--to is missing", to=None)
     says("--out is missing", out=None)
     says("--to is 'coreml'; use one of stablehlo, onnx", to="coreml")

@@ -1,4 +1,4 @@
-"""Weights in and out: what a file becomes, what comes back, and what is refused."""
+"""Commands that import and export weights: results and errors."""
 
 import sys
 import zipfile
