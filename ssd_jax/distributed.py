@@ -3,7 +3,6 @@
 All functions also work in a single process.
 """
 
-import argparse
 import contextlib
 import errno
 import json
@@ -12,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
@@ -20,6 +19,9 @@ from jax.experimental import multihost_utils
 
 from ssd_jax.cli import print_error
 from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from ssd_jax.cli.arguments import ProcessArgs
 
 _LONGEST_WAIT_MS = 3_600_000
 
@@ -36,8 +38,8 @@ class LostPeerError(UserError):
 
 
 @contextlib.contextmanager
-def distributed_context(flags: argparse.Namespace) -> Iterator[None]:
-    """Join the processes of a run, if the flags of `ssd_jax.cli.add_process_flags` ask for it.
+def distributed_context(flags: "ProcessArgs") -> Iterator[None]:
+    """Join the processes of a run, if `ssd_jax.cli.arguments.ProcessArgs` asks for it.
 
     Enter it before any other use of JAX, which detects unset flags from SLURM, Open MPI,
     Kubernetes or a TPU pod. An error of this process alone ends it at once with one line: a normal

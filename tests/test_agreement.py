@@ -21,7 +21,7 @@ from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image
 from ssd_jax.inference.detector import Detections, Detector, read_image
-from ssd_jax.inference.result_rows import detection_rows
+from ssd_jax.inference.results import coco_rows
 from ssd_jax.models.ssd import make_model
 from tests.tiny import TINY, change
 
@@ -164,7 +164,7 @@ def test_demo(checkpoint, files, reference):
     results = {}
     for file in files:
         detections = demo.detect(file).filter(THRESHOLD)
-        rows = detection_rows(detections, image_id=1, file_name=file.name)
+        rows = coco_rows(detections, image_id=1, file_name=file.name)
         results[file] = from_rows([coco_row(row) for row in rows])
     assert_agree(reference, results)
 

@@ -1,6 +1,7 @@
-"""Wrong input: one line, exit status 2, no traceback, nothing written."""
+"""Command lines: help, versions, and errors of one line with exit status 2."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--train.steps", "4", "runs/x"], "unexpected argument 'runs/x'; take it out"),
         (["runs/x"], "unexpected argument 'runs/x'; take it out"),
         (["--optim.learning-rate", "abc"], "--optim.learning-rate: could not convert"),
-        (["--model.dtype", "float16"], "invalid choice 'float16' for argument '--model.dtype'"),
+        (["--model.dtype", "float16"], "--model.dtype is 'float16'; use one of float32, bfloat16"),
         (["--train.batch-size", "0"], "train.batch_size is 0; use a whole number from 1 to 65,536"),
         (["--train.batch-size", "64"], "train.batch_size is 64 and the data set has 32 images"),
         (["--train.seed", str(2**64)], "train.seed is 18446744073709551616; use a whole number"),
@@ -77,7 +78,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--model.init-from", "none.npz"], "model.init_from: file not found: none.npz"),
     ],
 )
-def test_wrong_values(tiny, failing, tmp_path, arguments, message):
+def test_invalid_values(tiny, failing, tmp_path, arguments, message):
     if "40" in arguments:
         arguments = [*arguments, "--model.feature-layers", "conv4_3", "conv8_2"]
         arguments += ["--model.extras", "8", "8", "4", "1", "0"]
@@ -85,27 +86,28 @@ def test_wrong_values(tiny, failing, tmp_path, arguments, message):
     assert message in err
 
 
-def test_a_word_without_its_flag(failing, tmp_path):
+def test_words_without_a_flag_suggest_the_main_flag(failing, tmp_path):
     err = failing(train_main, "configs/x.py", "--train.steps", "3")
     assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
     err = failing(evaluate_main, "runs/x", "--data.root", "x")
     assert err.endswith("unexpected argument 'runs/x'; write --checkpoint runs/x\n")
-    for command in ("data.check", "data.show", "estimate.step_cost"):
+    for command in ("data.check", "data.show", "cli.estimate"):
         err = failing(importlib.import_module(f"ssd_jax.{command}"), "configs/x.py")
         assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
 
 
-MAINS = ["data.__main__", "data.check", "data.show", "data.prepare", "demo", "export.__main__"]
-MAINS += ["estimate.step_cost", "weights.command"]
+MAINS = ["data.__main__", "data.check", "data.show", "data.prepare", "demo"]
+MAINS += [
+    f"cli.{name}" for name in ("train", "evaluate", "predict", "weights", "export", "estimate")
+]
 
 
 @pytest.mark.parametrize(
     "main",
-    [train_main, evaluate_main, predict_main, *map("ssd_jax.{}".format, MAINS)],
-    ids=lambda main: getattr(main, "__name__", main),
+    MAINS,
 )
 def test_version(main, monkeypatch, capfd):
-    main = importlib.import_module(main) if isinstance(main, str) else main
+    main = importlib.import_module(f"ssd_jax.{main}")
     monkeypatch.setattr(sys, "argv", ["main", "--version"])
     assert run_main(main.main) == 0
     out, err = capfd.readouterr()
@@ -114,7 +116,7 @@ def test_version(main, monkeypatch, capfd):
     assert err == ""
 
 
-def test_every_command_is_asked_for_its_version():
+def test_every_command_is_in_the_version_test():
     package = Path(train_main.__file__).parent / "ssd_jax"
     commands = {
         ".".join(path.relative_to(package).with_suffix("").parts)
@@ -124,19 +126,19 @@ def test_every_command_is_asked_for_its_version():
     assert commands == set(MAINS)
 
 
-def test_config_files_that_do_not_work(failing, tmp_path):
+def test_invalid_config_files(failing, tmp_path):
     assert f"--config: {tmp_path} is a folder; name a config file" in failing(
         train_main, "--config", tmp_path
     )
-    assert "there is no file" in failing(train_main, "--config", tmp_path / "none.py")
+    assert "--config: file not found" in failing(train_main, "--config", tmp_path / "none.py")
     assert "--config is missing" in failing(train_main)
-    assert "--config: expected one argument" in failing(train_main, "--config")
+    assert "--config needs a value" in failing(train_main, "--config")
     bad = tmp_path / "bad.py"
     bad.write_text("1 / 0")
     assert "fails: ZeroDivisionError" in failing(train_main, "--config", bad)
     bad.write_text("def get_config(): return 3")
-    assert "gives 3; return a Config" in failing(train_main, "--config", bad)
-    assert "there is no run in" in failing(train_main, "--resume", "--workdir", tmp_path)
+    assert "returns 3; it must return a Config" in failing(train_main, "--config", bad)
+    assert "no run found in" in failing(train_main, "--resume", "--workdir", tmp_path)
 
 
 LONG = "x" * 300
@@ -145,28 +147,28 @@ LONG = "x" * 300
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (train_main, ["--config", LONG], f"--config: there is no file {LONG}; see"),
-        (train_main, ["--resume", "--workdir", LONG], f"--resume: there is no run in {LONG}; name"),
+        (train_main, ["--config", LONG], f"--config: file not found: {LONG}; see"),
+        (train_main, ["--resume", "--workdir", LONG], f"--resume: no run found in {LONG}; name"),
         (
             evaluate_main,
             ["--detections", "x", "--annotations", LONG, "--out", "x"],
             f"{LONG} is neither a COCO annotations file nor",
         ),
-        (predict_main, ["--checkpoint", "x", LONG], f"there is no file or folder {LONG}"),
+        (predict_main, ["--checkpoint", "x", LONG], f"file or folder not found: {LONG}"),
     ],
 )
-def test_a_name_longer_than_the_file_system_allows(failing, main, arguments, message):
+def test_names_longer_than_the_file_system_allows(failing, main, arguments, message):
     assert f"{main.__name__}.py: {message}" in failing(main, *arguments)
 
 
-def test_data_that_is_not_there(failing, tmp_path):
+def test_missing_data_set(failing, tmp_path):
     config = change(TINY, data={"format": "voc", "root": str(tmp_path / "none")})
     path = write_config_file(tmp_path / "voc.py", config)
     err = failing(train_main, "--config", path, "--workdir", tmp_path / "run")
     assert str(tmp_path / "none") in err
 
 
-def test_a_class_that_the_config_does_not_know(failing, tmp_path):
+def test_class_missing_in_the_config(failing, tmp_path):
     root = tmp_path / "data"
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
@@ -184,7 +186,7 @@ def test_a_class_that_the_config_does_not_know(failing, tmp_path):
     assert "dog" in err
 
 
-def test_checkpoints_that_are_not_there(failing, tmp_path):
+def test_missing_checkpoints(failing, tmp_path):
     assert "--checkpoint is missing" in failing(evaluate_main)
     err = failing(evaluate_main, "--checkpoint", tmp_path)
     assert "no checkpoint found in" in err
@@ -196,10 +198,49 @@ def test_help_lists_every_field(main, capsys):
         main.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
+    out = " ".join(out.replace("│", " ").split())
     for field in (
         "--model.image-size",
         "--optim.learning-rate",
         "--eval.nms-iou-threshold",
-        "(pixels)",
+        "(pixels). Range: from 32 to 4,096. (default:",
     ):
         assert field in out
+
+
+def test_help_and_usage_errors_do_not_import_jax():
+    code = """
+import sys
+from ssd_jax.cli import estimate, evaluate, export, predict, train, weights
+from ssd_jax.config import ConfigError
+for module in (estimate, evaluate, export, predict, train, weights):
+    for arguments in (["--help"], ["--zzz"]):
+        try:
+            module.main(arguments)
+        except (SystemExit, ConfigError):
+            pass
+assert not {"jax", "flax", "cv2"} & set(sys.modules)
+"""
+    root = Path(train_main.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+
+
+def test_unknown_subcommands_are_corrected(failing):
+    weights = importlib.import_module("ssd_jax.cli.weights")
+    assert "unknown command 'imprt'; perhaps you meant import" in failing(weights, "imprt")
+    assert "the command is missing; use import or export" in failing(weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--score-threshold", "1.5"], "--score-threshold is 1.5; use a number from 0 to 1"),
+        (["--batch-size"], "--batch-size needs a value"),
+        (["--batch-sizes", "1,2"], "--batch-sizes belongs to --benchmark"),
+        (["--benchmark", "--xml"], "--xml cannot be combined with --benchmark"),
+        (["--chekpoint", "x"], "unknown argument --chekpoint; perhaps you meant --checkpoint"),
+    ],
+)
+def test_errors_in_the_arguments_of_a_command(failing, arguments, message):
+    assert message in failing(predict_main, "--checkpoint", "x", "x.png", *arguments)
+    assert "--checkpoint is missing (Folder of a run" in failing(predict_main, "x.png")

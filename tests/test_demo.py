@@ -25,7 +25,7 @@ from ssd_jax.demo.rendering import render_error, render_result
 from ssd_jax.demo.server import delete_old_files
 from ssd_jax.inference.detector import Detections, Detector, read_image
 from ssd_jax.inference.drawing import draw_boxes, encode_image, label_color
-from ssd_jax.inference.result_rows import detection_rows
+from ssd_jax.inference.results import coco_rows
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -88,7 +88,7 @@ def test_detections_equal_those_of_predict(run, demo, file, tmp_path):
     predict_main.main([*arguments, "--score-threshold", "0.4"])
     expected = json.loads((tmp_path / "out/detections.json").read_text())
     assert len(expected) > 3
-    assert detection_rows(detections, image_id=1, file_name=str(file)) == expected
+    assert coco_rows(detections, image_id=1, file_name=str(file)) == expected
 
 
 def test_exif_orientation_is_applied(demo, detector, tmp_path):
@@ -180,7 +180,7 @@ def test_result_has_summary_table_and_downloads(demo, file):
 
     kind, data = links(page)["photo <1>-detections.json"]
     assert kind == "application/json"
-    assert json.loads(data) == detection_rows(detections, image_id=1, file_name="photo <1>.png")
+    assert json.loads(data) == coco_rows(detections, image_id=1, file_name="photo <1>.png")
     kind, data = links(page)["photo <1>-detections.jpg"]
     drawn = draw_boxes(
         *(result.display_image, detections.boxes * 800 / 130, detections.labels),

@@ -26,7 +26,7 @@ import pytest
 import ssd_jax
 from ssd_jax.inference.detector import Detector
 from ssd_jax.inference.drawing import label_color
-from ssd_jax.inference.result_rows import detection_rows
+from ssd_jax.inference.results import coco_rows
 from tests.data.folders import write_image
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -257,7 +257,7 @@ def test_threshold_and_classes_filter_without_another_detection(
     (link,) = page.find("#results a[download$=json]")
     assert link.get_attribute("download") == "photo-detections.json"
     saved = base64.b64decode(link.get_attribute("href").partition(",")[2])
-    assert json.loads(saved) == detection_rows(expected, image_id=1, file_name="photo.png")
+    assert json.loads(saved) == coco_rows(expected, image_id=1, file_name="photo.png")
 
     # Another threshold, after the upload is deleted.
     for upload in server.uploads():

@@ -6,13 +6,13 @@ import signal
 import numpy as np
 import pytest
 
+from ssd_jax.cli.weights import main as weights_main
 from ssd_jax.config import DataConfig, UserError
 from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.sources import find_classes
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.io import atomic_write, is_file, read_bytes, read_pieces, read_text, reason, staged
-from ssd_jax.weights.command import main as weights_main
 from tests.data.folders import CLASSES, make_coco, make_folder, write_xml
 from train import main as train_main
 

@@ -1,4 +1,4 @@
-"""predict.py: what it reads, what it writes under which names, and what it says when it cannot."""
+"""predict.py: inputs, output files and errors."""
 
 import json
 import os
@@ -16,6 +16,9 @@ from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.cli import run_main
 from ssd_jax.config import COMPILATION_CACHE_DIR
 from ssd_jax.inference.detector import Detections, Detector
+from ssd_jax.inference.inputs import find_inputs
+from ssd_jax.inference.results import voc_xml
+from ssd_jax.inference.video import VideoWriter
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
@@ -92,21 +95,23 @@ def test_folders_patterns_and_videos_in_one_run(predict, checkpoint, tmp_path):
     rows = json.loads((out / "detections.json").read_text())
     detector = Detector.from_checkpoint(checkpoint, batch_size=2, threshold=0.2)
     for image_id, (name, file) in enumerate(names.items(), start=1):
-        (found,) = detector([tmp_path / file])
-        mine = [row for row in rows if row["image_id"] == image_id]
-        assert len(mine) == len(found) > 0
-        assert {row["file_name"] for row in mine} == {str(tmp_path / file)}
-        assert all("frame" not in row for row in mine)
-        xywh = found.boxes.copy()
+        (detections,) = detector([tmp_path / file])
+        image_rows = [row for row in rows if row["image_id"] == image_id]
+        assert len(image_rows) == len(detections) > 0
+        assert {row["file_name"] for row in image_rows} == {str(tmp_path / file)}
+        assert all("frame" not in row for row in image_rows)
+        xywh = detections.boxes.copy()
         xywh[:, 2:] -= xywh[:, :2]
-        np.testing.assert_allclose([row["bbox"] for row in mine], xywh, atol=0.02)
-        np.testing.assert_allclose([row["score"] for row in mine], found.scores, atol=1e-4)
-        assert [row["category_id"] for row in mine] == [k + 1 for k in found.labels]
-        assert [row["category_name"] for row in mine] == ["ab"[k] for k in found.labels]
+        np.testing.assert_allclose([row["bbox"] for row in image_rows], xywh, atol=0.02)
+        np.testing.assert_allclose(
+            [row["score"] for row in image_rows], detections.scores, atol=1e-4
+        )
+        assert [row["category_id"] for row in image_rows] == [k + 1 for k in detections.labels]
+        assert [row["category_name"] for row in image_rows] == ["ab"[k] for k in detections.labels]
         picture = cv2.imread(str(out / f"{name}.jpg"))
         assert picture.shape == (300, 360, 3)  # enlarged, for names to be legible
         root = ElementTree.parse(out / f"xml/{name}.xml").getroot()
-        assert len(root.findall("object")) == len(found)
+        assert len(root.findall("object")) == len(detections)
 
     frames = [row["frame"] for row in rows if row["file_name"].endswith("clip.avi")]
     assert sorted(set(frames)) == [0, 1, 2]
@@ -119,7 +124,7 @@ def test_folders_patterns_and_videos_in_one_run(predict, checkpoint, tmp_path):
     assert shapes == [(300, 400, 3)] * 3
 
 
-def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
+def test_inputs_that_are_not_files_are_reported_and_counted(predict, tmp_path):
     folder = tmp_path / "in"
     (folder / "dir.jpg").mkdir(parents=True)
     write_image(folder / "a.png", image(1))
@@ -132,16 +137,16 @@ def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
     (folder / "zero.png").symlink_to("/dev/zero")
     expected = {
         "dir.jpg": "is a folder",
-        "dangling.jpg": "is a link that leads to a file that does not exist",
-        "loop1.jpg": "is a link that leads in a circle",
-        "loop2.jpg": "is a link that leads in a circle",
-        "self.mp4": "is a link that leads in a circle",
+        "dangling.jpg": "is a link to a file that does not exist",
+        "loop1.jpg": "is a circular link",
+        "loop2.jpg": "is a circular link",
+        "self.mp4": "is a circular link",
         "pipe.jpg": "is a pipe or a device",
         "pipe.mp4": "is a pipe or a device",
         "zero.png": "is a pipe or a device",
     }
-    for given in (folder, folder / "*"):
-        status, errors = predict(given, "--out", tmp_path / "out")
+    for name in (folder, folder / "*"):
+        status, errors = predict(name, "--out", tmp_path / "out")
         assert status == 1
         assert sorted(errors[:-1]) == sorted(
             f"predict.py: {folder / name} {defect}" for name, defect in expected.items()
@@ -153,10 +158,10 @@ def test_inputs_that_are_no_files_are_named_and_counted(predict, tmp_path):
     assert (status, len(errors)) == (1, 2)
     status, errors = predict(folder / "dangling.jpg", "--out", tmp_path / "out")
     assert status == 2
-    assert "there is no file or folder" in errors[0]
+    assert "file or folder not found" in errors[0]
 
 
-def test_which_compile_cache_it_uses(predict, tmp_path, monkeypatch):
+def test_compilation_cache_dir(predict, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr("ssd_jax.distributed.use_compilation_cache", used.append)
     write_image(tmp_path / "x.png", image(0))
@@ -169,7 +174,7 @@ def test_which_compile_cache_it_uses(predict, tmp_path, monkeypatch):
     assert used == [COMPILATION_CACHE_DIR, str(tmp_path / "mine"), ""]
 
 
-def test_one_class_alone(predict, tmp_path):
+def test_classes_selects_detections(predict, tmp_path):
     write_image(tmp_path / "x.png", image(0))
     status, errors = predict(tmp_path / "x.png", "--out", tmp_path / "out", "--classes", "b")
     assert (status, errors) == (0, [])
@@ -180,21 +185,21 @@ def test_one_class_alone(predict, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.jpg"], "there is no file or folder none.jpg"),
-        (["empty"], "empty has no images or videos of its own"),
-        (["empty/*.jpg"], "no image or video is called empty/*.jpg"),
+        (["none.jpg"], "file or folder not found: none.jpg"),
+        (["empty"], "no images or videos directly in empty"),
+        (["empty/*.jpg"], "no image or video matches empty/*.jpg"),
         ([], "an input is missing"),
         (["x.png", "--classes", "a,cat"], "--classes: 'cat' is not one of a, b"),
         (["x.png", "--score-threshold", "50"], "--score-threshold is 50.0; use a number"),
-        (["x.png", "--batch-size", "0"], "--batch-size is 0; use 1 or more"),
-        (["x.png", "--batch-size", "x"], "--batch-size: invalid int value"),
-        (["x.png", "--size", "3"], "unrecognized arguments: --size"),
+        (["x.png", "--batch-size", "0"], "--batch-size is 0; use a number from 1"),
+        (["x.png", "--batch-size", "x"], "--batch-size: invalid literal for int"),
+        (["x.png", "--size", "3"], "unknown argument --size; perhaps you meant"),
         (["x.png", "--checkpoint", "empty"], "--checkpoint: no checkpoint found in empty"),
         (["x.jpg", "--out", "."], "x.jpg is an input; name another folder"),
         (["x.png", "--out", "x.jpg"], "--out: "),
     ],
 )
-def test_wrong_commands_are_one_line(predict, tmp_path, monkeypatch, arguments, message):
+def test_invalid_arguments_are_one_line(predict, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write_image(tmp_path / "x.png", image(0))
@@ -207,15 +212,15 @@ def test_wrong_commands_are_one_line(predict, tmp_path, monkeypatch, arguments, 
     assert files_in(tmp_path) == before
 
 
-def test_a_checkpoint_is_asked_for():
+def test_checkpoint_is_required():
     with pytest.raises(ValueError, match="--checkpoint is missing"):
         predict_main.main(["x.png"])
 
 
-def test_a_number_is_a_camera_unless_there_is_such_a_file(tmp_path, monkeypatch):
+def test_a_number_is_a_camera_unless_a_file_has_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1").write_bytes(b"")
-    camera, file = predict_main.find_inputs(["0", "1"])
+    camera, file = find_inputs(["0", "1"])
     assert (camera.kind, camera.name, camera.stem) == ("camera", "0", "camera0")
     assert (file.kind, file.name) == ("image", "1")
 
@@ -252,27 +257,27 @@ def test_a_camera_runs_until_it_is_interrupted(predict, tmp_path, monkeypatch):
     assert cv2.VideoCapture(str(tmp_path / "camera0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_names_of_outputs_never_meet(tmp_path):
+def test_output_names_are_unique(tmp_path):
     names = ["p/a.jpg", "q/a.jpg", "q/A.png", "p/q-a.jpg", "r/q/a.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    inputs = predict_main.find_inputs([str(tmp_path / name) for name in names])
+    inputs = find_inputs([str(tmp_path / name) for name in names])
     stems = [i.stem for i in inputs]
     assert stems == ["a", "q-a", "A-2", "p-q-a", "a-3"]
-    everything = predict_main.find_inputs([str(tmp_path / "**"), str(tmp_path / "p")])
+    everything = find_inputs([str(tmp_path / "**"), str(tmp_path / "p")])
     assert len(everything) == 5
 
 
 def test_xml_counts_whole_pixels_from_one():
-    found = Detections(
+    detections = Detections(
         boxes=np.array([[0, 0, 10, 20], [29.8, 5.2, 30, 5.3], [3.6, 2.4, 7.4, 8.6]], np.float32),
         scores=np.array([0.9, 0.8, 0.7], np.float32),
         labels=np.array([0, 1, 1], np.int32),
         names=("a", "<b>"),
     )
     root = ElementTree.fromstring(
-        predict_main.voc_xml(found, "folder/x & y.jpg", np.zeros((20, 30, 3), np.uint8))
+        voc_xml(detections, "folder/x & y.jpg", np.zeros((20, 30, 3), np.uint8))
     )
     assert root.findtext("filename") == "x & y.jpg"
     assert [root.findtext(f"size/{side}") for side in ("width", "height")] == ["30", "20"]
@@ -281,7 +286,7 @@ def test_xml_counts_whole_pixels_from_one():
     assert boxes == [[1, 1, 10, 20], [30, 6, 30, 6], [5, 3, 7, 9]]
 
 
-def test_a_file_is_done_once_by_whatever_path(predict, tmp_path, monkeypatch):
+def test_duplicate_paths_are_processed_once(predict, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "a.png", image(1))
     (tmp_path / "link.png").symlink_to("a.png")
@@ -324,7 +329,7 @@ def test_colours_of_a_video(predict, checkpoint, tmp_path, monkeypatch):
     assert r > 150 > 60 > max(g, b)
 
 
-def test_what_goes_wrong_in_a_video_leaves_no_part_of_it(predict, tmp_path, monkeypatch):
+def test_interrupt_removes_the_partial_video(predict, tmp_path, monkeypatch):
     write_video(tmp_path / "clip.avi", frames=5)
     true, calls = Detector.__call__, []
 
@@ -346,7 +351,7 @@ def test_what_goes_wrong_in_a_video_leaves_no_part_of_it(predict, tmp_path, monk
     assert {row["frame"] for row in rows} == {0, 1}
 
 
-def test_a_video_without_a_frame_is_named(predict, tmp_path, monkeypatch):
+def test_video_without_frames_is_reported(predict, tmp_path, monkeypatch):
     class Empty:
         def __init__(self, name):
             pass
@@ -372,7 +377,7 @@ def test_a_video_without_a_frame_is_named(predict, tmp_path, monkeypatch):
 
 
 def test_frames_of_another_size_fit_the_first(tmp_path):
-    with predict_main._VideoFile(tmp_path / "v.mp4", 0) as video:
+    with VideoWriter(tmp_path / "v.mp4", 0) as video:
         video.write(image(1, 64, 48))
         video.write(image(2, 80, 80))
     capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
@@ -381,8 +386,8 @@ def test_frames_of_another_size_fit_the_first(tmp_path):
 
 def test_boxes_in_xml_have_at_least_a_pixel():
     boxes = np.array([[0, 0, 10.4, 5.6], [10.2, 3, 10.4, 9], [63.8, 47.9, 64, 48]], np.float32)
-    found = Detections(boxes, np.full(3, 0.5, np.float32), np.zeros(3, np.int32), ("a",))
-    root = ElementTree.fromstring(predict_main.voc_xml(found, "x/p.jpg", image(1, 64, 48)))
+    detections = Detections(boxes, np.full(3, 0.5, np.float32), np.zeros(3, np.int32), ("a",))
+    root = ElementTree.fromstring(voc_xml(detections, "x/p.jpg", image(1, 64, 48)))
     sides = [[int(side.text) for side in box] for box in root.iter("bndbox")]
     # xmin, ymin, xmax, ymax from 1 on, the last one included.
     assert sides == [[1, 1, 10, 6], [11, 4, 11, 9], [64, 48, 64, 48]]

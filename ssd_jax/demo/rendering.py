@@ -12,7 +12,7 @@ import jinja2
 from ssd_jax.demo.detection import DemoResult
 from ssd_jax.inference.detector import Detections
 from ssd_jax.inference.drawing import draw_boxes, encode_image, label_color
-from ssd_jax.inference.result_rows import detection_rows
+from ssd_jax.inference.results import coco_rows
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -26,7 +26,7 @@ def render_result(result: DemoResult, threshold: float, classes: Collection[str]
     detections = result.filter(threshold, classes)
     boxes, labels, names = detections.boxes, detections.labels, detections.names
     image = draw_boxes(result.display_image, boxes * result.scale, labels, names, detections.scores)
-    rows = detection_rows(detections, image_id=1, file_name=result.file_name)
+    rows = coco_rows(detections, image_id=1, file_name=result.file_name)
     return _TEMPLATES.get_template("result.html").render(
         summary=_summarize(result, detections, threshold),
         stem=Path(result.file_name).stem,

@@ -1,9 +1,9 @@
-"""python -m ssd_jax.estimate: see ssd_jax/estimate/step_cost.py."""
+"""Entry point of `python -m ssd_jax.estimate`."""
 
 import sys
 
-from ssd_jax.cli import run_main
-from ssd_jax.estimate.step_cost import main
+from ssd_jax.cli.estimate import main
+from ssd_jax.cli.run import run_main
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m ssd_jax.estimate"

@@ -1,38 +1,14 @@
-"""Cost of a training step that is compiled for an accelerator without running it.
-
-python -m ssd_jax.estimate --config FILE --target h100x8 [--section.field VALUE ...]
-"""
+"""Cost of a training step that is compiled for an accelerator without running it."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError, UserError
-from ssd_jax.estimate.accelerators import Accelerator, Target, parse_target
+from ssd_jax.estimate.accelerators import Accelerator, Target
 from ssd_jax.estimate.hlo import AllReduce, Program, convolution_flops
 from ssd_jax.estimate.roofline import Times, roofline
-
-_DESCRIPTION = """Compile a config's training step for an accelerator that is not here, and predict
-from the program whether it fits and how fast it can be. Nothing is run.
-
---config FILE      the experiment, e.g. configs/ssd300_voc0712.py
---target TARGET    h100, h100x8, h100x64, ..., v5e-1, v5e-4, ..., v5e-256, v6e-...
---batch N          images a device; default: train.batch_size over the devices
---classes N        where neither the config nor its data names the classes; default: 80 for COCO,
-                   else 20
---efficiency F     part of the best speed to reckon with as well; default 0.4
---no-largest       do not look for the largest batch that fits: some further compilations
-
-pip install 'ssd_jax[plan-cuda]' or 'ssd_jax[plan-tpu]' has the compilers. For a TPU a compilation
-takes minutes. Exit status: 0 it fits; 1 it does not, and the largest batch that does is named; 2 an
-error that the line above it explains.
-
-Below, every field of the config with its value."""
 
 
 class StepCost(NamedTuple):
@@ -145,59 +121,6 @@ def lower_step(config: Config, devices: Sequence[Any], batch: int) -> Any:
     }
     with use_cpu_conv(config.runtime.cpu_conv):
         return training.step.lower(jax.eval_shape(training.init_state), shares)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Compile and print the predictions; return 1 if the batch does not fit."""
-    from ssd_jax.estimate.batch_search import find_largest
-    from ssd_jax.estimate.devices import describe_devices, set_environment
-    from ssd_jax.estimate.report import report
-
-    parser = Parser(prog="python -m ssd_jax.estimate", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--target", default="")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--classes", type=int)
-    parser.add_argument("--efficiency", type=float, default=0.4)
-    parser.add_argument("--no-largest", action="store_true")
-    own, overrides = parser.parse_known_args(arguments)
-    config = resolve_config(own.config, overrides, description=_DESCRIPTION, flags=parser.flags)
-    if not 0 < own.efficiency <= 1:
-        raise ConfigError(f"--efficiency is {own.efficiency}; use a number above 0, up to 1")
-    if own.classes is not None and own.classes < 1:
-        raise ConfigError(f"--classes is {own.classes}; use 1 or more")
-    target = parse_target(own.target)
-    batch = images_a_device(config, target, own.batch)
-    config, notes = fill_in_classes(config, own.classes)
-
-    # JAX starts here, after everything that can be wrong with the command line.
-    set_environment()
-    devices = describe_devices(target)
-    done: dict[int, StepCost] = {}
-
-    @cache
-    def need(batch: int) -> int | None:
-        print(f"compiling for {batch} images a device ...", file=sys.stderr, flush=True)
-        try:
-            done[batch] = compile_step(config, devices, batch)
-        except TooLargeError:
-            return None
-        return done[batch].memory
-
-    room = target.accelerator.memory * target.accelerator.usable_fraction
-    first = need(batch)
-    fits = first is not None and first <= room
-    largest = ""
-    if not fits or not own.no_largest:
-        found, how = find_largest(
-            need, room, start=batch, unit=config.train.grad_accumulation_steps
-        )
-        largest = f"{found} images a device ({how})"
-    for line in report(config, target, batch, done.get(batch), largest, own.efficiency):
-        print(line)
-    for note in notes:
-        print(note)
-    return 0 if fits else 1
 
 
 def images_a_device(config: Config, target: Target, asked: int | None) -> int:

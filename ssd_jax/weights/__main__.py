@@ -1,9 +1,9 @@
-"""python -m ssd_jax.weights: see ssd_jax/weights/command.py."""
+"""Entry point of `python -m ssd_jax.weights`."""
 
 import sys
 
-from ssd_jax.cli import run_main
-from ssd_jax.weights.command import main
+from ssd_jax.cli.run import run_main
+from ssd_jax.cli.weights import main
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m ssd_jax.weights"

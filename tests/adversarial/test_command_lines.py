@@ -26,13 +26,13 @@ WORDS = st.one_of(
 )
 # Programs that need an existing input, which no case names.
 PROGRAMS = {
-    "train.py": "train:main",
-    "evaluate.py": "evaluate:main",
-    "predict.py": "predict:main",
+    "train.py": "ssd_jax.cli.train:main",
+    "evaluate.py": "ssd_jax.cli.evaluate:main",
+    "predict.py": "ssd_jax.cli.predict:main",
     "python -m ssd_jax.data": "ssd_jax.data.__main__:main",
-    "python -m ssd_jax.export": "ssd_jax.export.__main__:main",
-    "python -m ssd_jax.estimate": "ssd_jax.estimate.step_cost:main",
-    "python -m ssd_jax.weights": "ssd_jax.weights.command:main",
+    "python -m ssd_jax.export": "ssd_jax.cli.export:main",
+    "python -m ssd_jax.estimate": "ssd_jax.cli.estimate:main",
+    "python -m ssd_jax.weights": "ssd_jax.cli.weights:main",
 }
 
 

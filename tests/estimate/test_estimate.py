@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ssd_jax.cli import load_config
+from ssd_jax.cli import estimate, load_config
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from ssd_jax.estimate import devices as devices_module
 from ssd_jax.estimate import step_cost
@@ -386,7 +386,7 @@ def run_estimate(monkeypatch, *arguments, need):
     monkeypatch.setattr(devices_module, "set_environment", lambda: None)
     monkeypatch.setattr(devices_module, "describe_devices", lambda target: [])
     config = str(CONFIGS / "ssd300_voc0712.py")
-    return step_cost.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
+    return estimate.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
 
 
 def test_report_of_a_batch_that_fits(monkeypatch, capsys):
@@ -434,7 +434,7 @@ def test_report_of_a_batch_that_the_compiler_refuses(monkeypatch, capsys):
 def test_errors_of_the_command_line(arguments, words):
     arguments = [str(CONFIGS / "ssd300_voc0712.py") if a == "CONFIG" else a for a in arguments]
     with pytest.raises(ConfigError, match=words) as caught:
-        step_cost.main(arguments)
+        estimate.main(arguments)
     assert "\n" not in str(caught.value)
 
 

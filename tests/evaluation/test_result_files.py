@@ -593,7 +593,7 @@ class TestLongFiles:
         (["--annotations", "a", "--out", "o", "--iou-threshold", "nan"], "--iou-threshold is nan;"),
         (
             ["--annotations", "a", "--out", "o", "--box-convention", "half"],
-            "--box-convention: invalid choice",
+            "--box-convention is 'half'; use one of",
         ),
         (["--annotations", "a", "--out", "o", "--metrics", "voc12"], "--metrics is voc12; name"),
         (["--annotations", "a", "--out", "o", "--metrics", "voc,voc"], "--metrics is voc,voc"),
@@ -601,15 +601,15 @@ class TestLongFiles:
         (["--out", "o"], "--annotations is missing"),
         (
             ["--annotations", "a", "--out", "o", "--eval.nms-iou-threshold", "1"],
-            "--eval.nms-iou-threshold does not go",
+            "unknown argument --eval.nms-iou-threshold",
         ),
-        (["--checkpoint", "c"], "--checkpoint, --best and --save-detections do not go"),
+        (["--checkpoint", "c"], "--checkpoint cannot be combined with --detections"),
     ],
 )
 def test_invalid_command_lines_are_reported(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate_main.main(["--detections", "d", *arguments])
-    with pytest.raises(ValueError, match="--metrics goes with --detections"):
+    with pytest.raises(ValueError, match="--metrics belongs to --detections"):
         evaluate_main.main(["--checkpoint", "c", "--metrics", "voc"])
 
 

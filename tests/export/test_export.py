@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from ssd_jax.checkpoints.reader import write_checkpoint
-from ssd_jax.cli import run_main
+from ssd_jax.cli import export, run_main
 from ssd_jax.config import ExtraBlock
-from ssd_jax.export import __main__ as export
 from ssd_jax.export import layers
 from ssd_jax.export.network import Network
 from ssd_jax.inference.detector import Detector
@@ -186,15 +185,18 @@ def test_invalid_arguments_are_one_error_line(checkpoint, run, tmp_path):
         assert len(err) == 1
         assert text in err[0]
 
-    says("--checkpoint is missing; e.g. --checkpoint runs/quickstart", checkpoint=None)
+    says(
+        "--checkpoint is missing (Folder of a run or of one of its checkpoints, e.g.",
+        checkpoint=None,
+    )
     says("--to is missing", to=None)
     says("--out is missing", out=None)
-    says("invalid choice: 'coreml'", to="coreml")
+    says("--to is 'coreml'; use one of stablehlo, onnx", to="coreml")
     says("--checkpoint: no checkpoint found in", checkpoint=tmp_path / "none")
     says("there exists; name a new file", out=tmp_path / "there")
     says("--batch is 0; use free or a number from 1 on", batch="0")
     says("--batch is two; use", batch="two")
-    says("--score-threshold is 1.0; use 0 to 1", score_threshold="1")
+    says("--score-threshold is 1.0; use a number from 0 up to", score_threshold="1")
     says("text.jpg is not an image that can be decoded", check=tmp_path / "text.jpg")
     says("there/f cannot be written: ", out=tmp_path / "there" / "f")
     assert names(tmp_path) == ["text.jpg", "there"]

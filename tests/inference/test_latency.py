@@ -105,11 +105,11 @@ def test_the_command(run, tmp_path, monkeypatch, capfd):
     (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "film.mp4").write_text("no film")
     for arguments, text in (
-        (["--batch-sizes", "0"], "--batch-sizes is 0; write numbers from 1 on: 1,8,32"),
+        (["--batch-sizes", "0"], "--batch-sizes is 0; use numbers from 1, e.g. 1,8,32"),
         (["--batch-sizes", "1,x"], "--batch-sizes is 1,x"),
-        (["--classes", "a"], "--classes does not go with --benchmark"),
-        (["--xml"], "--xml does not go with --benchmark"),
-        ([tmp_path / "film.mp4"], "film.mp4 is no image; --benchmark takes images alone"),
+        (["--classes", "a"], "--classes cannot be combined with --benchmark"),
+        (["--xml"], "--xml cannot be combined with --benchmark"),
+        ([tmp_path / "film.mp4"], "film.mp4 is not an image; --benchmark takes only images"),
         ([tmp_path / "broken.jpg"], "broken.jpg is not an image that can be decoded"),
         ([tmp_path / "none.jpg"], "there is no file or folder"),
     ):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from ssd_jax.cli.weights import main
 from ssd_jax.config import BASE_LAYERS, Config
 from ssd_jax.models.ssd import make_model
-from ssd_jax.weights.command import main
 from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.importers import import_arrays

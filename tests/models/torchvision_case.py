@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ssd_jax.cli.weights import main
 from ssd_jax.models.ssd import make_model
 from ssd_jax.ops.boxes import pairwise_iou
-from ssd_jax.weights.command import main
 from ssd_jax.weights.name_maps import PRIORS, ssd_model, torchvision_ssd_names
 
 SEED = 20240229

@@ -1,4 +1,4 @@
-"""Weights in and out: what a file becomes, what comes back, and what is refused."""
+"""Commands that import and export weights: results and errors."""
 
 import sys
 import zipfile
@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.cli import run_main
+from ssd_jax.cli.weights import main
 from ssd_jax.config import ConfigError, UserError
-from ssd_jax.weights.command import main
 from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
 from ssd_jax.weights.importers import import_arrays
 from tests.models.reference import reference_image, reference_state

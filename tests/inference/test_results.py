@@ -3,7 +3,7 @@
 import numpy as np
 
 from ssd_jax.inference.detector import Detections
-from ssd_jax.inference.result_rows import detection_rows
+from ssd_jax.inference.results import coco_rows
 
 
 def test_rows_have_xywh_boxes_and_category_ids_from_one():
@@ -13,7 +13,7 @@ def test_rows_have_xywh_boxes_and_category_ids_from_one():
         labels=np.array([1, 0], np.int32),
         names=("cat", "dog"),
     )
-    rows = detection_rows(detections, image_id=7, file_name="a.jpg")
+    rows = coco_rows(detections, image_id=7, file_name="a.jpg")
     assert rows == [
         {
             "image_id": 7,
@@ -32,6 +32,6 @@ def test_rows_have_xywh_boxes_and_category_ids_from_one():
             "category_name": "cat",
         },
     ]
-    framed = detection_rows(detections, image_id=8, file_name="a.mp4", frame=0)
+    framed = coco_rows(detections, image_id=8, file_name="a.mp4", frame=0)
     assert [row["frame"] for row in framed] == [0, 0]
     assert [*framed[0]][-3:] == ["file_name", "frame", "category_name"]

@@ -1,0 +1,87 @@
+"""Running a command: exit status, one-line errors, version and subcommands."""
+
+import difflib
+import errno
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from ssd_jax import __version__
+from ssd_jax.config import ConfigError, UserError
+from ssd_jax.streams import guard_streams
+
+Main = Callable[[Sequence[str]], int | None]
+"""Main function of a command: takes the arguments, returns the exit status."""
+
+
+def version_line() -> str:
+    """Return the versions of the project, of JAX and of Python."""
+    return f"ssd_jax {__version__} (jax {version('jax')}, Python {platform.python_version()})"
+
+
+def program_name() -> str:
+    """Return the name of the program, as its errors and its help show it."""
+    return Path(sys.argv[0]).name
+
+
+def run_main(main: Main) -> int:
+    """Run a command with the arguments of the process.
+
+    A reader may close its end of the pipe early. If a disk or a device does not accept the
+    standard output, the status is 2.
+
+    Returns:
+        The exit status: that of `main`, 2 or the status of a UserError after printing its line,
+        130 after an interrupt from the keyboard.
+    """
+    output = guard_streams()
+    status = _status(main)
+    sys.stdout.flush()
+    if output is not None and output.error is not None and output.error.errno != errno.EPIPE:
+        why = output.error.strerror
+        print_error(UserError(f"the standard output cannot be written ({why}): its text is lost"))
+        return status or UserError.status
+    return status
+
+
+def _status(main: Main) -> int:
+    try:
+        return main(sys.argv[1:]) or 0
+    except UserError as error:
+        print_error(error)
+        return error.status
+    except KeyboardInterrupt:
+        print(f"{program_name()}: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as exit_:  # --help and --version
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+
+
+def print_error(error: UserError) -> None:
+    """Print an error as one line that starts with the name of the program."""
+    print(f"{program_name()}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def run_subcommand(commands: Mapping[str, Main], arguments: Sequence[str]) -> int | None:
+    """Run the command named by the first argument with the rest of them.
+
+    Raises:
+        ConfigError: the command is missing or unknown.
+    """
+    name = arguments[0] if arguments else ""
+    if name in commands:
+        return commands[name](arguments[1:])
+    if name in ("-h", "--help"):
+        print(f"usage: {program_name()} COMMAND [--help] ...\n\ncommands:")
+        for command, main in commands.items():
+            print(f"  {command:<10} {(main.__doc__ or '').splitlines()[0]}")
+        return 0
+    if name == "--version":
+        print(version_line())
+        return 0
+    similar = difflib.get_close_matches(name, commands, n=1)
+    problem = f"unknown command {name!r}" if name else "the command is missing"
+    advice = f"perhaps you meant {similar[0]}" if similar else f"use {' or '.join(commands)}"
+    raise ConfigError(f"{problem}; {advice}; see --help")
