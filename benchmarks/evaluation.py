@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.reference_voc_ap import voc_ap
 from benchmarks.report import print_comparison
 from benchmarks.runner import compare_in_process
+from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.metrics.coco_ap import evaluate_coco
 from ssd_jax.evaluation.metrics.voc_ap import evaluate_voc
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 
 def run(rounds: int) -> dict[str, Any]:

@@ -11,17 +11,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ssd_jax.cli import print_error
 from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, UserError
-
-if TYPE_CHECKING:
-    from ssd_jax.cli.arguments import ProcessArgs
+from ssd_jax.streams import print_error
 
 _LONGEST_WAIT_MS = 3_600_000
 
@@ -37,9 +34,24 @@ class LostPeerError(UserError):
     """Exit status: EX_PROTOCOL of sysexits.h."""
 
 
+class ProcessOptions(Protocol):
+    """Options that start one of several processes; see `ssd_jax.cli.arguments.ProcessArgs`."""
+
+    @property
+    def distributed(self) -> bool: ...  # noqa: D102
+    @property
+    def coordinator(self) -> str | None: ...  # noqa: D102
+    @property
+    def processes(self) -> int | None: ...  # noqa: D102
+    @property
+    def process(self) -> int | None: ...  # noqa: D102
+    @property
+    def peer_timeout(self) -> int: ...  # noqa: D102
+
+
 @contextlib.contextmanager
-def distributed_context(flags: "ProcessArgs") -> Iterator[None]:
-    """Join the processes of a run, if `ssd_jax.cli.arguments.ProcessArgs` asks for it.
+def distributed_context(options: ProcessOptions) -> Iterator[None]:
+    """Join the processes of a run, if the options ask for it.
 
     Enter it before any other use of JAX, which detects unset flags from SLURM, Open MPI,
     Kubernetes or a TPU pod. An error of this process alone ends it at once with one line: a normal
@@ -49,11 +61,11 @@ def distributed_context(flags: "ProcessArgs") -> Iterator[None]:
         ConfigError: the processes cannot be determined.
         LostPeerError: the other processes do not answer.
     """
-    process_args = (flags.coordinator, flags.processes, flags.process)
-    if not flags.distributed and process_args == (None, None, None):
+    process_args = (options.coordinator, options.processes, options.process)
+    if not options.distributed and process_args == (None, None, None):
         yield
         return
-    _join(*process_args, peer_timeout=flags.peer_timeout)
+    _join(*process_args, peer_timeout=options.peer_timeout)
     try:
         yield
     except CollectiveError:

@@ -4,7 +4,10 @@ import io
 import os
 import select
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+
+from ssd_jax.config import UserError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -91,3 +94,13 @@ def _open_missing() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+
+
+def program_name() -> str:
+    """Return the name of the program, as its errors and its help show it."""
+    return Path(sys.argv[0]).name
+
+
+def print_error(error: UserError) -> None:
+    """Print an error as one line that starts with the name of the program."""
+    print(f"{program_name()}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -13,10 +13,10 @@ import pytest
 import evaluate as evaluate_main
 import predict as predict_main
 from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
+from ssd_jax.cli import export
 from ssd_jax.config import ExtraBlock
 from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.evaluation.result_files import read_annotations, read_detections
-from ssd_jax.export import __main__ as export
 from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image

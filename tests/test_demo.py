@@ -17,9 +17,9 @@ import pytest
 
 import predict as predict_main
 from ssd_jax.cli import run_main
+from ssd_jax.cli.demo import main
 from ssd_jax.config import UserError
 from ssd_jax.data.images import MAX_PIXELS
-from ssd_jax.demo.__main__ import main
 from ssd_jax.demo.detection import DemoResult, LazyDetector, find_detectors
 from ssd_jax.demo.rendering import render_error, render_result
 from ssd_jax.demo.server import delete_old_files

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import numpy as np
@@ -26,14 +26,21 @@ from ssd_jax.checkpoints.reader import BEST, check_shapes, checkpoint_steps
 from ssd_jax.config import Config, TrainConfig, UserError
 from ssd_jax.distributed import broadcast_json, broadcast_tree, is_main_process
 from ssd_jax.io import atomic_write, reason
-from ssd_jax.training.metric_writer import read_scores
-from ssd_jax.training.state import TrainState
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 class SaveError(UserError):
     """A checkpoint that cannot be written; the message names the newest intact one."""
+
+
+class State(Protocol):
+    """A training state: a pytree with the number of steps taken."""
+
+    step: Any
+
+
+StateT = TypeVar("StateT", bound=State)
 
 
 class CheckpointManager:
@@ -55,8 +62,11 @@ class CheckpointManager:
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
 
-    def open(self) -> list[str]:
+    def open(self, scores: Mapping[int, float] | None = None) -> list[str]:
         """Create the folder and remove what would hinder saving.
+
+        Args:
+            scores: values of `train.best_metric` by step, of a resumed run.
 
         Returns:
             One line for each file or folder removed or moved.
@@ -77,7 +87,7 @@ class CheckpointManager:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             notes = self._clean_folder()
-            self._scores |= read_scores(self._workdir, self._config.best_metric)
+            self._scores |= scores or {}
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 item_handlers=item_handlers(main_only),
@@ -114,7 +124,7 @@ class CheckpointManager:
         steps = _by_score(self._scores, saved)
         return steps[-1] if steps else None
 
-    def save(self, state: TrainState, run_progress: Mapping[str, Any], config: Config) -> None:
+    def save(self, state: State, run_progress: Mapping[str, Any], config: Config) -> None:
         """Save in the background all that resuming after `state.step` needs.
 
         Args:
@@ -179,7 +189,7 @@ class CheckpointManager:
             if error is None:  # do not mask the original exception
                 raise
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any], list[str]] | None:
+    def restore(self, like: StateT) -> tuple[StateT, dict[str, Any], list[str]] | None:
         """Restore the newest intact checkpoint.
 
         Damaged checkpoints are reported in a note and moved to WORKDIR/corrupt.
@@ -195,7 +205,7 @@ class CheckpointManager:
             ConfigError: a shape differs; names the first array.
             CheckpointError: all checkpoints are damaged.
         """
-        restored: tuple[TrainState, dict[str, Any], list[str]] | None = None
+        restored: tuple[StateT, dict[str, Any], list[str]] | None = None
         failure: UserError | None = None
         if is_main_process():
             try:
@@ -215,7 +225,7 @@ class CheckpointManager:
         state = broadcast_tree(restored[0] if restored else jax.tree.map(np.zeros_like, like))
         return state, outcome["run_progress"], restored[2] if restored else []
 
-    def _read_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any], list[str]] | None:
+    def _read_newest(self, like: StateT) -> tuple[StateT, dict[str, Any], list[str]] | None:
         damaged: dict[Path, str] = {}
         for step in reversed(self._steps()):
             path = self._folder / str(step)
@@ -322,7 +332,7 @@ def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _read(path: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def _read(path: Path, like: StateT) -> tuple[StateT, dict[str, Any]]:
     """Read the state and the run progress of one checkpoint.
 
     Raises:

@@ -6,16 +6,11 @@ come at once.
 
 from ssd_jax.cli.arguments import override
 from ssd_jax.cli.config_file import load_config
-from ssd_jax.cli.parser import Parser, add_cache_flag, resolve_config
-from ssd_jax.cli.run import print_error, run_main, version_line
+from ssd_jax.cli.run import run_main, version_line
 
 __all__ = [
-    "Parser",
-    "add_cache_flag",
     "load_config",
     "override",
-    "print_error",
-    "resolve_config",
     "run_main",
     "version_line",
 ]

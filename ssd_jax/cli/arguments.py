@@ -33,8 +33,9 @@ from tyro.constructors import (
 )
 from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
-from ssd_jax.cli.run import program_name, version_line
+from ssd_jax.cli.run import version_line
 from ssd_jax.config import Config, ConfigError, ExtraBlock, Range
+from ssd_jax.streams import program_name
 
 Flag = Annotated[bool, conf.FlagCreatePairsOff]
 """Flag without a --no- form."""
@@ -137,9 +138,6 @@ def override(
     config: Config,
     arguments: Sequence[str],
     kind: type = Config,
-    *,
-    description: str | None = None,
-    flags: Sequence[str] = (),
 ) -> Config:
     """Replace the fields of a config that the arguments name as --section.field VALUE.
 
@@ -149,13 +147,11 @@ def override(
         config: values of the fields that are not named.
         arguments: the command line.
         kind: the `ConfigArgs` of the command; or Config, if the command's flags are removed.
-        description: first lines of --help, instead of the docstring of `kind`.
-        flags: further flags of the command, to suggest for misspelt ones.
 
     Raises:
         ConfigError: an argument is unknown or a value is invalid.
     """
-    args: Any = _parse(kind, arguments, config, description=description, flags=flags)
+    args: Any = _parse(kind, arguments, config)
     return typing.cast(Config, args if kind is Config else args.overrides)
 
 
@@ -163,9 +159,6 @@ def _parse(
     kind: Any,
     arguments: Sequence[str],
     config: Config | None,
-    *,
-    description: str | None = None,
-    flags: Sequence[str] = (),
 ) -> Any:
     """Parse with tyro.
 
@@ -173,11 +166,10 @@ def _parse(
     """
 
     def fail(event: ParseErrorEvent) -> NoReturn:
-        raise ConfigError(_describe(event, kind, arguments, flags))
+        raise ConfigError(_describe(event, kind, arguments))
 
     options: dict[str, Any] = {
         "prog": f"{program_name()} {getattr(kind, 'subcommand', '')}".strip(),
-        "description": description,
         "args": list(arguments),
         "config": (conf.DisallowNone,),
         "registry": _registry(config),
@@ -189,7 +181,7 @@ def _parse(
             return tyro.cli(kind, **options)
     unknown = [token for token in unknown if token not in _HELP]
     if unknown and not (unknown[0].startswith("--") and "." in unknown[0]):
-        raise ConfigError(_unknown(unknown[0], kind, arguments, flags))
+        raise ConfigError(_unknown(unknown[0], kind, arguments))
     return args
 
 
@@ -273,13 +265,11 @@ def _flags(section: Any, prefix: str = "") -> Iterator[str]:
             yield _flag(f"{prefix}no-{each.name}")
 
 
-def _describe(
-    event: ParseErrorEvent, kind: Any, arguments: Sequence[str], flags: Sequence[str]
-) -> str:
+def _describe(event: ParseErrorEvent, kind: Any, arguments: Sequence[str]) -> str:
     """Return the error for what tyro rejects."""
     match event:
         case UnrecognizedArgs(tokens=[token, *_]) | MissingArgs(unrecognized_tokens=[token, *_]):
-            return _unknown(token, kind, arguments, flags)
+            return _unknown(token, kind, arguments)
         case MissingArgs(missing_arguments=[missing, *_]):
             helptext: Any = missing.arg.field.helptext
             return f"{_name(missing.arg)} is missing ({helptext().rstrip('.')}); see --help"
@@ -299,7 +289,7 @@ def _name(argument: Any) -> str:
     return str(argument.lowered.name_or_flags[0])
 
 
-def _unknown(token: str, kind: Any, arguments: Sequence[str], flags: Sequence[str]) -> str:
+def _unknown(token: str, kind: Any, arguments: Sequence[str]) -> str:
     """Return the error for an unknown argument, with the flags it may have been meant for."""
     if not token.startswith("-"):
         main_flag = getattr(kind, "main_flag", "")
@@ -309,7 +299,7 @@ def _unknown(token: str, kind: Any, arguments: Sequence[str], flags: Sequence[st
     flag = token.partition("=")[0].replace("_", "-")
     if flag in getattr(kind, "advice", {}):
         return str(kind.advice[flag])
-    every = [*flags, *_flags(kind)]
+    every = list(_flags(kind))
     meant = [each for each in every if each.rpartition(".")[2] == flag.lstrip("-")]
     meant = meant or difflib.get_close_matches(flag, every, n=1)
     advice = f"; perhaps you meant {' or '.join(meant)}" if meant else ""

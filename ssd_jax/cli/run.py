@@ -6,11 +6,10 @@ import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from ssd_jax import __version__
 from ssd_jax.config import ConfigError, UserError
-from ssd_jax.streams import guard_streams
+from ssd_jax.streams import guard_streams, print_error, program_name
 
 Main = Callable[[Sequence[str]], int | None]
 """Main function of a command: takes the arguments, returns the exit status."""
@@ -19,11 +18,6 @@ Main = Callable[[Sequence[str]], int | None]
 def version_line() -> str:
     """Return the versions of the project, of JAX and of Python."""
     return f"ssd_jax {__version__} (jax {version('jax')}, Python {platform.python_version()})"
-
-
-def program_name() -> str:
-    """Return the name of the program, as its errors and its help show it."""
-    return Path(sys.argv[0]).name
 
 
 def run_main(main: Main) -> int:
@@ -57,11 +51,6 @@ def _status(main: Main) -> int:
         return 130
     except SystemExit as exit_:  # --help and --version
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-
-
-def print_error(error: UserError) -> None:
-    """Print an error as one line that starts with the name of the program."""
-    print(f"{program_name()}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def run_subcommand(commands: Mapping[str, Main], arguments: Sequence[str]) -> int | None:

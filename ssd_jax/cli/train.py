@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar
 
 from tyro import conf
 
+from ssd_jax.checkpoints.trust import with_local_cache
 from ssd_jax.cli.arguments import Flag, ProcessArgs, override, parse_args
 from ssd_jax.cli.config_file import CONFIG_MISSING, load_config
 from ssd_jax.config import Config, ConfigError, UserError, from_json
 from ssd_jax.io import MAX_CONFIG, is_file, read_text
-from ssd_jax.checkpoints.trust import with_local_cache
 
 
 @dataclass(frozen=True, kw_only=True)

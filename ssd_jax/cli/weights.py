@@ -13,7 +13,7 @@ from tyro import conf
 from ssd_jax.cli.arguments import Args, ConfigArgs, Flag, override, parse_args
 from ssd_jax.cli.run import run_subcommand
 from ssd_jax.config import ConfigError
-from ssd_jax.io import MAX_TEXT, exists, read_text
+from ssd_jax.io import exists
 from ssd_jax.weights.name_maps import Layout
 
 
@@ -64,6 +64,7 @@ def import_weights(arguments: Sequence[str]) -> None:
     args = parse_args(ImportArgs, arguments)
 
     from ssd_jax.checkpoints.reader import write_checkpoint
+    from ssd_jax.weights.class_names import read_class_names
     from ssd_jax.weights.files import read_arrays
     from ssd_jax.weights.importers import import_arrays
 
@@ -74,21 +75,13 @@ def import_weights(arguments: Sequence[str]) -> None:
         read_arrays(args.file),
         layout=None if args.layout == "auto" else args.layout,
         channels=args.channels,
-        classes=_read_classes(args.classes) if args.classes else (),
+        classes=read_class_names(args.classes, "--classes") if args.classes else (),
     )
     config = override(imported.config, arguments, ImportArgs)
     variables = {"params": imported.params, "batch_stats": imported.batch_stats}
     write_checkpoint(args.out, config, variables)
     print(f"{args.file}: {imported.summary}")
     print(f"the checkpoint is in {args.out}")
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        lines = read_text(path, MAX_TEXT).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes: {path} cannot be read: {error}") from None
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def export_weights(arguments: Sequence[str]) -> None:

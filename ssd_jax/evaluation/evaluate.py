@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from ssd_jax.config import Config
+from ssd_jax.data.tables import DetectionTable
 from ssd_jax.data.types import DataSource
 from ssd_jax.distributed import is_main_process
 from ssd_jax.evaluation.ground_truth import load_ground_truth
@@ -16,7 +17,6 @@ from ssd_jax.evaluation.report.console import print_errors, print_metrics
 from ssd_jax.evaluation.report.images import Sample, write_images
 from ssd_jax.evaluation.report.output_dir import write_evaluation
 from ssd_jax.evaluation.result_files import write_results
-from ssd_jax.evaluation.tables import DetectionTable
 from ssd_jax.inference.detect import DetectFn, Variables, detect_source, never
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax.data.tables import GroundTruth
 from ssd_jax.data.types import DataSource
-from ssd_jax.evaluation.tables import GroundTruth
 
 Array = np.ndarray[Any, Any]
 

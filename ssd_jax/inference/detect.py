@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from ssd_jax.config import Config, EvalConfig
 from ssd_jax.data.pipeline import eval_batches
 from ssd_jax.data.sources import DataSource
+from ssd_jax.data.tables import DetectionTable
 from ssd_jax.distributed import all_gather
-from ssd_jax.evaluation.tables import DetectionTable
 from ssd_jax.kernels.nms import batched_nms
 from ssd_jax.models.layers import INFERENCE_CACHE
 from ssd_jax.models.ssd import SSD, make_inference_cache, model_priors

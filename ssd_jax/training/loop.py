@@ -18,7 +18,7 @@ from ssd_jax.models.ssd import make_model
 from ssd_jax.training.build import build_training
 from ssd_jax.training.data import open_data, resolve_config
 from ssd_jax.training.display import Display
-from ssd_jax.training.metric_writer import MetricWriter
+from ssd_jax.training.metric_writer import MetricWriter, read_scores
 from ssd_jax.training.preemption import AbandonedError, Preempted, PreemptionHandler
 from ssd_jax.training.profiler import StepProfiler
 from ssd_jax.training.start import check_initial_weights, resume_run, start_run
@@ -70,7 +70,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         detect = make_detect(make_model(config.model, config.priors), config)
 
         notes = [*folder.notes, training.describe(state.params), *data.notes, *start.notes]
-        notes += checkpoints.open()
+        notes += checkpoints.open(read_scores(workdir, config.train.best_metric))
         if is_main_process():
             _write_config(workdir / "config.json", config)
 

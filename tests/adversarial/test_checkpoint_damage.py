@@ -14,8 +14,8 @@ import pytest
 import evaluate
 import predict
 from ssd_jax.checkpoints.writer import CheckpointManager
+from ssd_jax.cli import export
 from ssd_jax.config import UserError, to_json
-from ssd_jax.export import __main__ as export
 from ssd_jax.inference.drawing import save_image
 from ssd_jax.models.ssd import make_model
 from ssd_jax.training.optimizer import make_optimizer

@@ -29,7 +29,7 @@ PROGRAMS = {
     "train.py": "ssd_jax.cli.train:main",
     "evaluate.py": "ssd_jax.cli.evaluate:main",
     "predict.py": "ssd_jax.cli.predict:main",
-    "python -m ssd_jax.data": "ssd_jax.data.__main__:main",
+    "python -m ssd_jax.data": "ssd_jax.cli.data:main",
     "python -m ssd_jax.export": "ssd_jax.cli.export:main",
     "python -m ssd_jax.estimate": "ssd_jax.cli.estimate:main",
     "python -m ssd_jax.weights": "ssd_jax.cli.weights:main",

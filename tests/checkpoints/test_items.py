@@ -21,11 +21,10 @@ from ssd_jax.checkpoints.reader import (
     read_variables,
     write_checkpoint,
 )
+from ssd_jax.cli import export, weights
 from ssd_jax.config import ConfigError, to_json
 from ssd_jax.demo.detection import LazyDetector
-from ssd_jax.export import __main__ as export
 from ssd_jax.inference.detector import Detector
-from ssd_jax.weights import command
 from ssd_jax.weights.finetune import init_from
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -68,7 +67,7 @@ READERS = {
     "predict": main_of(predict, "image.png", "--out", "out"),
     "predict --benchmark": main_of(predict, "--benchmark", "--out", "out"),
     "export": main_of(export, "--to", "stablehlo", "--out", "out"),
-    "weights": lambda path: command.main(
+    "weights": lambda path: weights.main(
         ["export", str(path), "--to", "safetensors", "--out", "out.safetensors"]
     ),
     "init_from": lambda path: init_from({}, change(CONFIG, model={"init_from": str(path)})),

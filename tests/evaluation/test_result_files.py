@@ -16,6 +16,7 @@ import evaluate as evaluate_main
 from ssd_jax.cli import run_main
 from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.voc import VocSource
+from ssd_jax.data.tables import DetectionTable
 from ssd_jax.evaluation import result_files
 from ssd_jax.evaluation.ground_truth import load_ground_truth
 from ssd_jax.evaluation.metrics.evaluation import score_detections
@@ -29,7 +30,6 @@ from ssd_jax.evaluation.result_files import (
     write_results,
     write_voc_results,
 )
-from ssd_jax.evaluation.tables import DetectionTable
 from tests.data.folders import make_folder, write_object, write_xml
 from tests.evaluation.metrics.test_coco_ap import PUBLISHED
 

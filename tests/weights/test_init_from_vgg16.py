@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from ssd_jax.config import BASE_LAYERS, ConfigError
 from ssd_jax.models.ssd import make_model
 from ssd_jax.weights.finetune import init_from
-from ssd_jax.weights.name_maps import _POSITIONS, hwio_to_oihw
+from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw
 from tests.tiny import TINY, change
 
 CONFIG = change(TINY, model={"classes": ("a",), "batch_norm": False})
@@ -77,7 +77,7 @@ def test_layout_is_detected(variables, arrays, tmp_path):
     assert "the weights were trained with (123.68, 116.779, 103.939)" in str(report)
     torchvision = {
         f"features.{position}.{leaf}": hwio_to_oihw(arrays[f"{name}/{key}"])
-        for name, position in zip(BASE_LAYERS[:13], _POSITIONS, strict=False)
+        for name, position in zip(BASE_LAYERS[:13], VGG16_POSITIONS, strict=False)
         for key, leaf in (("w", "weight"), ("b", "bias"))
     }
     save_file(torchvision, tmp_path / "torchvision.safetensors")

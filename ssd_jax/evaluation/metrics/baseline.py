@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ssd_jax.data.tables import DetectionTable
 from ssd_jax.evaluation.ground_truth import EvaluationData
-from ssd_jax.evaluation.tables import DetectionTable
 
 _MAX_DETECTIONS = 500_000  # above it the baseline would take longer than the evaluation
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import hotcoco
 import numpy as np
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth, object_areas, rows_by_class
 from ssd_jax.evaluation.metrics.class_metrics import ClassMetrics
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth, object_areas, rows_by_class
 
 Array = np.ndarray[Any, Any]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.metrics.matching import BoxConvention
 from ssd_jax.evaluation.metrics.tide import (
     IGNORED,
@@ -20,7 +21,6 @@ from ssd_jax.evaluation.metrics.tide import (
     delta_ap,
 )
 from ssd_jax.evaluation.metrics.voc_ap import VocResult, evaluate_voc
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 Array = np.ndarray[Any, Any]
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.baseline import detect_mean_boxes
 from ssd_jax.evaluation.metrics.coco_ap import CocoResult, evaluate_coco
@@ -16,7 +17,6 @@ from ssd_jax.evaluation.metrics.error_analysis import (
 )
 from ssd_jax.evaluation.metrics.matching import BoxConvention
 from ssd_jax.evaluation.metrics.voc_ap import VocResult, evaluate_voc
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 MetricName = Literal["voc", "voc07", "coco"]
 Result = VocResult | CocoResult

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth, rows_by_class, split_by_label
 from ssd_jax.evaluation.metrics.matching import BoxConvention, best_objects
 from ssd_jax.evaluation.metrics.voc_ap import (
     average_precision,
@@ -17,7 +18,6 @@ from ssd_jax.evaluation.metrics.voc_ap import (
     nan_mean,
     precision_recall_curve,
 )
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth, rows_by_class, split_by_label
 
 Array = np.ndarray[Any, Any]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth, object_areas, rows_by_class
 from ssd_jax.evaluation.metrics.class_metrics import ClassMetrics
 from ssd_jax.evaluation.metrics.matching import (
     BoxConvention,
@@ -19,7 +20,6 @@ from ssd_jax.evaluation.metrics.matching import (
     box_areas,
     sort_by_score,
 )
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth, object_areas, rows_by_class
 
 Metric = Literal["voc", "voc07"]
 Array = np.ndarray[Any, Any]

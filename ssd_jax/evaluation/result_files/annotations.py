@@ -13,10 +13,10 @@ from ssd_jax.data.errors import DataError
 from ssd_jax.data.formats.coco_json import read_instances
 from ssd_jax.data.formats.voc import IMAGE_SUFFIXES, annotated_ids, read_annotation
 from ssd_jax.data.images import read_image_file
+from ssd_jax.data.tables import GroundTruth
 from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.matching import BoxConvention
 from ssd_jax.evaluation.result_files.pixels import corners_to_continuous, xywh_to_continuous
-from ssd_jax.evaluation.tables import GroundTruth
 from ssd_jax.io import is_dir, is_file
 
 Array = np.ndarray[Any, Any]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.config import shorten
-from ssd_jax.data.numbers import parse_number
+from ssd_jax.data.formats.voc import parse_number
+from ssd_jax.data.tables import DetectionTable
 from ssd_jax.evaluation.metrics.matching import BoxConvention
 from ssd_jax.evaluation.result_files.annotations import AnnotationFile, ResultsError
 from ssd_jax.evaluation.result_files.json_array import read_array
 from ssd_jax.evaluation.result_files.pixels import corners_to_continuous, xywh_to_continuous
-from ssd_jax.evaluation.tables import DetectionTable
 from ssd_jax.io import MAX_JSON, is_dir, read_pieces, reason
 
 Array = np.ndarray[Any, Any]

@@ -8,10 +8,10 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ssd_jax.config import shorten
+from ssd_jax.data.tables import DetectionTable
 from ssd_jax.data.types import DataSource
 from ssd_jax.evaluation.result_files.annotations import ResultsError
 from ssd_jax.evaluation.result_files.pixels import continuous_to_voc
-from ssd_jax.evaluation.tables import DetectionTable
 from ssd_jax.io import atomic_write
 
 

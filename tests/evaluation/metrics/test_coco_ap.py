@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.metrics.coco_ap import FIGURES, evaluate_coco
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 
 # Our names -> those of the published file.
 PUBLISHED = {

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.metrics.tide import (
     ERRORS,
     OUTCOMES,
@@ -12,7 +13,6 @@ from ssd_jax.evaluation.metrics.tide import (
     delta_ap,
 )
 from ssd_jax.evaluation.metrics.voc_ap import evaluate_voc
-from ssd_jax.evaluation.tables import DetectionTable, GroundTruth
 from tests.evaluation.metrics.test_voc_ap import random_case, table, truth
 
 CLASSES = 4

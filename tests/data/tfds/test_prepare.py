@@ -11,18 +11,18 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ssd_jax.cli import run_main
+from ssd_jax.cli.data import main
 from ssd_jax.config import ConfigError
-from ssd_jax.data import prepare as command
-from ssd_jax.data.__main__ import main
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.voc import VocSource
+from ssd_jax.data.tfds import prepare as command
 from ssd_jax.data.tfds.source import TfdsSource
 from tests.data.folders import make_coco, make_folder, write_object, write_xml
 from tests.data.tfds.test_source import assert_same
 from tests.data.tfds_sets import VOC_CLASSES, make_tfds, voc_record
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None, reason="needs pip install 'ssd_jax[prepare]'"
 )
@@ -199,7 +199,7 @@ class TestBuild:
         make_folder(tmp_path / "VOC2007", {"a": write_xml(), "b": write_xml()})
         program = (
             "import time\n"
-            "import ssd_jax.data.prepare as command\n"
+            "import ssd_jax.data.tfds.prepare as command\n"
             "from ssd_jax.cli import run_main\n"
             "read = command.voc_examples\n"
             "def slowly(*arguments):\n"

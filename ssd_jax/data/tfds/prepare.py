@@ -1,7 +1,4 @@
-"""Build a TFDS data set as ArrayRecord files, from a download or from a folder.
-
-python -m ssd_jax.data prepare NAME [--root DATA_DIR] [--from FOLDER]
-"""
+"""Preparation of a TFDS dataset as ArrayRecord files, from a download or from a folder."""
 
 import contextlib
 import errno
@@ -10,13 +7,12 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ssd_jax.cli import Parser
 from ssd_jax.config import ConfigError, TfdsFields
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.tfds.builders import coco_examples, find_splits, voc_examples
@@ -28,32 +24,6 @@ from ssd_jax.data.tfds.reader import (
     first_line,
     open_prepared,
 )
-
-_DESCRIPTION = """Build a TFDS data set as ArrayRecord files. Building needs TensorFlow, reading
-does not: pip install 'ssd_jax[prepare]'.
-
-NAME            TFDS's name of the data set: voc/2007, voc/2012, coco/2017 ...
---root DATA_DIR folder of all data sets, data.root of a config; default: $TFDS_DATA_DIR or
-                ~/tensorflow_datasets
---from FOLDER   build without network from a download: a VOCdevkit, or a folder with COCO's
-                annotations/ and images; voc and coco only"""
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Parse the command line and build the data set."""
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("name", nargs="?", default="")
-    parser.add_argument("--root", default="")
-    parser.add_argument("--from", dest="folder", type=Path)
-    args, unknown = parser.parse_known_args(arguments)
-    if {"-h", "--help"} & set(unknown):
-        print(_DESCRIPTION)
-        return
-    if unknown:
-        raise ConfigError(f"prepare has no {' '.join(unknown)}; see --help")
-    if not args.name:
-        raise ConfigError("the data set's name is missing, e.g. voc/2007; see --help")
-    prepare(args.name, args.root, args.folder)
 
 
 def prepare(name: str, root: str = "", folder: Path | None = None) -> None:

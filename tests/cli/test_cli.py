@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,8 @@ import predict as predict_main
 import train as train_main
 from ssd_jax import __version__
 from ssd_jax.cli import run_main
+from ssd_jax.cli.data import check_data, show_data
+from ssd_jax.cli.estimate import main as estimate_main
 from tests.tiny import TINY, change, write_config_file
 
 ANNOTATION = """<annotation><size><width>8</width><height>8</height></size><object>
@@ -91,14 +94,14 @@ def test_words_without_a_flag_suggest_the_main_flag(failing, tmp_path):
     assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
     err = failing(evaluate_main, "runs/x", "--data.root", "x")
     assert err.endswith("unexpected argument 'runs/x'; write --checkpoint runs/x\n")
-    for command in ("data.check", "data.show", "cli.estimate"):
-        err = failing(importlib.import_module(f"ssd_jax.{command}"), "configs/x.py")
+    for command in (check_data, show_data, estimate_main):
+        err = failing(SimpleNamespace(main=command, __name__="main"), "configs/x.py")
         assert err.endswith("unexpected argument 'configs/x.py'; write --config configs/x.py\n")
 
 
-MAINS = ["data.__main__", "data.check", "data.show", "data.prepare", "demo"]
-MAINS += [
-    f"cli.{name}" for name in ("train", "evaluate", "predict", "weights", "export", "estimate")
+MAINS = [
+    f"cli.{name}"
+    for name in ("data", "demo", "estimate", "evaluate", "export", "predict", "train", "weights")
 ]
 
 
@@ -211,9 +214,9 @@ def test_help_lists_every_field(main, capsys):
 def test_help_and_usage_errors_do_not_import_jax():
     code = """
 import sys
-from ssd_jax.cli import estimate, evaluate, export, predict, train, weights
+from ssd_jax.cli import data, demo, estimate, evaluate, export, predict, train, weights
 from ssd_jax.config import ConfigError
-for module in (estimate, evaluate, export, predict, train, weights):
+for module in (data, demo, estimate, evaluate, export, predict, train, weights):
     for arguments in (["--help"], ["--zzz"]):
         try:
             module.main(arguments)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.errors import KINDS, DataError, Finding, printable
 from ssd_jax.data.prior_sizes import QUANTILES, propose_size
@@ -31,17 +30,6 @@ from ssd_jax.data.validation import (
     validate_images,
 )
 from ssd_jax.io import atomic_write, is_dir
-
-_DESCRIPTION = """Validate every annotation and every image of both splits.
-
-errors     training would stop at these; the exit status is 1
-warnings   training would ignore or change something, as the line says
-notes      good to know
-
---config FILE       config of the experiment, e.g. configs/voc_folder.py
---fix-report FILE   write all findings as JSON; the console shows the first few of each kind
-
-Below, every field of the config with its value."""
 
 _MAX_LINES = 3
 """Findings of a kind on the console."""
@@ -61,36 +49,33 @@ class Report:
     findings: Findings
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Parse the command line, validate the data set and print the findings.
+def run(config: Config, fix_report: Path | None) -> int:
+    """Validate a dataset and print the findings.
 
-    Raises:
-        SystemExit: training would stop; the exit status is 1.
+    Args:
+        config: the experiment.
+        fix_report: JSON file for all findings.
+
+    Returns:
+        The exit status: 1 if training would stop.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--fix-report", type=Path)
-    args, overrides = parser.parse_known_args(arguments)
-    config = resolve_config(args.config, overrides, description=_DESCRIPTION, flags=parser.flags)
-    if args.fix_report and not is_dir(args.fix_report.absolute().parent):
-        raise ConfigError(f"--fix-report: {args.fix_report.parent} is not a folder; make it")
+    if fix_report and not is_dir(fix_report.absolute().parent):
+        raise ConfigError(f"--fix-report: {fix_report.parent} is not a folder; make it")
 
-    # Import JAX late, so that mistakes in the command line are reported at once, and leave the
-    # accelerator to a training that may be running.
+    # Leave the accelerator to a training that may be running.
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     console = Console(highlight=False, soft_wrap=True)
     report = check(config, console)
     show(report, config, console)
-    if args.fix_report:
+    if fix_report:
         try:
-            atomic_write(args.fix_report, to_json(report, config).encode())
+            atomic_write(fix_report, to_json(report, config).encode())
         except OSError as error:
             raise ConfigError(f"--fix-report: {error}; name another file") from None
-        console.print(f"all findings are in {args.fix_report}", markup=False)
-    if report.findings.count("error"):
-        raise SystemExit(1)
+        console.print(f"all findings are in {fix_report}", markup=False)
+    return 1 if report.findings.count("error") else 0
 
 
 def check(config: Config, console: Console) -> Report:

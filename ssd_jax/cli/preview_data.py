@@ -1,7 +1,4 @@
-"""Draw augmented training images and their matched priors.
-
-python -m ssd_jax.data show --config FILE [--out DIR] [--count N] [--section.field VALUE ...]
-"""
+"""Sheets of augmented training images and their matched priors."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +10,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssd_jax.cli import Parser, resolve_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.data.types import Example
@@ -28,17 +24,6 @@ from ssd_jax.inference.drawing import (
 )
 from ssd_jax.io import reason
 
-_DESCRIPTION = """Draw the first images of a training, with the config's seed and augmentation.
-samples.jpg shows each image of the data set beside its augmented form, matches.jpg each object with
-its positive priors. A table counts the positive priors of each feature map.
-
---config FILE   config of the experiment, e.g. configs/quickstart.py
---out DIR       output folder; default: runs/show/ and the config's name
---count N       number of images; default: 16
-
-Below, every field of the config with its value."""
-
-_MAX_COUNT = 128  # more would exceed the 65,535 rows of a JPEG
 _SHEET_WIDTH = 2000
 _MAX_SIDE = 960
 _GAP = 12
@@ -69,25 +54,6 @@ class PriorMatches(NamedTuple):
     """int [n], number of priors of each object."""
     best_iou: np.ndarray
     """float [n], the largest IoU of an object with its priors; 0 without any."""
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Parse the command line, write the sheets and print the table."""
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--count", type=int, default=16)
-    args, overrides = parser.parse_known_args(arguments)
-    if not 1 <= args.count <= _MAX_COUNT:
-        raise ConfigError(f"--count is {args.count}; use a number from 1 to {_MAX_COUNT}")
-    config = resolve_config(args.config, overrides, description=_DESCRIPTION, flags=parser.flags)
-
-    # Import JAX late, so that mistakes in the command line are reported at once, and leave the
-    # accelerator to a training that may be running.
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    show(config, args.out or Path("runs/show") / args.config.stem, args.count)
 
 
 def show(config: Config, out: Path, count: int) -> None:
