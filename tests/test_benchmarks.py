@@ -98,7 +98,7 @@ def test_scaling_plot_is_a_png(tmp_path):
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scaling_and_checkpoints_are_measured():
     figures = scaling.run(1, {"batch": (1,), "size": (512,)})
     assert set(figures) == {"batch", "priors"}

@@ -78,7 +78,7 @@ def test_error_of_one_process_ends_it_at_once(error, status, monkeypatch, capfd)
     assert str(error) in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_second_start_loads_compiled_programs(tmp_path):
     run = write_run(tmp_path / "run", change(TINY, model={"classes": ("a", "b")}))
     program = """

@@ -155,7 +155,7 @@ LONG = "x" * 300
         (
             evaluate_main,
             ["--detections", "x", "--annotations", LONG, "--out", "x"],
-            f"{LONG} is neither a COCO annotations file nor",
+            f"{LONG} is neither a COCO annotation file nor",
         ),
         (predict_main, ["--checkpoint", "x", LONG], f"file or folder not found: {LONG}"),
     ],

@@ -50,7 +50,7 @@ def test_the_forward_case_through_a_file(golden, checkpoint):
     assert_forward_is_golden(golden, checkpoint)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 def test_the_forward_case_through_a_pth(golden, state, tmp_path, zipped):
     torch = pytest.importorskip("torch")

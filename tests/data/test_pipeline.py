@@ -242,7 +242,7 @@ class TestResume:
             for one, two in zip(take(again, 3), expected, strict=True):
                 assert_equal(one, two)
 
-    @pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.nightly)])
     def test_the_next_500_records_with_any_number_of_workers(self, workers):
         with train(Tiny(70)) as batches:
             take(batches, 23)

@@ -480,7 +480,7 @@ def compilers(monkeypatch):
     set_environment()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("compilers")
 @pytest.mark.parametrize(("name", "dtype", "batch"), RECORDED)
 def test_recorded_programs_of_accelerators(name, dtype, batch):

@@ -209,7 +209,7 @@ def test_missing_extra_is_named(checkpoint, run, tmp_path, monkeypatch):
     assert err == ["export: --to onnx needs onnx; pip install 'ssd_jax[export]'"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [300, 512])
 def test_export_of_full_size_networks(form, size, run, tmp_path):
     sys.path.insert(0, "configs")

@@ -94,7 +94,7 @@ def test_equals_the_plain_convolution(layer, algorithm):
         assert float(jnp.abs(a - b).max()) < 2e-5 * float(jnp.abs(b).max())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [300, 512])
 def test_every_layer_of_the_network_equals_the_plain_convolution(size, monkeypatch):
     config = voc_config(size=size)

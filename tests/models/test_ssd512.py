@@ -39,7 +39,7 @@ def test_outputs_equal_the_recorded_ones(imported, golden):
         assert_close(ours[known["prior_index"]], known[name])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_detections_equal_the_recorded_ones(imported, golden):
     config, model, variables, _ = imported
     known = np.load(golden / "ssd512.npz")
@@ -50,7 +50,7 @@ def test_detections_equal_the_recorded_ones(imported, golden):
     assert differences(ours, known, pixels=1e-4, score=1e-4) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own
 def test_outputs_equal_pytorch_live(imported):
     pytest.importorskip("torch")

@@ -107,7 +107,7 @@ def both(request, tmp_path_factory):
     return torchvision_model(state, num_classes), config, *restore_model(checkpoint, config)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own
 def test_live_outputs_priors_and_detections_on_real_images(both, shared_data):
     theirs, config, model, variables = both
@@ -145,7 +145,7 @@ def test_live_outputs_priors_and_detections_on_real_images(both, shared_data):
     assert rounded < 0.05 * total
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_live_training_loss(both):
     import torch

@@ -208,7 +208,7 @@ def test_imagenet_convolutions_become_the_base(imagenet):
     assert len(traverse_util.flatten_dict(variables["params"])) == 26 + 45
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_imagenet_features_separate_classes(imagenet, shared_data):
     """Nearest centroid of conv5_3's means: far above chance, less with BGR."""
     import xml.etree.ElementTree as ET

@@ -35,7 +35,7 @@ def assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, config, step):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_stops(tmp_path, number):
     workdir = tmp_path / "run"
@@ -50,7 +50,7 @@ def test_signal_saves_and_stops(tmp_path, number):
     assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, ENDLESS, step + 9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_worker_is_restarted(tmp_path):
     config = change(ENDLESS, data={"num_workers": 1})
     workdir = tmp_path / "run"
@@ -67,7 +67,7 @@ def test_killed_worker_is_restarted(tmp_path):
     assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, ENDLESS, step + 5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_end_with_a_killed_training(tmp_path):
     config = change(ENDLESS, data={"num_workers": 2})
     started = start(config, tmp_path / "run")
@@ -96,7 +96,7 @@ def workers_of(pid):
     return workers
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_image_deleted_during_a_run_stops_it_after_saving(tmp_path, shared_data):
     data = tmp_path / "bccd"
     shutil.copytree(shared_data / "bccd", data, ignore=shutil.ignore_patterns("README*"))
@@ -126,7 +126,7 @@ def test_image_deleted_during_a_run_stops_it_after_saving(tmp_path, shared_data)
     assert_resumes_like_an_uninterrupted_run(tmp_path, workdir, config, step + 5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not shutil.which("faketime"), reason="needs faketime")
 def test_changes_of_the_clock_have_no_effect(tmp_path):
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))

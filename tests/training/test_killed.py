@@ -24,7 +24,7 @@ CONFIG = change(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_twenty_random_moments(tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     run(CONFIG, straight)

@@ -61,7 +61,7 @@ def test_two_processes_equal_one(tmp_path):
     assert "step 2 " not in said(tmp_path / "two", 1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluation_by_two_processes_equals_one(tmp_path):
     """Evaluate five images in batches of four, each image once."""
     run(SHORT, tmp_path / "two", processes=2)
@@ -75,7 +75,7 @@ def test_evaluation_by_two_processes_equals_one(tmp_path):
     assert json.loads(written[0])["num_images"] == 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fifty_steps_on_several_processes_and_devices(tmp_path):
     run(LONG, tmp_path / "one")
     for processes, devices in ((2, 1), (2, 2), (1, 4)):
@@ -84,7 +84,7 @@ def test_fifty_steps_on_several_processes_and_devices(tmp_path):
         assert_same_run(tmp_path / "one", tmp_path / name, 50, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resume_with_another_number_of_processes(tmp_path):
     run(LONG, tmp_path / "one")
     moved = tmp_path / "moved"
@@ -98,7 +98,7 @@ def test_resume_with_another_number_of_processes(tmp_path):
     assert_same_run(tmp_path / "one", moved, 50, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_process_ends_the_others(tmp_path, lost):
     config = change(SHORT, train={"steps": 5000, "checkpoint_every": 5})
@@ -115,7 +115,7 @@ def test_lost_process_ends_the_others(tmp_path, lost):
     run(change(config, train={"steps": newest + 2}), workdir, "--resume")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_signal_to_one_process_stops_all(tmp_path):
     config = change(SHORT, train={"steps": 5000, "checkpoint_every": 5000})
     workdir = tmp_path / "run"

@@ -99,7 +99,7 @@ def test_several_devices_equal_one(devices):
     assert int(several.step) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_with_eight_devices():
     if jax.local_device_count() == 8:
         pytest.skip("this is the process with eight devices")
@@ -164,7 +164,7 @@ def test_state_is_donated():
     assert leaf.is_deleted()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("path", ["plain", "direct", "winograd"])
 def test_five_steps_follow_the_reference(golden, path):
     """Follow the reference with XLA's convolutions and the two paths that `auto` chooses from.
