@@ -20,7 +20,7 @@ from ssd_jax.evaluation.result_files import read_annotations, read_detections
 from ssd_jax.export.check import PIXELS, SCORE, difference
 from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image
-from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.detector import Detections, Detector, load_image
 from ssd_jax.inference.results import coco_rows
 from ssd_jax.models.ssd import make_model
 from tests.tiny import TINY, change
@@ -93,7 +93,7 @@ def files(folder):
     assert len(paths) == 60
     assert len({cv2.imread(str(p)).shape for p in paths}) > 15
     stored = cv2.imread(str(paths[-1]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    assert stored.shape[:2] == read_image(paths[-1]).shape[:2][::-1]  # 8: a quarter turn
+    assert stored.shape[:2] == load_image(paths[-1]).shape[:2][::-1]  # 8: a quarter turn
     return paths
 
 

@@ -23,7 +23,7 @@ from ssd_jax.data.images import MAX_PIXELS
 from ssd_jax.demo.detection import DemoResult, LazyDetector, find_detectors
 from ssd_jax.demo.rendering import render_error, render_result
 from ssd_jax.demo.server import delete_old_files
-from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.detector import Detections, Detector, load_image
 from ssd_jax.inference.drawing import draw_boxes, encode_image, label_color
 from ssd_jax.inference.results import coco_rows
 from tests.data.folders import write_image
@@ -72,7 +72,7 @@ def test_filtered_detections_equal_the_detectors_at_the_same_threshold(demo, det
     result = demo.detect(file)
     counts = []
     for threshold in (0.01, 0.3, float(result.detections.scores[3]), 0.5, 1):
-        (expected,) = detector(file, threshold=threshold)
+        expected = detector(file, threshold=threshold)
         assert_equal(result.filter(threshold), expected)
         counts.append(len(expected))
     assert counts[0] > counts[1] > counts[-1] == 0
@@ -99,7 +99,7 @@ def test_exif_orientation_is_applied(demo, detector, tmp_path):
     path.write_bytes(data[:2] + b"\xff\xe1" + length + b"Exif\0\0" + tiff + data[2:])
     result = demo.detect(path)
     assert (result.width, result.height) == (90, 130)
-    (expected,) = detector(read_image(path), threshold=0.4)
+    expected = detector(load_image(path), threshold=0.4)
     assert_equal(result.filter(0.4), expected)
 
 

@@ -233,13 +233,13 @@ class _Predictor:
 
     def _read_images(self, inputs: Sequence[Input]) -> Iterator[tuple[Input, "Image"]]:
         from ssd_jax.data.errors import DataError
-        from ssd_jax.inference.detector import read_image
+        from ssd_jax.inference.detector import load_image
 
         for each in inputs:
             try:
                 if problem := each.problem():
                     raise DataError(f"{each.name} {problem}")
-                yield each, read_image(each.name)
+                yield each, load_image(each.name)
             except DataError as error:
                 self._fail(each, error.finding.message)
 

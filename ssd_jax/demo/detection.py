@@ -79,7 +79,7 @@ class LazyDetector:
             return self._detector
 
     def detect(self, file: Path) -> DemoResult:
-        """Detect objects in an image file, read as by `ssd_jax.inference.detector.read_image`.
+        """Detect objects in an image file, read as by `ssd_jax.inference.detector.load_image`.
 
         Raises:
             UserError: the file or the checkpoint cannot be read. The message contains the file's
@@ -95,7 +95,7 @@ class LazyDetector:
         height, width = image.shape[:2]
         longer_side = max(width, height)
         scale = min(max(1.0, _MIN_SIDE / longer_side), _MAX_SIDE / longer_side)
-        (detections,) = detector(image, threshold=0.0)
+        detections = detector(image, threshold=0.0)
         return DemoResult(file.name, width, height, resize(image, scale), scale, detections)
 
 

@@ -9,7 +9,7 @@ from ssd_jax.config import UserError
 from ssd_jax.data.sources import SyntheticSource
 from ssd_jax.export.network import Network
 from ssd_jax.export.standalone import Model, preprocess, to_pixels
-from ssd_jax.inference.detector import Detections, Detector, read_image
+from ssd_jax.inference.detector import Detections, Detector, load_image
 from ssd_jax.inference.drawing import Image
 
 PIXELS = 0.5
@@ -38,7 +38,7 @@ def check(network: Network, about: Path, files: Sequence[str] = ()) -> str:
         ExportError: the detections of an image differ.
         DataError: an image cannot be read.
     """
-    images = [read_image(file) for file in files] or _scenes(network.size)
+    images = [load_image(file) for file in files] or _scenes(network.size)
     names = list(files) or [f"generated scene {k}" for k in range(len(images))]
     model = Model(about)
     config = network.config

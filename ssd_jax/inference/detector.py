@@ -1,8 +1,8 @@
 """Python API: a trained detector for images of any size.
 
 >>> detector = Detector.from_checkpoint("runs/quickstart")
->>> (detections,) = detector("photo.jpg")
->>> drawn = detections.draw(read_image("photo.jpg"))
+>>> detections = detector("photo.jpg")
+>>> drawn = detections.draw(load_image("photo.jpg"))
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, overload
 
 import jax
 import numpy as np
@@ -29,7 +29,17 @@ from ssd_jax.io import reason
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import SSD
 
-ImageLike: TypeAlias = Any
+
+class SupportsArray(Protocol):
+    """An array of NumPy, JAX or PyTorch."""
+
+    def __array__(self) -> np.ndarray:
+        """Return the array as NumPy's."""
+
+
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | SupportsArray
+)
 """An image: a NumPy, JAX or PyTorch array or a PIL image (uint8 [H, W, 3], RGB), the bytes of an
 image file, or its path."""
 
@@ -141,22 +151,31 @@ class Detector:
         model, variables = restore_model(checkpoint, config)
         return cls(model, config, variables, batch_size=batch_size, threshold=threshold)
 
+    # A path is an iterable of strings, too.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: ImageLike, *, threshold: float | None = None
+    ) -> Detections: ...
+
+    @overload
     def __call__(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        *,
-        threshold: float | None = None,
-    ) -> list[Detections]:
+        self, images: Iterable[ImageLike], *, threshold: float | None = None
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self, images: Any, *, threshold: float | None = None
+    ) -> Detections | list[Detections]:
         """Detect objects in images of any size.
 
         Args:
-            images: one or several. A NumPy, JAX or PyTorch array is uint8 [H, W, 3], RGB, or
-                [N, H, W, 3] for several images. A PIL image is used as its pixels are stored.
-                Files and bytes are read as by `read_image`, one batch at a time.
+            images: an image, or an iterable of images. A NumPy, JAX or PyTorch array is uint8
+                [H, W, 3], RGB; an array [N, H, W, 3] counts as an iterable, but is typed as one
+                image. A PIL image is used as its pixels are stored.
+                Files and bytes are read as by `load_image`, one batch at a time.
             threshold: score threshold of this call; None: the detector's.
 
         Returns:
-            The detections of each image; a list also for a single image.
+            The detections of the image, or a list with those of each image.
 
         Raises:
             TypeError: an image has an unsupported type.
@@ -165,15 +184,16 @@ class Detector:
         """
         threshold = self.threshold if threshold is None else _check_threshold(threshold)
         if _is_single(images):
-            return self._detect_batch([images], 1, threshold)
+            (detections,) = self._detect_batch([images], 1, threshold)
+            return detections
         if not isinstance(images, Iterable) or isinstance(images, Mapping | AbstractSet):
             raise TypeError(f"images is {_type_name(images)}; give {_KINDS}, or a list of them")
         images = list(np.asarray(images) if hasattr(images, "__array__") else images)
-        detections = []
+        results = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            detections += self._detect_batch(batch, self.batch_size, threshold)
-        return detections
+            results += self._detect_batch(batch, self.batch_size, threshold)
+        return results
 
     def compile(self) -> None:
         """Compile the program for lists of images now rather than with the first list."""
@@ -198,7 +218,7 @@ class Detector:
         return results
 
 
-def read_image(path: str | Path) -> Image:
+def load_image(path: str | Path) -> Image:
     """Read an image file upright, as its EXIF orientation says; uint8 [H, W, 3], RGB.
 
     Images of data sets are not rotated, as their boxes refer to the pixels as stored. JPEG, PNG,
@@ -242,7 +262,7 @@ def _to_array(image: ImageLike) -> Image:
     if isinstance(image, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", image):
         raise TypeError(f"an image is the address {image}; download it and give {_KINDS}")
     if isinstance(image, _PATHS):
-        return read_image(Path(image))
+        return load_image(Path(image))
     if isinstance(image, _BYTES):
         header, pixels = decode_image(bytes(image), Path(f"image of {len(image)} bytes"))
         return turn_upright(pixels, header.orientation)

@@ -22,7 +22,7 @@ from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.sources import SyntheticSource
 from ssd_jax.inference.detect import make_detect, post_process
-from ssd_jax.inference.detector import Detector, read_image
+from ssd_jax.inference.detector import Detector, load_image
 from ssd_jax.inference.drawing import Image
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import model_priors
@@ -63,7 +63,7 @@ def benchmark(
     model, variables = restore_model(checkpoint, config)
     images: list[Image | str] = list(files) or list(_scenes())
     for file in files:
-        read_image(file)
+        load_image(file)
     device = jax.devices()[0]
     figures: dict[str, Any] = {
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -179,7 +179,7 @@ def _ms(milliseconds: float) -> str:
 
 def _preprocess(batch: Sequence[Image | str], size: int) -> np.ndarray:
     """Preprocess a batch as the detector does."""
-    images = [read_image(image) if isinstance(image, str) else image for image in batch]
+    images = [load_image(image) if isinstance(image, str) else image for image in batch]
     return np.stack([preprocess_eval(image, size) for image in images])
 
 

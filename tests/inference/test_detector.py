@@ -15,7 +15,7 @@ from ssd_jax.config import ConfigError
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.types import Annotation
 from ssd_jax.inference.detect import detect_source, make_detect
-from ssd_jax.inference.detector import Detections, Detector, read_image, turn_upright
+from ssd_jax.inference.detector import Detections, Detector, load_image, turn_upright
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
@@ -101,8 +101,8 @@ def test_single_images_lists_files_and_arrays(detector, tmp_path):
         write_image(file, pixels[..., ::-1])
     together = detector(IMAGES)
     for k, file in enumerate(files):
-        for images in (IMAGES[k], file, str(file), [file]):
-            (detections,) = detector(images)
+        for detections in (*map(detector, (IMAGES[k], file, str(file))), *detector([file])):
+            assert isinstance(detections, Detections)
             np.testing.assert_allclose(detections.boxes, together[k].boxes, atol=1e-3)
             np.testing.assert_allclose(detections.scores, together[k].scores, atol=1e-5)
     assert detector([]) == []
@@ -127,8 +127,8 @@ def test_jax_and_pil_images_bytes_and_paths(detector, tmp_path, kind):
         "pathlike": lambda pixels: File(tmp_path / f"{len(pixels)}.png", png(pixels)),
     }[kind]
     expected = detector(IMAGES)
-    (alone,) = detector(IMAGES[0])
-    (detections,) = detector(make(IMAGES[0]))
+    alone = detector(IMAGES[0])
+    detections = detector(make(IMAGES[0]))
     np.testing.assert_array_equal(detections.boxes, alone.boxes)
     for each, other in zip(detector([make(i) for i in IMAGES]), expected, strict=True):
         np.testing.assert_array_equal(each.boxes, other.boxes)
@@ -151,9 +151,9 @@ class File:
 def test_pil_modes(detector):
     pil = pytest.importorskip("PIL.Image")
     grey = pil.fromarray(IMAGES[0]).convert("L")
-    (expected,) = detector(np.repeat(np.asarray(grey)[..., None], 3, 2))
+    expected = detector(np.repeat(np.asarray(grey)[..., None], 3, 2))
     for mode in ("L", "RGBA", "P"):
-        (detections,) = detector(grey.convert(mode))
+        detections = detector(grey.convert(mode))
         np.testing.assert_array_equal(detections.boxes, expected.boxes)
     with pytest.raises(ValueError, match=r"a PIL image has mode I;16; convert it to RGB"):
         detector(pil.fromarray(np.zeros((4, 4), np.uint16)))
@@ -238,7 +238,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     length = (len(exif) + 2).to_bytes(2, "big")
     file.write_bytes(data[:2] + b"\xff\xe1" + length + exif + data[2:])
     expected = cv2.cvtColor(cv2.imread(str(file), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    upright = read_image(file)
+    upright = load_image(file)
     np.testing.assert_array_equal(upright, expected)
     assert upright.flags["C_CONTIGUOUS"]
     assert upright.shape[:2] == ((48, 32) if orientation > 4 else (32, 48))
