@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import scaling
-from ssd_jax.cli import version_line
+from ssd_jax.cli.run import version_line
 
 BENCHMARKS = (
     *("input_pipeline", "network", "boxes", "evaluation"),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_jax.cli import load_config
 from ssd_jax.config import Config
+from ssd_jax.config_file import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = 20

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ssd_jax.cli import load_config
 from ssd_jax.config import (
     Config,
     ConfigError,
@@ -23,6 +22,7 @@ from ssd_jax.config import (
     from_json,
     to_json,
 )
+from ssd_jax.config_file import load_config
 from ssd_jax.models.ssd import model_priors
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import predict as predict_main
-from ssd_jax.cli import run_main
 from ssd_jax.cli.demo import main
+from ssd_jax.cli.run import run_main
 from ssd_jax.config import UserError
 from ssd_jax.data.images import MAX_PIXELS
 from ssd_jax.demo.detection import DemoResult, LazyDetector, find_detectors

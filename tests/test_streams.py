@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Prints, writes a file, and exits with the given status.
 PROGRAM = """
 import sys
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 
 def main(arguments):
     from rich.console import Console

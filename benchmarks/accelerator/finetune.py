@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.accelerator.context import Context, SkipPartError
 from benchmarks.inputs import CONFIGS
-from ssd_jax.cli import load_config
 from ssd_jax.config import Config, RuntimeConfig
+from ssd_jax.config_file import load_config
 
 PHOTOGRAPHS, WEIGHTS = "photographs.zip", "vgg16_int8.npz"
 PUBLISHED = {"Kou et al., 2021": 0.714, "github.com/Gmy12138/SSD-RefineDet": 0.640}

@@ -1,6 +1,6 @@
 """Validate a data set and report all findings.
 
-python -m ssd_jax.data check --config FILE [--fix-report FILE] [--section.field VALUE ...]
+ssd-jax data check --config FILE [--fix-report FILE] [--section.field VALUE ...]
 """
 
 import dataclasses

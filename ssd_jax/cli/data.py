@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 from tyro import conf
 
 from ssd_jax.cli.arguments import Args, ConfigArgs, override, parse_args
-from ssd_jax.cli.config_file import CONFIG_MISSING, load_config
 from ssd_jax.cli.run import run_subcommand
 from ssd_jax.config import Config, ConfigError, Range
+from ssd_jax.config_file import CONFIG_MISSING, load_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class CheckArgs(ConfigArgs):
     subcommand: ClassVar[str] = "check"
 
     config: Path | None = None
-    """Config file of the experiment, e.g. configs/voc_folder.py."""
+    """Name of a config, e.g. voc_folder, or path of a config file."""
     fix_report: Annotated[Path | None, conf.arg(metavar="FILE")] = None
     """JSON file for all findings; the console shows the first few of each kind."""
 
@@ -43,7 +43,7 @@ class ShowArgs(ConfigArgs):
     subcommand: ClassVar[str] = "show"
 
     config: Path | None = None
-    """Config file of the experiment, e.g. configs/quickstart.py."""
+    """Name of a config, e.g. quickstart, or path of a config file."""
     out: Annotated[Path | None, conf.arg(metavar="DIR")] = None
     """Output folder; default: runs/show/ and the config's name."""
     # A JPEG has at most 65,535 rows.
@@ -112,4 +112,4 @@ def prepare_data(arguments: Sequence[str]) -> None:
 def _config(file: Path | None, arguments: Sequence[str], kind: type) -> Config:
     if file is None:
         raise ConfigError(CONFIG_MISSING)
-    return override(load_config(file), arguments, kind)
+    return override(load_config(file, field="--config"), arguments, kind)

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar
 from tyro import conf
 
 from ssd_jax.cli.arguments import ConfigArgs, Flag, override, parse_args
-from ssd_jax.cli.config_file import CONFIG_MISSING, load_config
 from ssd_jax.config import ConfigError, Range
+from ssd_jax.config_file import CONFIG_MISSING, load_config
 from ssd_jax.estimate.accelerators import parse_target
 from ssd_jax.estimate.batch_search import find_largest
 from ssd_jax.estimate.devices import describe_devices, set_environment
@@ -42,7 +42,7 @@ class EstimateArgs(ConfigArgs):
     main_flag: ClassVar[str] = "--config"
 
     config: Path | None = None
-    """Config file of the experiment, e.g. configs/ssd300_voc0712.py."""
+    """Name of a config, e.g. ssd300_voc0712, or path of a config file."""
     target: str = ""
     """Accelerators: h100, h100x8, h100x64, ..., v5e-1, v5e-4, ..., v5e-256, v6e-..."""
     batch: Annotated[int | None, conf.arg(metavar="N")] = None
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     args = parse_args(EstimateArgs, arguments)
     if args.config is None:
         raise ConfigError(CONFIG_MISSING)
-    config = override(load_config(args.config), arguments, EstimateArgs)
+    config = override(load_config(args.config, field="--config"), arguments, EstimateArgs)
     target = parse_target(args.target)
     batch = images_a_device(config, target, args.batch)
     config, notes = fill_in_classes(config, args.classes)

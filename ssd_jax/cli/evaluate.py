@@ -32,7 +32,7 @@ if typing.TYPE_CHECKING:
 class CheckpointArgs(ProcessArgs):
     """Evaluate a checkpoint with the config saved in it; its data and eval fields can be changed.
 
-    To evaluate detections in files instead, see `evaluate.py --detections PATH --help`.
+    To evaluate detections in files instead, see `ssd-jax evaluate --detections PATH --help`.
     """
 
     main_flag: ClassVar[str] = "--checkpoint"

@@ -58,7 +58,7 @@ FORMATS = {
 class ExportArgs(Args):
     """Export a trained network to a file for other runtimes, and check it in its own runtime.
 
-    Example: python -m ssd_jax.export --checkpoint runs/NAME --to onnx --out ssd.onnx
+    Example: ssd-jax export --checkpoint runs/NAME --to onnx --out ssd.onnx
     """
 
     main_flag: ClassVar[str] = "--checkpoint"
@@ -82,6 +82,8 @@ class ExportArgs(Args):
 def main(arguments: Sequence[str]) -> None:
     """Export a trained network to a file for other runtimes."""
     args = parse_args(ExportArgs, arguments)
+    # The compilers of some runtimes write to stderr what only their makers understand.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if args.batch != "free" and not (args.batch.isdecimal() and int(args.batch) > 0):
         raise ConfigError(f"--batch is {args.batch}; use free or a number from 1 on")
     batch = None if args.batch == "free" else int(args.batch)

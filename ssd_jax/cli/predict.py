@@ -1,4 +1,4 @@
-"""Command that detects objects in images and videos, or times the detector."""
+"""Command that detects objects in images and videos."""
 
 import contextlib
 import itertools
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-import numpy as np
 from tyro import conf
 
-from ssd_jax.cli.arguments import Args, CommaSeparated, Flag, has_flag, parse_args
+from ssd_jax.cli.arguments import Args, CommaSeparated, Flag, parse_args
 from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, Range
 from ssd_jax.inference.inputs import Input, check_outputs, find_inputs
 from ssd_jax.io import atomic_write
+from ssd_jax.streams import program_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class InputArgs(Args):
-    """Arguments of both modes."""
+    """Arguments of commands that detect in files."""
 
     main_flag: ClassVar[str] = "--checkpoint"
 
@@ -54,14 +54,14 @@ class PredictArgs(InputArgs):
     """Detect objects in images and videos.
 
     Writes NAME.jpg or NAME.mp4 with the boxes drawn, and detections.json in the format of COCO's
-    results with the names of files and classes. To time the detector instead, see
-    `predict.py --benchmark --help`.
+    results with the names of files and classes. `ssd-jax benchmark` times the detector instead.
 
     Exit status: 0 done; 1 some inputs could not be read; 2 invalid arguments.
     """
 
     advice: ClassVar[Mapping[str, str]] = {
-        "--batch-sizes": "--batch-sizes belongs to --benchmark; use --batch-size"
+        "--benchmark": "--benchmark is a command, ssd-jax benchmark; leave it out",
+        "--batch-sizes": "--batch-sizes belongs to ssd-jax benchmark; use --batch-size",
     }
 
     score_threshold: Annotated[float, Range(0, 1)] = 0.5
@@ -77,26 +77,8 @@ class PredictArgs(InputArgs):
     """Also write xml/NAME.xml in VOC's format for each image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkArgs(InputArgs):
-    """Time the detector on images, or on generated scenes, and write benchmark.json."""
-
-    advice: ClassVar[Mapping[str, str]] = {
-        flag: f"{flag} cannot be combined with --benchmark; leave it out"
-        for flag in ("--score-threshold", "--classes", "--batch-size", "--xml")
-    }
-
-    benchmark: Flag = False
-    """Time the detector instead of detecting."""
-    batch_sizes: CommaSeparated = ("1", "8", "32")
-    """Batch sizes to time."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Detect objects in images and videos."""
-    if has_flag(arguments, "--benchmark"):
-        _benchmark(parse_args(BenchmarkArgs, arguments))
-        return 0
     args = parse_args(PredictArgs, arguments)
     if not args.inputs:
         raise ConfigError("an input is missing; name images, videos or folders")
@@ -134,7 +116,7 @@ def _predict(args: PredictArgs, inputs: Sequence[Input]) -> int:
             # Hours of images may be done.
             predictor.write_rows()
             done = f"detections.json has the {predictor.num_images} images and frames done"
-            print(f"predict.py: stopped; {done}", file=sys.stderr)
+            print(f"{program_name()}: stopped; {done}", file=sys.stderr)
             raise
         predictor.write_rows()
         seconds = time.perf_counter() - compiled
@@ -143,7 +125,7 @@ def _predict(args: PredictArgs, inputs: Sequence[Input]) -> int:
     predictor.summarize(seconds, compiled - start)
     if predictor.failed:
         failed = f"{len(predictor.failed)} of {len(inputs)} inputs could not be read"
-        print(f"predict.py: {failed}", file=sys.stderr)
+        print(f"{program_name()}: {failed}", file=sys.stderr)
     return 1 if predictor.failed else 0
 
 
@@ -244,8 +226,10 @@ class _Predictor:
                 self._fail(each, error.finding.message)
 
     def _detect(self, images: Sequence["Image"]) -> list["Detections"]:
+        import numpy as np
+
         start = time.perf_counter()
-        results = self.detector(list(images))
+        results = self.detector(images)
         self.seconds += time.perf_counter() - start
         return [each.select(np.isin(each.labels, self.labels)) for each in results]
 
@@ -260,7 +244,7 @@ class _Predictor:
         from ssd_jax.data.errors import printable
 
         self.failed.append(source.name)
-        print(f"predict.py: {printable(reason)}", file=sys.stderr)
+        print(f"{program_name()}: {printable(reason)}", file=sys.stderr)
 
 
 def _progress_bars() -> "Progress":
@@ -301,32 +285,3 @@ def _select_classes(classes: Sequence[str] | None, names: Sequence[str]) -> list
 
             raise ConfigError(f"--classes: {name.strip()!r} is not one of {shorten(names, 30)}")
     return [names.index(name.strip()) for name in classes]
-
-
-def _benchmark(args: BenchmarkArgs) -> None:
-    """Time the detector of a checkpoint, print a table and write benchmark.json."""
-    if not all(size.isdecimal() and int(size) > 0 for size in args.batch_sizes):
-        text = ",".join(args.batch_sizes)
-        raise ConfigError(f"--batch-sizes is {text}; use numbers from 1, e.g. 1,8,32")
-    inputs = find_inputs(args.inputs)
-    for each in inputs:
-        if each.kind != "image":
-            raise ConfigError(f"{each.name} is not an image; --benchmark takes only images")
-
-    from rich.console import Console
-
-    from ssd_jax.checkpoints.reader import find_checkpoint
-    from ssd_jax.inference.latency import benchmark, print_benchmark
-
-    console = Console(highlight=False, soft_wrap=True)
-    checkpoint = find_checkpoint(args.checkpoint, best=args.best)
-    sizes = [int(size) for size in args.batch_sizes]
-    figures = benchmark(checkpoint, sizes, [each.name for each in inputs])
-    print_benchmark(figures, console)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(figures, indent=2) + "\n"
-        atomic_write(args.out / "benchmark.json", content.encode())
-    except OSError as error:
-        raise ConfigError(f"--out: {error}") from None
-    console.print(f"benchmark.json is in {args.out}", markup=False)

@@ -5,7 +5,6 @@ import errno
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 
 from ssd_jax import __version__
 from ssd_jax.config import ConfigError, UserError
@@ -17,6 +16,8 @@ Main = Callable[[Sequence[str]], int | None]
 
 def version_line() -> str:
     """Return the versions of the project, of JAX and of Python."""
+    from importlib.metadata import version  # takes time to import, and is rarely needed
+
     return f"ssd_jax {__version__} (jax {version('jax')}, Python {platform.python_version()})"
 
 
@@ -66,11 +67,12 @@ def run_subcommand(commands: Mapping[str, Main], arguments: Sequence[str]) -> in
         print(f"usage: {program_name()} COMMAND [--help] ...\n\ncommands:")
         for command, main in commands.items():
             print(f"  {command:<10} {(main.__doc__ or '').splitlines()[0]}")
+        print(f"\n{program_name()} COMMAND --help lists the arguments of a command.")
         return 0
     if name == "--version":
         print(version_line())
         return 0
     similar = difflib.get_close_matches(name, commands, n=1)
     problem = f"unknown command {name!r}" if name else "the command is missing"
-    advice = f"perhaps you meant {similar[0]}" if similar else f"use {' or '.join(commands)}"
+    advice = f"perhaps you meant {similar[0]}" if similar else f"use one of {', '.join(commands)}"
     raise ConfigError(f"{problem}; {advice}; see --help")

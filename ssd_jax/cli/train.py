@@ -10,8 +10,8 @@ from tyro import conf
 
 from ssd_jax.checkpoints.trust import with_local_cache
 from ssd_jax.cli.arguments import Flag, ProcessArgs, override, parse_args
-from ssd_jax.cli.config_file import CONFIG_MISSING, load_config
-from ssd_jax.config import Config, ConfigError, UserError, from_json
+from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
+from ssd_jax.config_file import CONFIG_MISSING, describe_config, find_configs, load_config
 from ssd_jax.io import MAX_CONFIG, is_file, read_text
 
 
@@ -27,7 +27,7 @@ class TrainArgs(ProcessArgs):
     main_flag: ClassVar[str] = "--config"
 
     config: Path | None = None
-    """Config file of the experiment, e.g. configs/quickstart.py; optional with --resume and
+    """Name of a config, e.g. quickstart, or path of a config file; optional with --resume and
     --replay."""
     workdir: Annotated[str | None, conf.arg(metavar="DIR")] = None
     """Folder of the run's output files; default: runs/ and the name of the config."""
@@ -36,16 +36,28 @@ class TrainArgs(ProcessArgs):
     replay: Path | None = None
     """Step with a value that was not finite, from WORKDIR/nonfinite: print its losses image by
     image instead of training."""
+    list_configs: Flag = False
+    """List the names of the project's configs with their descriptions, and exit."""
+    print_config: Flag = False
+    """Print the config with the fields of the command line as JSON, and exit."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train a detector."""
     args = parse_args(TrainArgs, arguments)
+    if args.list_configs:
+        configs = find_configs()
+        for name, path in configs.items():
+            print(f"{name:<{max(map(len, configs))}}  {describe_config(path)}")
+        return 0
     if args.replay:
         return _replay(args.replay, arguments)
     if args.workdir == "":
         raise ConfigError("--workdir is empty; name a folder, e.g. runs/mydata")
     config = override(_base_config(args), arguments, TrainArgs)
+    if args.print_config:
+        print(to_json(config), end="")
+        return 0
     workdir = Path(args.workdir or Path("runs") / Path(args.config or "").stem)
 
     from ssd_jax.distributed import distributed_context, leave
@@ -64,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 def _base_config(args: TrainArgs) -> Config:
     """Return the config of --config, or the one saved in the run that is resumed."""
     if args.config:
-        return load_config(args.config)
+        return load_config(args.config, field="--config")
     if not (args.resume and args.workdir):
         raise ConfigError(CONFIG_MISSING)
     saved = Path(args.workdir) / "config.json"

@@ -153,7 +153,7 @@ def report_nonfinite(step: NonFiniteStep, workdir: Path) -> str:
     file = workdir / "nonfinite" / f"step{step.step}-process{jax.process_index()}.npz"
     try:
         write_replay(file, step)
-        replay = f"inspect it with train.py --replay {file}"
+        replay = f"inspect it with ssd-jax train --replay {file}"
     except OSError as error:
         replay = f"{file} cannot be written ({error.strerror})"
     return (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 from tests.adversarial.limits import assert_one_line, limits
 from tests.adversarial.strategies import HOSTILE, TEXTS
 

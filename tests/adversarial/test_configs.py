@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_jax.cli import load_config, override
+from ssd_jax.cli.arguments import override
 from ssd_jax.config import Config, ConfigError, from_json, to_json
+from ssd_jax.config_file import load_config
 from tests.adversarial.limits import result_or_error
 from tests.adversarial.strategies import HOSTILE, SCALARS, TEXTS, VALUES, edit_json, edited_bytes
 from tests.tiny import TINY

@@ -21,7 +21,7 @@ from ssd_jax.checkpoints.reader import (
     read_variables,
     write_checkpoint,
 )
-from ssd_jax.cli import export, weights
+from ssd_jax.cli import benchmark, export, weights
 from ssd_jax.config import ConfigError, to_json
 from ssd_jax.demo.detection import LazyDetector
 from ssd_jax.inference.detector import Detector
@@ -65,7 +65,7 @@ READERS = {
     "demo": lambda path: LazyDetector(path).load(),
     "evaluate": main_of(evaluate, "--out", "out"),
     "predict": main_of(predict, "image.png", "--out", "out"),
-    "predict --benchmark": main_of(predict, "--benchmark", "--out", "out"),
+    "benchmark": main_of(benchmark, "--out", "out"),
     "export": main_of(export, "--to", "stablehlo", "--out", "out"),
     "weights": lambda path: weights.main(
         ["export", str(path), "--to", "safetensors", "--out", "out.safetensors"]

@@ -9,7 +9,7 @@ import evaluate as evaluate_main
 import train as train_main
 from ssd_jax.checkpoints.reader import read_config
 from ssd_jax.checkpoints.trust import LOCAL_FIELDS, TRUSTED_FIELDS, with_local_fields
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 from ssd_jax.config import Config, to_json
 from tests.runs import write_run
 from tests.tiny import TINY, change

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from ssd_jax.cli import check_data as check_module
-from ssd_jax.cli import run_main
 from ssd_jax.cli.check_data import check, make_best_iou
 from ssd_jax.cli.data import main
+from ssd_jax.cli.run import run_main
 from ssd_jax.config import ConfigError, DataConfig, PriorConfig
 from ssd_jax.data.errors import KINDS, DataError
 from ssd_jax.data.pipeline import train_batches

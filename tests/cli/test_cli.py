@@ -12,9 +12,9 @@ import evaluate as evaluate_main
 import predict as predict_main
 import train as train_main
 from ssd_jax import __version__
-from ssd_jax.cli import run_main
 from ssd_jax.cli.data import check_data, show_data
 from ssd_jax.cli.estimate import main as estimate_main
+from ssd_jax.cli.run import run_main
 from tests.tiny import TINY, change, write_config_file
 
 ANNOTATION = """<annotation><size><width>8</width><height>8</height></size><object>
@@ -101,7 +101,18 @@ def test_words_without_a_flag_suggest_the_main_flag(failing, tmp_path):
 
 MAINS = [
     f"cli.{name}"
-    for name in ("data", "demo", "estimate", "evaluate", "export", "predict", "train", "weights")
+    for name in (
+        "benchmark",
+        "data",
+        "demo",
+        "estimate",
+        "evaluate",
+        "export",
+        "main",
+        "predict",
+        "train",
+        "weights",
+    )
 ]
 
 
@@ -239,8 +250,8 @@ def test_unknown_subcommands_are_corrected(failing):
     [
         (["--score-threshold", "1.5"], "--score-threshold is 1.5; use a number from 0 to 1"),
         (["--batch-size"], "--batch-size needs a value"),
-        (["--batch-sizes", "1,2"], "--batch-sizes belongs to --benchmark"),
-        (["--benchmark", "--xml"], "--xml cannot be combined with --benchmark"),
+        (["--batch-sizes", "1,2"], "--batch-sizes belongs to ssd-jax benchmark"),
+        (["--benchmark", "--xml"], "--benchmark is a command, ssd-jax benchmark"),
         (["--chekpoint", "x"], "unknown argument --chekpoint; perhaps you meant --checkpoint"),
     ],
 )

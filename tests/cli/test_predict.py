@@ -13,7 +13,7 @@ import pytest
 
 import predict as predict_main
 from ssd_jax.checkpoints.reader import write_checkpoint
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 from ssd_jax.config import COMPILATION_CACHE_DIR
 from ssd_jax.inference.detector import Detections, Detector
 from ssd_jax.inference.inputs import find_inputs

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ssd_jax.cli import data as data_main
 from ssd_jax.cli import preview_data as show
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 from ssd_jax.data.formats.synthetic import SHAPES
 from ssd_jax.data.pipeline import train_batches
 from ssd_jax.data.sources import open_source

@@ -10,7 +10,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 from ssd_jax.cli.weights import main
 from ssd_jax.config import ConfigError, UserError
 from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ssd_jax.cli import estimate, load_config
+from ssd_jax.cli import estimate
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from ssd_jax.config_file import load_config
 from ssd_jax.estimate import devices as devices_module
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import ACCELERATORS, Target, parse_target

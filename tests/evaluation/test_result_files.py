@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import evaluate as evaluate_main
-from ssd_jax.cli import run_main
+from ssd_jax.cli.run import run_main
 from ssd_jax.data.formats.coco import CocoSource
 from ssd_jax.data.formats.voc import VocSource
 from ssd_jax.data.tables import DetectionTable

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ssd_jax.checkpoints.reader import write_checkpoint
-from ssd_jax.cli import export, run_main
+from ssd_jax.cli import export
+from ssd_jax.cli.run import run_main
 from ssd_jax.config import ExtraBlock
 from ssd_jax.export import layers
 from ssd_jax.export.network import Network

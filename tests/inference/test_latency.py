@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import predict as predict_main
 from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
-from ssd_jax.cli import run_main
+from ssd_jax.cli import benchmark as benchmark_main
+from ssd_jax.cli.run import run_main
 from ssd_jax.inference import latency as module
 from ssd_jax.inference.detect import make_detect, post_process
 from ssd_jax.models.ssd import make_model, model_priors
@@ -93,9 +93,9 @@ def test_figures_and_their_table(run, tmp_path):
 
 def test_the_command(run, tmp_path, monkeypatch, capfd):
     def call(*arguments):
-        line = ["predict.py", "--checkpoint", run, "--benchmark", "--out", tmp_path, *arguments]
+        line = ["ssd-jax benchmark", "--checkpoint", run, "--out", tmp_path, *arguments]
         monkeypatch.setattr(sys, "argv", list(map(str, line)))
-        status = run_main(predict_main.main)
+        status = run_main(benchmark_main.main)
         return status, capfd.readouterr().err
 
     assert call("--batch-sizes", "2") == (0, "")
@@ -107,9 +107,9 @@ def test_the_command(run, tmp_path, monkeypatch, capfd):
     for arguments, text in (
         (["--batch-sizes", "0"], "--batch-sizes is 0; use numbers from 1, e.g. 1,8,32"),
         (["--batch-sizes", "1,x"], "--batch-sizes is 1,x"),
-        (["--classes", "a"], "--classes cannot be combined with --benchmark"),
-        (["--xml"], "--xml cannot be combined with --benchmark"),
-        ([tmp_path / "film.mp4"], "film.mp4 is not an image; --benchmark takes only images"),
+        (["--classes", "a"], "--classes belongs to ssd-jax predict"),
+        (["--xml"], "--xml belongs to ssd-jax predict"),
+        ([tmp_path / "film.mp4"], "film.mp4 is not an image; benchmark takes only images"),
         ([tmp_path / "broken.jpg"], "broken.jpg is not an image that can be decoded"),
         ([tmp_path / "none.jpg"], "there is no file or folder"),
     ):

@@ -57,7 +57,7 @@ def test_run_stops_with_the_state_before_the_nonfinite_step(tmp_path, poisoned, 
     message = str(raised.value)
     file = tmp_path / "run/nonfinite/step3-process0.npz"
     assert "step 3: loss_loc and loss_conf not finite; image train-" in message
-    assert f"train.py --replay {file}" in message
+    assert f"ssd-jax train --replay {file}" in message
 
     # The saved state is bit-identical to that after two steps.
     poisoned.poison = False

@@ -206,7 +206,7 @@ def open_prepared(root: str, name: str) -> Any:
     """
     folder = find_prepared(root, name)
     if folder is None:
-        command = f"python -m ssd_jax.data prepare {shlex.quote(name)}"
+        command = f"ssd-jax data prepare {shlex.quote(name)}"
         if root:
             command += f" --root {shlex.quote(root)}"
         raise DataError(f"{name} is not prepared in {data_dir(root)}; run {command}")

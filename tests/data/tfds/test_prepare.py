@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import tensorflow_datasets as tfds
 
-from ssd_jax.cli import run_main
 from ssd_jax.cli.data import main
+from ssd_jax.cli.run import run_main
 from ssd_jax.config import ConfigError
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.formats.coco import CocoSource
@@ -200,7 +200,7 @@ class TestBuild:
         program = (
             "import time\n"
             "import ssd_jax.data.tfds.prepare as command\n"
-            "from ssd_jax.cli import run_main\n"
+            "from ssd_jax.cli.run import run_main\n"
             "read = command.voc_examples\n"
             "def slowly(*arguments):\n"
             "    for example in read(*arguments):\n"

@@ -320,14 +320,13 @@ class TestSplits:
         with pytest.raises(DataError) as error:
             TfdsSource(root, "voc/2012:train", VOC_CLASSES)
         assert str(error.value) == (
-            f"voc/2012 is not prepared in {root}; "
-            f"run python -m ssd_jax.data prepare voc/2012 --root {root}"
+            f"voc/2012 is not prepared in {root}; run ssd-jax data prepare voc/2012 --root {root}"
         )
         monkeypatch.setenv("TFDS_DATA_DIR", "/nowhere")
         with pytest.raises(DataError) as error:
             TfdsSource("", "coco/2017:train", VOC_CLASSES)
         assert str(error.value) == (
-            "coco/2017 is not prepared in /nowhere; run python -m ssd_jax.data prepare coco/2017"
+            "coco/2017 is not prepared in /nowhere; run ssd-jax data prepare coco/2017"
         )
 
 
