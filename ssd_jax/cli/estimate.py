@@ -57,7 +57,11 @@ class EstimateArgs(ConfigArgs):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Predict memory and speed of a config; return 1 if the batch does not fit."""
+    """Predict memory and speed of a config on an accelerator.
+
+    Returns:
+        The exit status: 1 if the batch does not fit.
+    """
     args = parse_args(EstimateArgs, arguments)
     if args.config is None:
         raise ConfigError(CONFIG_MISSING)
