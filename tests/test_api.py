@@ -90,7 +90,7 @@ def test_errors_are_exceptions_of_the_package(run, tmp_path):
 def test_evaluate(run, tmp_path):
     evaluation = ssd_jax.evaluate(run, out_dir=tmp_path / "out")
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["mAP"] == pytest.approx(evaluation.results[0].mean_ap)
+    assert metrics["voc/mAP"] == pytest.approx(evaluation.results[0].mean_ap)
     assert not (run / "eval").exists()
     # The sections data and eval of a config replace those of the checkpoint.
     config = dataclasses.replace(

@@ -172,7 +172,7 @@ def _parse(
         "prog": f"{program_name()} {getattr(kind, 'subcommand', '')}".strip(),
         "args": list(arguments),
         "config": (conf.DisallowNone,),
-        "registry": _registry(config),
+        "registry": make_registry(config),
     }
     with on_parse_error(fail):
         if config is None:
@@ -185,7 +185,7 @@ def _parse(
     return args
 
 
-def _registry(config: Config | None) -> ConstructorRegistry:
+def make_registry(config: Config | None) -> ConstructorRegistry:
     """Create tyro's rules: ranges in the help, `config` as the default, extra blocks as numbers."""
     registry = ConstructorRegistry()
 

@@ -39,6 +39,10 @@ COMMANDS: Mapping[str, Main] = {
 
 def main(arguments: Sequence[str]) -> int | None:
     """Run the command that the first argument names."""
+    if arguments[:1] == ["--print-completion"]:
+        from ssd_jax.cli.completion import print_completion
+
+        print_completion(arguments[1:])
     return run_subcommand(COMMANDS, arguments)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -189,3 +190,29 @@ def test_train_runs_a_config_by_name(tmp_path, monkeypatch):
     )
     train(["--config", "quickstart"])
     assert calls == [(load_config("quickstart"), Path("runs/quickstart"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tra"], {"train"}),
+        (["data", "sh"], {"show"}),
+        (["train", "--train.st"], {"--train.steps"}),
+        (["export", "--to", ""], {"stablehlo", "onnx", "savedmodel", "tflite"}),
+    ],
+)
+def test_bash_completion(program, words, expected):
+    status, script, err = program("--print-completion", "bash")
+    assert (status, err) == (0, "")
+    line = ["ssd-jax", *words]
+    script += f"COMP_WORDS=({' '.join(map(shlex.quote, line))}); COMP_CWORD={len(words)}\n"
+    script += '_tyro_ssd_jax; printf "%s\\n" "${COMPREPLY[@]}"\n'
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.parametrize("arguments", [[], ["fish"], ["bash", "zsh"]])
+def test_unknown_shells_are_errors(program, arguments):
+    status, _, err = program("--print-completion", *arguments)
+    assert status == 2
+    assert err == "ssd-jax: --print-completion needs one of bash, zsh, tcsh\n"

@@ -1,0 +1,52 @@
+"""Shell completion of the program `ssd-jax`, written by tyro."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro import conf
+
+from ssd_jax.cli import benchmark, data, demo, estimate, evaluate, export, predict, train, weights
+from ssd_jax.cli.arguments import make_registry
+from ssd_jax.config import Config, ConfigError
+
+_COMMANDS = {
+    "train": train.TrainArgs,
+    "evaluate": evaluate.CheckpointArgs,
+    "predict": predict.PredictArgs,
+    "benchmark": benchmark.BenchmarkArgs,
+    "data": {"check": data.CheckArgs, "show": data.ShowArgs, "prepare": data.PrepareArgs},
+    "weights": {"import": weights.ImportArgs, "export": weights.ExportArgs},
+    "export": export.ExportArgs,
+    "estimate": estimate.EstimateArgs,
+    "demo": demo.DemoArgs,
+}
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def print_completion(arguments: Sequence[str]) -> None:
+    """Print the completion script for a shell.
+
+    Args:
+        arguments: the name of the shell.
+
+    Raises:
+        ConfigError: the shell is missing or unknown.
+    """
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise ConfigError(f"--print-completion needs one of {', '.join(SHELLS)}")
+    tyro.cli(
+        _union(_COMMANDS),
+        prog="ssd-jax",
+        args=["--tyro-print-completion", *arguments],
+        registry=make_registry(Config()),
+        config=(conf.DisallowNone,),
+    )
+
+
+def _union(commands: Any) -> Any:
+    """Return tyro's type for a choice of commands, or the arguments of a single one."""
+    if not isinstance(commands, dict):
+        return commands
+    kinds = [Annotated[_union(kind), conf.subcommand(name)] for name, kind in commands.items()]
+    return Union[tuple(kinds)]  # noqa: UP007 - of a variable number
