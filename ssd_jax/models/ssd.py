@@ -106,7 +106,9 @@ class MultiboxHead(nn.Module):
         )
         y = conv2d_cached(self, x.astype(self.dtype), kernel, bias, HEAD_GEOMETRY)
         loc, conf = jnp.split(y, [self.boxes * 4], axis=-1)
-        return loc.reshape(len(x), -1, 4), conf.reshape(len(x), -1, self.num_classes)
+        # Not len(x): an exported program may have a batch of any size.
+        batch = x.shape[0]
+        return loc.reshape(batch, -1, 4), conf.reshape(batch, -1, self.num_classes)
 
 
 class SSD(nn.Module):

@@ -141,7 +141,7 @@ def test_check_collects_all_of_a_coco_folder(coco, tmp_path):
     assert status == 1
     assert peak < 2e9
     assert len([f for f in findings if f["severity"] == "error"]) > 100
-    assert {"annotation", "twice", "missing_image", "no_area", "outside"} <= {
+    assert {"annotation", "duplicate", "missing_image", "no_area", "outside"} <= {
         f["kind"] for f in findings
     }
 

@@ -12,7 +12,6 @@ import pytest
 
 from ssd_jax.cli import estimate, load_config
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
-from ssd_jax.estimate import devices as devices_module
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import ACCELERATORS, Target, parse_target
 from ssd_jax.estimate.batch_search import find_largest
@@ -382,9 +381,9 @@ def run_estimate(monkeypatch, *arguments, need):
             raise step_cost.TooLargeError("RESOURCE_EXHAUSTED: out of memory")
         return step_cost.StepCost(batch, 1e12, 1e9, size, (AllReduce(2, 50_000_000),), 3, 4, 5.0)
 
-    monkeypatch.setattr(step_cost, "compile_step", compile_step)
-    monkeypatch.setattr(devices_module, "set_environment", lambda: None)
-    monkeypatch.setattr(devices_module, "describe_devices", lambda target: [])
+    monkeypatch.setattr(estimate, "compile_step", compile_step)
+    monkeypatch.setattr(estimate, "set_environment", lambda: None)
+    monkeypatch.setattr(estimate, "describe_devices", lambda target: [])
     config = str(CONFIGS / "ssd300_voc0712.py")
     return estimate.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
 

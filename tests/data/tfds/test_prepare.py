@@ -44,16 +44,18 @@ def files(folder: Path) -> set[str]:
 
 class TestArguments:
     def test_help(self, capsys):
-        main(["prepare", "--help"])
+        with pytest.raises(SystemExit) as exit_:
+            main(["prepare", "--help"])
+        assert exit_.value.code == 0
         assert "--from FOLDER" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
-            ([], "the data set's name is missing, e.g. voc/2007"),
-            (["voc/2007", "coco/2017"], "prepare has no coco/2017"),
-            (["voc/2007", "--form", "x"], "prepare has no --form x"),
-            (["voc/2007", "--from"], "--from: expected one argument"),
+            ([], "NAME is missing .*voc/2007"),
+            (["voc/2007", "coco/2017"], "unexpected argument 'coco/2017'; take it out"),
+            (["voc/2007", "--form", "x"], "unknown argument --form; perhaps you meant --from"),
+            (["voc/2007", "--from"], "--from needs a value"),
         ],
     )
     def test_wrong(self, arguments, match):
@@ -201,6 +203,7 @@ class TestBuild:
             "import time\n"
             "import ssd_jax.data.tfds.prepare as command\n"
             "from ssd_jax.cli import run_main\n"
+            "from ssd_jax.cli.data import main\n"
             "read = command.voc_examples\n"
             "def slowly(*arguments):\n"
             "    for example in read(*arguments):\n"
@@ -208,7 +211,7 @@ class TestBuild:
             "        print('one', flush=True)\n"
             "        time.sleep(60)\n"
             "command.voc_examples = slowly\n"
-            "raise SystemExit(run_main(lambda arguments: command.main(arguments[1:])))\n"
+            "raise SystemExit(run_main(main))\n"
         )
         arguments = ["voc/2007", "--root", tmp_path / "tfds", "--from", tmp_path]
         process = subprocess.Popen(
