@@ -115,7 +115,7 @@ class TrainBatches(Iterator[Batch]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _start(self) -> grain.DatasetIterator:
