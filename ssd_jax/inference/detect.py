@@ -68,6 +68,18 @@ def post_process(
     )
 
 
+def make_post_process(config: Config) -> Callable[[Array, Array], Detections]:
+    """Compile `post_process` alone, for measurements."""
+    return jax.jit(
+        partial(
+            post_process,
+            priors=model_priors(config.model, config.priors),
+            variances=config.priors.variances,
+            config=config.eval,
+        )
+    )
+
+
 class DetectFn:
     """`detect_step` compiled for the local devices, which share every batch.
 
@@ -110,11 +122,6 @@ class DetectFn:
         variables = jax.device_put(variables, self._replicated)
         detections = self._step(variables, jax.device_put(padded, self._split))
         return Detections(*(field[: len(images)] for field in detections))
-
-
-def make_detect(model: SSD, config: Config) -> DetectFn:
-    """Compile detection for the local devices; see `DetectFn`."""
-    return DetectFn(model, config)
 
 
 class StoppedError(Exception):

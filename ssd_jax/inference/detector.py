@@ -23,7 +23,7 @@ from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.images import decode_image, read_image_file
 from ssd_jax.distributed import use_compilation_cache
-from ssd_jax.inference.detect import Variables, make_detect, to_pixels
+from ssd_jax.inference.detect import DetectFn, Variables, to_pixels
 from ssd_jax.inference.drawing import Array, Image, draw_boxes, resize
 from ssd_jax.io import reason
 from ssd_jax.kernels.conv2d import set_cpu_conv
@@ -113,7 +113,7 @@ class Detector:
         # Lower-scoring boxes never affect higher-scoring ones, so one compiled program without a
         # threshold serves every threshold.
         config = replace(config, eval=replace(config.eval, score_threshold=0.0))
-        self._detect = make_detect(model, config)
+        self._detect = DetectFn(model, config)
         self._variables = self._detect.prepare(variables)
 
     @classmethod

@@ -11,7 +11,7 @@ from ssd_jax.config import Config, ConfigError, to_json
 from ssd_jax.data.errors import DataError
 from ssd_jax.distributed import is_main_process, use_compilation_cache
 from ssd_jax.evaluation.report.output_dir import OutputError
-from ssd_jax.inference.detect import StoppedError, make_detect
+from ssd_jax.inference.detect import DetectFn, StoppedError
 from ssd_jax.io import atomic_write
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import make_model
@@ -67,7 +67,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         start = start or start_run(state, data.batches, config)
         state = replicate(start.state, jax.local_devices())
         start = start._replace(state=state)
-        detect = make_detect(make_model(config.model, config.priors), config)
+        detect = DetectFn(make_model(config.model, config.priors), config)
 
         notes = [*folder.notes, training.describe(state.params), *data.notes, *start.notes]
         notes += checkpoints.open(read_scores(workdir, config.train.best_metric))

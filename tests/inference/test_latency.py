@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import predict as predict_main
 from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
 from ssd_jax.cli import run_main
 from ssd_jax.inference import latency as module
-from ssd_jax.inference.detect import make_detect, post_process
-from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.inference.detect import DetectFn, make_post_process
+from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
 
@@ -49,14 +48,8 @@ def quick(monkeypatch):
 def test_the_parts_are_the_whole(variables):
     model = make_model(CONFIG.model, CONFIG.priors)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    whole = make_detect(model, CONFIG)(variables, images)
-    finish = partial(
-        post_process,
-        priors=model_priors(CONFIG.model, CONFIG.priors),
-        variances=CONFIG.priors.variances,
-        config=CONFIG.eval,
-    )
-    parts = jax.jit(finish)(*jax.jit(model.apply)(variables, images))
+    whole = DetectFn(model, CONFIG)(variables, images)
+    parts = make_post_process(CONFIG)(*jax.jit(model.apply)(variables, images))
     assert int(whole.count.min()) > 10
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_allclose(whole.boxes, parts.boxes, atol=1e-5)

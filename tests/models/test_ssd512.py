@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
-from ssd_jax.inference.detect import make_detect
+from ssd_jax.inference.detect import DetectFn
 from ssd_jax.models.ssd import model_priors
 from tests.models import torch_ssd512 as reference
 from tests.models.torchvision_case import differences, import_state
@@ -43,7 +43,7 @@ def test_outputs_equal_the_recorded_ones(imported, golden):
 def test_detections_equal_the_recorded_ones(imported, golden):
     config, model, variables, _ = imported
     known = np.load(golden / "ssd512.npz")
-    found = make_detect(model, config)(variables, reference.image()[None])
+    found = DetectFn(model, config)(variables, reference.image()[None])
     n = int(found.count[0])
     assert n == len(known["labels"]) > 20
     ours = {name: np.asarray(getattr(found, name)[0, :n]) for name in ("boxes", "scores", "labels")}

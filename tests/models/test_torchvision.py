@@ -14,7 +14,7 @@ import pytest
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augmentation import preprocess_eval
-from ssd_jax.inference.detect import make_detect
+from ssd_jax.inference.detect import DetectFn
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import cxcywh_to_xyxy
 from ssd_jax.ops.losses import multibox_loss
@@ -64,7 +64,7 @@ def test_priors_equal_torchvision(recorded):
 
 def test_detections_equal_torchvision(recorded):
     known, config, model, variables, _ = recorded
-    found = make_detect(model, config)(variables, seeded_image(RECORDED[0])[None])
+    found = DetectFn(model, config)(variables, seeded_image(RECORDED[0])[None])
     theirs = {name: known[name] for name in ("boxes", "scores", "labels")}
     assert int(found.count[0]) == len(theirs["labels"]) > 20
     assert differences(in_pixels(found, 0, 300, 300), theirs, pixels=0.01, score=1e-4) == []
@@ -113,7 +113,7 @@ def test_live_outputs_priors_and_detections_on_real_images(both, shared_data):
     theirs, config, model, variables = both
     priors = cxcywh_to_xyxy(model_priors(config.model, config.priors)) * 300
     outputs = jax.jit(model.apply)
-    detect = make_detect(model, config)
+    detect = DetectFn(model, config)
     files = sorted((shared_data / "voc-mini" / "JPEGImages").glob("*.jpg"))[::15][:20]
     assert len(files) == 20
     total, ties, alone, rounded = 0, 0, [], 0
