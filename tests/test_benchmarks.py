@@ -49,7 +49,8 @@ def loss_case():
     rule = dataclasses.replace(config.train, matching="per_object")
 
     def loss(outputs):
-        batch = dict(zip(("boxes", "labels", "mask"), inputs[1], strict=True))
+        boxes, labels, mask = inputs[1]
+        batch = {"boxes": boxes, "labels": labels - 1, "mask": mask}
         targets = image_targets(batch, priors, config.priors.variances, rule)
         losses = image_losses(*outputs, targets, rule)
         total = jnp.sum(losses.loc) + jnp.sum(losses.conf)

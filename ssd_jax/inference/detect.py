@@ -172,15 +172,16 @@ def detect_source(
     parts += jax.device_get(waiting)
     # [images of this process, ...], equally many in all processes.
     index = np.concatenate([index for index, _ in parts])
-    found = jax.tree.map(lambda *fields: np.concatenate(fields), *(found for _, found in parts))
-    index, found = jax.tree.map(_one_axis, all_gather((index, found)))
+    batches = [batch for _, batch in parts]
+    detections = jax.tree.map(lambda *fields: np.concatenate(fields), *batches)
+    index, detections = jax.tree.map(_one_axis, all_gather((index, detections)))
     columns = []
     for b in np.argsort(index, kind="stable"):
         record = int(index[b])
         if record < 0:  # padding of the last batch
             continue
         annotation = source.annotation(record)
-        boxes, scores, labels = to_pixels(found, b, annotation.width, annotation.height)
+        boxes, scores, labels = to_pixels(detections, b, annotation.width, annotation.height)
         columns.append((np.full(len(scores), record), labels, scores, boxes))
     # A source has at least one image, and each gives a row, if an empty one.
     return DetectionTable(*(np.concatenate(column) for column in zip(*columns, strict=True)))

@@ -120,8 +120,8 @@ def vgg_names(layout: Layout, names: Collection[str]) -> dict[str, tuple[str, st
     Layers are conv1_1 to conv7, fc6 and fc7. Arrays of other layers, such as the last one of the
     classifier, are left out.
     """
-    places = {name: _vgg_layer(layout, name) for name in names}
-    return {name: place for name, place in places.items() if place is not None}
+    targets = {name: _vgg_layer(layout, name) for name in names}
+    return {name: target for name, target in targets.items() if target is not None}
 
 
 def _vgg_layer(layout: Layout, name: str) -> tuple[str, str] | None:

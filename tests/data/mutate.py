@@ -429,7 +429,7 @@ def everything_at_once(images: Path) -> dict[str, list[Any]]:
             parts = {name: content[name] for name in out}
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        own = {
+        new_ids = {
             "images": {"id": (1, 1000 + k), "file_name": ("good.jpg", f"good_{k}.jpg")},
             "annotations": {"id": (11, 1000 + k), "image_id": (1, 1000 + k)},
             "categories": {"id": (7, 1000 + k), "name": ("cat", f"cat {k}")},
@@ -440,7 +440,7 @@ def everything_at_once(images: Path) -> dict[str, list[Any]]:
                 if isinstance(record, dict):
                     record |= {
                         key: new
-                        for key, (old, new) in own[name].items()
+                        for key, (old, new) in new_ids[name].items()
                         if record.get(key) == old and type(record[key]) is type(old)
                     }
                 if record not in GOOD_JSON["categories"]:

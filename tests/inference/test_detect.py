@@ -78,7 +78,7 @@ def test_the_batch_size_does_not_matter():
 
 def test_boxes_are_continuous_pixels_of_the_original_image():
     """The best detection of the first image, worked out by hand."""
-    found = table(2)
+    detections = table(2)
     model, weights = variables()
     from ssd_jax.data.augmentation import preprocess_eval
 
@@ -87,11 +87,11 @@ def test_boxes_are_continuous_pixels_of_the_original_image():
     prior, label = np.unravel_index(scores.argmax(), scores.shape)
     priors = model_priors(CONFIG.model, CONFIG.priors)
     box = np.asarray(decode_boxes(loc[0], priors, (0.1, 0.2)))[prior].clip(0, 1)
-    first = np.flatnonzero(found.image == 0)[0]
-    assert found.label[first] == label
-    np.testing.assert_allclose(found.score[first], scores.max(), rtol=1e-5)
-    known = box * [40, 20, 40, 20]
-    np.testing.assert_allclose(found.boxes[first], known, atol=1e-3)
+    first = np.flatnonzero(detections.image == 0)[0]
+    assert detections.label[first] == label
+    np.testing.assert_allclose(detections.score[first], scores.max(), rtol=1e-5)
+    expected = box * [40, 20, 40, 20]
+    np.testing.assert_allclose(detections.boxes[first], expected, atol=1e-3)
 
 
 def test_ground_truth_has_continuous_pixels_and_class_ids_from_zero():

@@ -45,7 +45,7 @@ def quick(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
-def test_the_parts_are_the_whole(variables):
+def test_network_and_post_processing_equal_detection(variables):
     model = make_model(CONFIG.model, CONFIG.priors)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     whole = DetectFn(model, CONFIG)(variables, images)

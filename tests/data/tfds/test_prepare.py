@@ -56,7 +56,7 @@ class TestArguments:
             (["voc/2007", "--from"], "--from: expected one argument"),
         ],
     )
-    def test_wrong(self, arguments, match):
+    def test_invalid_arguments(self, arguments, match):
         with pytest.raises(ConfigError, match=match):
             main(["prepare", *arguments])
 
@@ -116,7 +116,7 @@ class TestAnnouncement:
             _split_generators=ask,
         )
 
-    def test_what_is_downloaded(self, tmp_path, capsys):
+    def test_download_is_announced(self, tmp_path, capsys):
         command._announce_download("voc/2007", self.make_builder(tmp_path, 50_000_000))
         assert capsys.readouterr().out.splitlines() == [
             "0.05 GB  http://x/a.tar",
@@ -126,7 +126,7 @@ class TestAnnouncement:
             "removed afterwards",
         ]
 
-    def test_no_room(self, tmp_path, monkeypatch):
+    def test_full_disk(self, tmp_path, monkeypatch):
         free = SimpleNamespace(free=2_900_000_000)
         monkeypatch.setattr(command.shutil, "disk_usage", lambda folder: free)
         builder = self.make_builder(tmp_path, 500_000_000)
@@ -185,7 +185,7 @@ class TestBuild:
         source = TfdsSource(str(tmp_path), "coco/2017:validation", classes)
         assert_same(source, CocoSource(tmp_path / "coco", "val2017", classes))
 
-    def test_what_fails_leaves_nothing(self, tmp_path):
+    def test_failed_build_leaves_no_files(self, tmp_path):
         texts = {"a": write_xml(write_object("dog")), "b": write_xml(write_object("unicorn"))}
         make_folder(tmp_path / "VOC2007", texts)
         done = self.run("voc/2007", "--root", tmp_path / "tfds", "--from", tmp_path)
@@ -195,7 +195,7 @@ class TestBuild:
         assert files(tmp_path / "tfds") == {"voc/.config/metadata.json"}
         assert list((tmp_path / "tfds/voc/2007").iterdir()) == []
 
-    def test_what_is_interrupted_leaves_nothing(self, tmp_path):
+    def test_interrupted_build_leaves_no_files(self, tmp_path):
         make_folder(tmp_path / "VOC2007", {"a": write_xml(), "b": write_xml()})
         program = (
             "import time\n"
@@ -233,7 +233,7 @@ class TestBuild:
             ("voc", "voc comes in several configs; name one, e.g. voc/2007"),
         ],
     )
-    def test_names_that_tfds_does_not_have(self, tmp_path, name, match):
+    def test_unknown_data_set(self, tmp_path, name, match):
         done = self.run(name, "--root", tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert match in done.stderr

@@ -197,7 +197,7 @@ def test_iou_equal_to_a_threshold_suffices_with_decimal_corners():
     assert got.figures["AP"] == pytest.approx(0.1)
 
 
-def test_errors_say_what_is_wrong():
+def test_invalid_tables_are_errors():
     det, gt = tables([[0, 2, 0.5, 0, 0, 9, 9]], [[0, 0, 0, 0, 9, 9]])
     with pytest.raises(ValueError, match="detections: label 2 is out of range for 2 classes"):
         evaluate_coco(det, gt, ["a", "b"])
