@@ -286,8 +286,8 @@ class CheckpointManager:
         steps = self._steps()
         newest = f"the newest intact checkpoint is {steps[-1]}" if steps else "none is saved yet"
         return SaveError(
-            f"{what} cannot be written to {self._folder} ({reason(error)}); {newest}; make room or "
-            "fix the permissions, and continue with --resume"
+            f"{what} cannot be written to {self._folder} ({reason(error)}); {newest}; "
+            "free some space or fix the permissions, and continue with --resume"
         )
 
 

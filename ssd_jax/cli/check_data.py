@@ -60,7 +60,7 @@ def run(config: Config, fix_report: Path | None) -> int:
         The exit status: 1 if training would stop.
     """
     if fix_report and not is_dir(fix_report.absolute().parent):
-        raise ConfigError(f"--fix-report: {fix_report.parent} is not a folder; make it")
+        raise ConfigError(f"--fix-report: folder not found: {fix_report.parent}; create it first")
 
     # Leave the accelerator to a training that may be running.
     import jax

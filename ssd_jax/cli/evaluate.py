@@ -182,7 +182,7 @@ def _read_configs(
         saved = read_config(other)
         if saved.model.classes != config.model.classes:
             raise ConfigError(
-                f"--compare: {other} has other classes than {checkpoint}; name a checkpoint of "
+                f"--compare: {other} has different classes from {checkpoint}; name a checkpoint of "
                 "the same classes in the same order"
             )
         checkpoints.append((other, replace(config, model=saved.model, priors=saved.priors)))

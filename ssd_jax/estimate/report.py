@@ -31,7 +31,7 @@ def report(
         (
             "config",
             f"SSD{config.model.image_size}, {len(config.model.classes)} classes, {dtype}, "
-            f"{batch} images a device, {batch * n} a step",
+            f"{batch} images per device, {batch * n} per step",
         ),
         ("target", f"{n} x {accelerator.kind}; jax {jax.__version__}{took}"),
     ]

@@ -123,7 +123,7 @@ def lower_step(config: Config, devices: Sequence[Any], batch: int) -> Any:
         return training.step.lower(jax.eval_shape(training.init_state), shares)
 
 
-def images_a_device(config: Config, target: Target, batch: int | None) -> int:
+def images_per_device(config: Config, target: Target, batch: int | None) -> int:
     """Return the images per device; raise ConfigError if the batch cannot be divided equally."""
     size, parts, n = config.train.batch_size, config.train.grad_accumulation_steps, target.devices
     if batch is not None:
@@ -134,9 +134,9 @@ def images_a_device(config: Config, target: Target, batch: int | None) -> int:
         return batch
     if size % (n * parts):
         raise ConfigError(
-            f"train.batch_size {size} must divide by the {n} devices times "
-            "train.grad_accumulation_steps "
-            f"{parts}; give --batch, images a device, e.g. --batch {max(32, parts)}"
+            f"train.batch_size {size} must be divisible by the {n} devices times "
+            f"train.grad_accumulation_steps {parts}; set --batch, the images per device, "
+            f"e.g. --batch {max(32, parts)}"
         )
     return size // n
 

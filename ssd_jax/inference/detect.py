@@ -145,7 +145,7 @@ def detect_source(
     """Detect objects in a whole source; boxes are in pixels of the original images.
 
     The next batch is given to the devices before the last one's result is read. Several processes
-    share the images, each with batches of its own, and all get the whole table, rows in the order
+    share the images, each in separate batches, and all get the whole table, rows in the order
     of the source.
 
     Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.

@@ -131,7 +131,7 @@ class Detector:
             threshold: see `Detector`.
 
         Raises:
-            ConfigError: there is no checkpoint.
+            ConfigError: no checkpoint found.
             CheckpointError: the checkpoint is damaged.
         """
         use_compilation_cache()

@@ -52,7 +52,9 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         set_cpu_conv(config.runtime.cpu_conv)
         has_checkpoints = (workdir / "checkpoints").exists()
         if has_checkpoints and not resume:
-            raise ConfigError(f"--workdir: {workdir} has a run; add --resume or name another")
+            raise ConfigError(
+                f"--workdir: {workdir} already contains a run; add --resume or name another"
+            )
         with display.phase("reading the data"):
             config = resolve_config(config, devices=jax.device_count())
             if not has_checkpoints:
@@ -98,7 +100,7 @@ def _write_config(file: Path, config: Config) -> None:
     try:
         atomic_write(file, to_json(config).encode())
     except OSError as error:
-        raise OutputError(f"{file} cannot be written ({error.strerror}); make room") from None
+        raise OutputError(f"{file} cannot be written ({error.strerror}); free some space") from None
 
 
 def _summarize(
@@ -120,7 +122,7 @@ def _run(trainer: Trainer, checkpoints: CheckpointManager, workdir: Path) -> flo
             checkpoints.close()
             point = f"after step {trainer.global_step} and saved"
         else:
-            point = "before the first step; nothing was to be saved"
+            point = "before the first step; nothing to save"
         raise Preempted(
             f"stopped by a signal {point}; continue with --workdir {workdir} --resume"
         ) from None

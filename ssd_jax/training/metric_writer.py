@@ -30,8 +30,8 @@ def _as_log_error(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LogError(
-            f"the log in {workdir} cannot be written ({error.strerror or error}); make room or "
-            "fix the permissions, and continue with --resume"
+            f"the log in {workdir} cannot be written ({error.strerror or error}); free some "
+            "space or fix the permissions, and continue with --resume"
         ) from None
 
 

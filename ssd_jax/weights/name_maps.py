@@ -1,4 +1,4 @@
-"""Name maps: which array of another program's weights is which parameter here.
+"""Maps from the array names of other programs' weights to parameters.
 
 ssd.pytorch numbers VGG16's layers in a list with ReLUs and pools; so does torchvision, which splits
 the list after conv4_3. Both store kernels as OIHW and flatten their heads by rows, columns and

@@ -40,9 +40,9 @@ def noise(seed):
 
 
 def make_voc(root, annotations=(), images=()):
-    """Splits train (a, b and what is given) and test (c) without a fault but the planted ones.
+    """Make valid splits train (a, b and the arguments) and test (c), except for the arguments.
 
-    annotations: image id -> XML. images: image id -> what is in its file.
+    annotations: image id -> XML. images: image id -> content of the file.
     """
     annotations = {"a": GOOD, "b": GOOD, "c": GOOD, **dict(annotations)}
     make_folder(root, annotations)
@@ -90,7 +90,7 @@ def object_of(name="cat", box=(11, 21, 50, 60), **more):
     return write_xml(write_object(name, box, **more))
 
 
-# Kind -> what makes_voc plants, and what the finding says.
+# Kind -> arguments of make_voc, and a pattern of the finding.
 PLANTED = {
     "annotation": ({"annotations": {"x": "<annotation>"}}, r"x\.xml is not a usable annotation"),
     "unknown_class": ({"annotations": {"x": object_of("bird")}}, r"x\.xml has class 'bird'"),
@@ -197,7 +197,7 @@ class TestKinds:
         assert "b.jpg is missing (2 of 3 images of split 'train' are)" in str(findings[1])
 
     def test_missing_split(self, tmp_path):
-        """The other one is looked at all the same."""
+        """The other split is checked all the same."""
         root = make_voc(tmp_path, {}, {"c": b"no image"})
         (root / "ImageSets/Main/train.txt").unlink()
         kinds = [error.kind for error in find(configure(root))]
@@ -247,7 +247,7 @@ class TestKinds:
         assert "data.eval_split is 'train', which is trained on" in str(error)
 
     def test_every_object_of_an_annotation(self, tmp_path):
-        """What is wrong with one object leaves the others of its image."""
+        """An invalid object does not affect the others of its image."""
         objects = [("bird",), ("",), ("cat",), ("Dog",), ("cat", (1, "x", 9, 9)), ("dog",)]
         root = make_voc(tmp_path, {"x": write_xml(*(write_object(*o) for o in objects))})
         report = check(configure(root), Console(quiet=True))
@@ -284,7 +284,7 @@ class TestKinds:
         assert report.splits["training"].columns["objects"].tolist() == [0, 2]
 
     def test_objects_of_an_invalid_image_or_category_are_not_reported(self, tmp_path):
-        """They are not reported as well: mending the one mends the others."""
+        """They are not reported: fixing the image or category fixes them."""
         boxes = [(1, 7, (10, 20, 40, 40)), (2, 8, (10, 20, 40, 40)), (2, 7, (10, 20, 40, 40))]
         images = [
             {"id": k, "file_name": f"{k}.jpg", "width": width, "height": 80}
@@ -301,7 +301,7 @@ class TestKinds:
 
 
 class TestTrainingHasTheSameRules:
-    """What the check calls an error stops a run, with the same line; nothing else does."""
+    """Errors of the check, and no other findings, stop a run with the same line."""
 
     def run(self, config):
         classes = find_classes(config.data, config.model.classes)
@@ -523,7 +523,7 @@ class TestCommand:
     def test_invalid_arguments(self, run, tmp_path):
         config = configure(make_voc(tmp_path / "voc"))
         for arguments, line in [
-            (["--fix-report", tmp_path / "none/out.json"], "none is not a folder; make it"),
+            (["--fix-report", tmp_path / "none/out.json"], "none; create it first"),
             (["--fix-report"], "--fix-report"),
             (["--data.rot", "x"], "--data.rot"),
             (["--data.format", "shapes"], "generated shapes have circle"),

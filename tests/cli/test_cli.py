@@ -74,7 +74,10 @@ def failing(monkeypatch, capfd, tmp_path):
         ),
         (["--priors.steps", "1e-300", "8"], "priors.steps has 1e-300; use a number from 0.1 to"),
         (["--optim.grad-clip-norm", "inf"], "optim.grad_clip_norm is inf; use a number from 0 to"),
-        (["--train.batch-size", "3"], "train.batch_size 3 must divide by the 2 devices; try 2"),
+        (
+            ["--train.batch-size", "3"],
+            "train.batch_size 3 must be divisible by the 2 devices; try 2",
+        ),
         (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
         (["--data.max-objects", "1"], "objects and data.max_objects is 1"),

@@ -129,15 +129,21 @@ def without(state, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: without(s, "conf.5.bias"), r"a.pth misses conf.5.bias"),
-        (lambda s: without(s, "conf.0.bias"), r"a.pth misses conf.0.bias"),
-        (lambda s: s | {"priors": np.zeros(3, "f")}, "a.pth has priors, which no layer here takes"),
+        (lambda s: without(s, "conf.5.bias"), r"a.pth lacks conf.5.bias"),
+        (lambda s: without(s, "conf.0.bias"), r"a.pth lacks conf.0.bias"),
+        (
+            lambda s: s | {"priors": np.zeros(3, "f")},
+            "a.pth has priors, which belongs to no layer of the network",
+        ),
         (lambda s: s | {"vgg.0.weight": np.zeros((64, 3, 3, 2), "f")}, r"vgg.0.weight has shape"),
         (lambda s: s | {"conf.0.bias": np.zeros(83, "f")}, r"conf.0.bias has shape \(83,\)"),
         (lambda s: s | {"conf.0.bias": np.zeros(4, "f")}, r"conf.0.bias has shape \(4,\)"),
         (lambda s: s | {"vgg.0.bias": np.full(64, np.nan, "f")}, "vgg.0.bias is not finite"),
         (lambda s: s | {"vgg.0.bias": np.zeros(64, int)}, "vgg.0.bias is of type int64"),
-        (lambda s: {"fc.weight": np.zeros(3, "f")}, "is of no known layout: it holds fc.weight"),
+        (
+            lambda s: {"fc.weight": np.zeros(3, "f")},
+            "has an unknown layout, with the arrays fc.weight",
+        ),
     ],
 )
 def test_error_of_a_state_dict_that_does_not_fit(state, change, message):
@@ -168,7 +174,7 @@ def command(monkeypatch, capsys, *arguments):
         ("missing.pth", None, "file not found"),
         ("page.pth", b"\n<!DOCTYPE html><html>", "is a web page"),
         ("page.npz", b"<html>", "is a web page"),
-        ("some.bin", b"123", "is of no known kind"),
+        ("some.bin", b"123", "has an unknown suffix"),
         ("short.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "cannot be read"),
         ("short.npz", b"PK\x03\x04 and no more", "cannot be read"),
         ("empty.npz", b"", "cannot be read"),
@@ -233,7 +239,7 @@ def test_damaged_torch_file_is_one_error_line(tmp_path, monkeypatch, capsys):
     )
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": 1}, tmp_path / "number.pth")
-    cases = {"list.pth": "holds a list", "number.pth": "a is a int, not an array"}
+    cases = {"list.pth": "contains a list", "number.pth": "a is a int, not an array"}
     for file in (whole, old):
         for part in (2, 10):
             name = f"{file.stem}{part}.pth"

@@ -1,4 +1,4 @@
-"""Augmentation: what is promised of every draw, and how often each change happens."""
+"""Augmentation: invariants of every draw, and frequencies of the changes."""
 
 import colorsys
 
@@ -31,7 +31,7 @@ NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
 
 
 class Always(np.random.Generator):
-    """Says yes to every change of probability 0.5."""
+    """Generator that applies every change of probability 0.5."""
 
     def __init__(self, seed=0):
         super().__init__(np.random.PCG64(seed))
@@ -155,7 +155,7 @@ class TestAugment:
 
 
 class Scripted:
-    """A generator that says which changes happen and by how much, and notes what was asked."""
+    """Generator with scripted draws that records the requested ranges."""
 
     def __init__(self, happens, amounts=()):
         self.happens, self.amounts, self.asked = list(happens), list(amounts), []
@@ -267,8 +267,8 @@ class TestView:
         np.testing.assert_array_equal(out, expected)
 
     def test_the_canvas_of_a_large_photograph_is_small(self, monkeypatch):
-        """A square stays where it is, and no picture on the way has more than (2 * 8 * 10)^2 pixels
-        and what the aspect of the view adds."""
+        """A square keeps its position, and intermediate images have at most (2 * 8 * 10)^2 pixels,
+        apart from those that the aspect of the view adds."""
         image = np.zeros((600, 900, 3), np.uint8)
         image[300:500, 150:450] = 255
         sizes = []
@@ -348,7 +348,7 @@ class TestRandomCrop:
         assert sample_crop(np.random.default_rng(0), tiny, view, 0.1) is None
 
     def shares(self, monkeypatch, finds):
-        """How often each sampler's crop is taken, the one that keeps the view last."""
+        """Count how often each sampler's crop is taken, the one that keeps the view last."""
 
         def crop(rng, boxes, view, min_iou, **_):
             k = CROP_IOUS.index(min_iou)
@@ -404,7 +404,7 @@ class TestSsdPytorchColours:
             order = tuple(np.argsort(out[0, 0]))
             orders[order] = orders.get(order, 0) + 1
         # Brightness, contrast and saturation keep the order of values, and so does a hue of 18
-        # degrees; of the half that changes places one in six stays.
+        # degrees; one in six of the permuted half keeps its order.
         assert len(orders) == 6
         assert 0.55 < orders.pop((0, 1, 2)) / 6000 < 0.62
         assert min(orders.values()) / 6000 > 0.065

@@ -241,7 +241,7 @@ class TestResume:
             state = json.loads(json.dumps(batches.get_state()))
             expected = take(batches, 3)
         with train(SyntheticSource(10, "train")) as again:
-            next(again)  # a place of its own, which is left
+            next(again)  # a separate position, which is left
             again.set_state(state)
             assert again.get_state() == state
             for one, two in zip(take(again, 3), expected, strict=True):

@@ -164,7 +164,7 @@ class TestShapes:
             n = len(scene.outlines) - 1
             without = Scene(120, scene.outlines[:n], scene.boxes_px[:n], scene.labels[:n], (0, 0))
             alone = Scene(120, scene.outlines, scene.boxes_px, scene.labels, (0, 0))
-            # Grain differs after another number of draws; the object differs by far more.
+            # Grain differs after a different number of draws; the object differs by far more.
             change = np.abs(draw_scene(alone).astype(int) - draw_scene(without)).max(2) > 40
             x, y, w, h = cv2.boundingRect(change.astype(np.uint8))
             np.testing.assert_allclose([x, y, x + w, y + h], scene.boxes_px[n], atol=2)

@@ -45,7 +45,7 @@ def voc_features() -> dict:
 
 
 def coco_features(classes: int) -> dict:
-    """Those of TFDS's coco 1.1.0, for another number of classes."""
+    """Features of TFDS's coco 1.1.0 with a different number of classes."""
     objects = {
         "id": np.int64,
         "area": np.int64,
@@ -62,7 +62,7 @@ def coco_features(classes: int) -> dict:
 
 
 def make_builder(root: Path, name: str, version: str, features: dict) -> SimpleNamespace:
-    """What examples.py asks of a builder."""
+    """Minimal builder with the attributes that are read."""
     folder = root / name / version
     folder.mkdir(parents=True)
     title, _, config = name.partition("/")
@@ -102,7 +102,7 @@ def make_tfds(
 
 
 def build_from_folder(root: Path, name: str, folder: Path, classes=80) -> Path:
-    """A data set of what the command takes from a folder."""
+    """Build a data set from the records that the command reads from a folder."""
     if name.startswith("voc"):
         builder, examples = make_builder(root, name, "5.0.0", voc_features()), voc_examples
     else:

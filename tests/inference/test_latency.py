@@ -1,4 +1,4 @@
-"""The benchmark of a checkpoint: what it times is what detects, and what it says of it."""
+"""The benchmark of a checkpoint: timed programs equal detection; figures and table."""
 
 import io
 import json
@@ -98,7 +98,7 @@ def test_the_command(run, tmp_path, monkeypatch, capfd):
     (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "film.mp4").write_text("no film")
     for arguments, text in (
-        (["--batch-sizes", "0"], "--batch-sizes is 0; use numbers from 1, e.g. 1,8,32"),
+        (["--batch-sizes", "0"], "--batch-sizes is 0; use positive whole numbers, e.g. 1,8,32"),
         (["--batch-sizes", "1,x"], "--batch-sizes is 1,x"),
         (["--classes", "a"], "--classes cannot be combined with --benchmark"),
         (["--xml"], "--xml cannot be combined with --benchmark"),

@@ -25,7 +25,7 @@ SSD512_PRIORS = PriorConfig(
 
 
 def reference_image():
-    """[2, 300, 300, 3], RGB of 0 to 255: what the reference saw, before its mean is taken off."""
+    """[2, 300, 300, 3], RGB from 0 to 255: input of the reference before the mean is subtracted."""
     rng = np.random.default_rng([SEED, 4])
     return rng.uniform(0, 255, (2, 3, 300, 300)).astype(np.float32).transpose(0, 2, 3, 1)
 

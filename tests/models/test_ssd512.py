@@ -1,4 +1,4 @@
-"""SSD512 against a definition of its own in PyTorch, recorded and live."""
+"""SSD512 against an independent definition in PyTorch, recorded and live."""
 
 import jax
 import numpy as np

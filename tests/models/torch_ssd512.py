@@ -3,7 +3,7 @@
 Liu et al., section 3.4 and the released SSD512 models: VGG16 reduced fc, five pairs of extra
 layers, the last one with a 4x4 kernel; ssd.pytorch's names.
 
-python -m tests.models.torch_ssd512 writes tests/golden/ssd512.npz anew.
+python -m tests.models.torch_ssd512 writes tests/golden/ssd512.npz again.
 """
 
 import math

@@ -1,6 +1,6 @@
 """torchvision's ssd300_vgg16 with seeded weights, and a way to compare detections.
 
-python -m tests.models.torchvision_case writes tests/golden/torchvision.npz anew; it needs
+python -m tests.models.torchvision_case writes tests/golden/torchvision.npz again; it needs
 torchvision.
 """
 
@@ -123,7 +123,7 @@ def differences(ours, theirs, *, pixels, score):
 
 
 def is_a_tie(one, ours, theirs, *, iou):
-    """Whether rounding alone can leave one of `differences` without a partner.
+    """Return whether rounding alone can leave one of `differences` without a partner.
 
     It overlaps a better one of the other side by `iou`, so that the other may drop it, or it is the
     last of its side, in the place of one that was dropped.

@@ -107,7 +107,7 @@ def annotated_ids(folder: Path, split: str = "") -> list[str]:
         ids = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
     if not ids:
         where = f"split {split!r} of {folder}" if split else f"{folder / 'Annotations'}"
-        raise DataError(f"{where} names no image; name a folder that holds Annotations/*.xml")
+        raise DataError(f"{where} lists no images; name a folder that contains Annotations/*.xml")
     return ids
 
 
@@ -222,7 +222,7 @@ def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
         _check_layout(base, folder)
         records.update(((folder, image_id), None) for image_id in _list_ids(folder, name.strip()))
     if not records:
-        raise DataError(f"{base}: split {split!r} names no image; write one image id per line")
+        raise DataError(f"{base}: split {split!r} lists no images; write one image id per line")
     return list(records)
 
 

@@ -168,7 +168,7 @@ class TestVocErrors:
         self.check(r"train\.txt is missing.*write one image id per line", root)
 
     def test_empty_split(self, tmp_path):
-        self.check("split 'train' names no image", make_folder(tmp_path, {}))
+        self.check("split 'train' lists no images", make_folder(tmp_path, {}))
 
     def test_missing_annotation(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml()})

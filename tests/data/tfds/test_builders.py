@@ -1,4 +1,4 @@
-"""What TFDS's builders get from folders; test_tfds.py compares what comes out of it."""
+"""Records that TFDS's builders get from folders."""
 
 from pathlib import Path
 

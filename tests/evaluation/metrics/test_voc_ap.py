@@ -166,7 +166,7 @@ def test_images_have_any_numbers(seed, apart):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
-    # The boxes of the random cases are small; the sizes go with them, one of them often met.
+    # The boxes of the random cases are small, so the size limits are too; one is often met.
     sizes = {"s": (0, 49.0), "m": (49.0, 144.0), "l": (144.0, math.inf)}
     monkeypatch.setattr("ssd_jax.evaluation.metrics.voc_ap.SIZES", sizes)
     det, gt = random_case(seed)
