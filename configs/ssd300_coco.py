@@ -33,13 +33,13 @@ def get_config() -> cfg.Config:
         config,
         model=dataclasses.replace(config.model, classes=CLASSES),
         priors=dataclasses.replace(config.priors, sizes=(21, 45, 99, 153, 207, 261, 315)),
-        data=cfg.DataConfig(
+        data=dataclasses.replace(
+            config.data,
             format="coco",
             root="coco",
             train_split="train2017",
             eval_split="val2017",
             max_objects=128,
-            num_workers=8,
         ),
         optim=dataclasses.replace(config.optim, milestones=(280_000, 360_000)),
         train=dataclasses.replace(config.train, steps=400_000, eval_every=40_000),

@@ -62,17 +62,11 @@ def detection_programs(config: Config) -> tuple[Any, Any, Any]:
     """Return compiled functions of one device: detection, and its network and post-processing."""
     import jax
 
-    from ssd_jax.inference.detect import detect_step, make_post_process
-    from ssd_jax.models.ssd import make_model, model_priors
+    from ssd_jax.inference.detect import detect_step, detection_settings, make_post_process
+    from ssd_jax.models.ssd import make_model
 
     model = make_model(config.model, config.priors)
-    detect = partial(
-        detect_step,
-        model=model,
-        priors=model_priors(config.model, config.priors),
-        variances=config.priors.variances,
-        config=config.eval,
-    )
+    detect = partial(detect_step, model=model, **detection_settings(config))
     return jax.jit(detect), jax.jit(model.apply), make_post_process(config)
 
 

@@ -68,16 +68,18 @@ def post_process(
     )
 
 
+def detection_settings(config: Config) -> dict[str, Any]:
+    """Return the keyword arguments of `post_process` for a config."""
+    return {
+        "priors": model_priors(config.model, config.priors),
+        "variances": config.priors.variances,
+        "config": config.eval,
+    }
+
+
 def make_post_process(config: Config) -> Callable[[Array, Array], Detections]:
     """Compile `post_process` alone, for measurements."""
-    return jax.jit(
-        partial(
-            post_process,
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.eval,
-        )
-    )
+    return jax.jit(partial(post_process, **detection_settings(config)))
 
 
 class DetectFn:
@@ -89,13 +91,7 @@ class DetectFn:
     def __init__(self, model: SSD, config: Config) -> None:
         mesh = Mesh(np.array(jax.local_devices()), ("batch",))
         replicated, split = PartitionSpec(), PartitionSpec("batch")
-        step = partial(
-            detect_step,
-            model=model,
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.eval,
-        )
+        step = partial(detect_step, model=model, **detection_settings(config))
         self._step = jax.jit(
             jax.shard_map(step, mesh=mesh, in_specs=(replicated, split), out_specs=split)
         )

@@ -148,7 +148,7 @@ def test_check_reports_every_coco_mutant(coco, tmp_path):
 
 @pytest.mark.parametrize("split", ["images", "image_pipe"])
 def test_worker_errors_end_with_one_line(voc, split):
-    """What can be opened is trained on until a worker meets an image that cannot be read."""
+    """Training runs until a worker reads an image that cannot be decoded."""
     source = VocSource(voc, split, CLASSES, lambda error: None)
     data = DataConfig(num_workers=2, max_objects=5000)
     start = time.perf_counter()
