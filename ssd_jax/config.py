@@ -379,7 +379,7 @@ class DataConfig:
         _check_fields(self, "data")
         _check(
             self.format in ("shapes", "tfds") or self.root != "",
-            "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",
+            "data.root is empty; name the folder of the dataset, e.g. --data.root ~/mydata",
         )
 
 

@@ -1,4 +1,4 @@
-"""Validate a data set and report all findings.
+"""Validate a dataset and report all findings.
 
 python -m ssd_jax.data check --config FILE [--fix-report FILE] [--section.field VALUE ...]
 """
@@ -41,7 +41,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Report:
-    """Statistics and findings of a data set."""
+    """Statistics and findings of a dataset."""
 
     classes: tuple[str, ...]
     splits: dict[str, SplitStatistics]

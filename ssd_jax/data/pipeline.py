@@ -90,7 +90,7 @@ class TrainBatches(Iterator[Batch]):
         """Resume at a position from `get_state`, with any number of workers and processes.
 
         Raises:
-            ConfigError: the position was saved with another data set or seed.
+            ConfigError: the position was saved with another dataset or seed.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:

@@ -50,7 +50,7 @@ class Example:
 
 
 class DataSource(Protocol):
-    """A data set with random access; subclasses inherit the methods that have a body."""
+    """A dataset with random access; subclasses inherit the methods that have a body."""
 
     classes: tuple[str, ...]
     """Names of the classes, without background."""

@@ -201,7 +201,7 @@ class Detector:
 def read_image(path: str | Path) -> Image:
     """Read an image file upright, as its EXIF orientation says; uint8 [H, W, 3], RGB.
 
-    Images of data sets are not rotated, as their boxes refer to the pixels as stored. JPEG, PNG,
+    Images of datasets are not rotated, as their boxes refer to the pixels as stored. JPEG, PNG,
     BMP, TIFF and WebP are supported; grey and CMYK become RGB, 16 bits 8, and transparency is
     dropped.
 

@@ -85,7 +85,7 @@ def open_data(config: Config) -> TrainingData:
     num_images = batches.get_state()["records"]
     if config.train.batch_size > num_images:
         raise ConfigError(
-            f"train.batch_size is {config.train.batch_size} and the data set has {num_images} "
+            f"train.batch_size is {config.train.batch_size} and the dataset has {num_images} "
             f"images to train on; use {num_images} or less"
         )
     return TrainingData(train_source, eval_source, batches, notes)

@@ -46,7 +46,7 @@ PRIORS = {
         aspect_ratios=_RATIOS_512,
     ),
 }
-"""Priors of the published models, by image size and data set."""
+"""Priors of the published models, by image size and dataset."""
 
 
 def ssd_model(image_size: int, classes: tuple[str, ...]) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""The check of data sets: planted faults, counts by a slow loop, what training does with them."""
+"""The check of datasets: planted faults, counts by a slow loop, what training does with them."""
 
 import base64
 import io

@@ -61,7 +61,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--optim.learning-rate", "abc"], "--optim.learning-rate: could not convert"),
         (["--model.dtype", "float16"], "--model.dtype is 'float16'; use one of float32, bfloat16"),
         (["--train.batch-size", "0"], "train.batch_size is 0; use a whole number from 1 to 65,536"),
-        (["--train.batch-size", "64"], "train.batch_size is 64 and the data set has 32 images"),
+        (["--train.batch-size", "64"], "train.batch_size is 64 and the dataset has 32 images"),
         (["--train.seed", str(2**64)], "train.seed is 18446744073709551616; use a whole number"),
         (["--model.image-size", "1000000"], "model.image_size is 1000000; use a whole number from"),
         (

@@ -1,4 +1,4 @@
-"""Data sets made by hand, in the layouts of VOC and COCO."""
+"""Datasets made by hand, in the layouts of VOC and COCO."""
 
 import json
 from pathlib import Path

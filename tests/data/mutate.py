@@ -1,4 +1,4 @@
-"""Data sets that went wrong in every way that we could think of, the same ones for a seed.
+"""Datasets that went wrong in every way that we could think of, the same ones for a seed.
 
 `VOC` and `COCO` name the mutants; `make_voc` and `make_coco` write all of a format into one folder,
 each mutant under a split of its name. Outcome: "refused", a DataError; "fine", it can be trained
@@ -103,7 +103,7 @@ def link_in_a_circle(path: Path) -> None:
 
 
 def link_outside(data: bytes) -> Callable[[Path], None]:
-    """A link to a file beside the data set."""
+    """A link to a file beside the dataset."""
 
     def make(path: Path) -> None:
         outside = path.parent.parent.with_name(f"outside-{path.name}")

@@ -1,4 +1,4 @@
-"""Data sets gone wrong (mutate.py): one line that names the file, or a record that can be used."""
+"""Datasets gone wrong (mutate.py): one line that names the file, or a record that can be used."""
 
 import json
 import multiprocessing

@@ -214,7 +214,7 @@ def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
     """Return the distinct (folder, image id) of a split in the order of its lists."""
     base = Path(root).expanduser()
     if not is_dir(base):
-        raise DataError(f"data.root {base} is not a folder; name the folder of the data set")
+        raise DataError(f"data.root {base} is not a folder; name the folder of the dataset")
     records: dict[tuple[Path, str], None] = {}
     for item in split.split("+"):
         year, colon, name = item.strip().rpartition(":")
@@ -251,7 +251,7 @@ def _list_ids(folder: Path, name: str) -> list[str]:
     if not is_file(path):
         splits = sorted(p.stem for p in lists.glob("*.txt"))
         raise DataError(
-            f"{path} is missing; the splits of this data set are "
+            f"{path} is missing; the splits of this dataset are "
             f"{shorten(splits, 20) if splits else '(none: write one image id per line)'}"
         )
     try:

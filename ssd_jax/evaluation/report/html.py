@@ -101,7 +101,7 @@ def write_html(
 def write_comparison_html(
     path: Path, a: Evaluation, b: Evaluation, data: EvaluationData, *, images: int = 8
 ) -> None:
-    """Write the report on two evaluations of the same data set by the same metrics.
+    """Write the report on two evaluations of the same dataset by the same metrics.
 
     It shows their metrics and differences, the curves of both in one plot, their errors, and up to
     `images` images on which each has the higher F1. The plots are written as by `write_html`.

@@ -1,4 +1,4 @@
-"""The command that builds data sets; TensorFlow, which it needs, only where it is installed."""
+"""The command that builds datasets; TensorFlow, which it needs, only where it is installed."""
 
 import importlib.util
 import signal
@@ -50,7 +50,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
-            ([], "the data set's name is missing, e.g. voc/2007"),
+            ([], "the dataset's name is missing, e.g. voc/2007"),
             (["voc/2007", "coco/2017"], "prepare has no coco/2017"),
             (["voc/2007", "--form", "x"], "prepare has no --form x"),
             (["voc/2007", "--from"], "--from: expected one argument"),
@@ -92,7 +92,7 @@ class TestBefore:
         out, err = capfd.readouterr()
         assert out == ""
         assert err == (
-            "data: preparing a data set needs tensorflow; run pip install 'ssd_jax[prepare]'\n"
+            "data: preparing a dataset needs tensorflow; run pip install 'ssd_jax[prepare]'\n"
         )
         assert not (tmp_path / "tfds").exists()
 

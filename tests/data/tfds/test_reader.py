@@ -1,4 +1,4 @@
-"""Prepared data sets: which one is read, damaged ones, and the file that keeps the objects."""
+"""Prepared datasets: which one is read, damaged ones, and the file that keeps the objects."""
 
 import json
 import os
@@ -181,7 +181,7 @@ class TestDamagedRecords:
         damage(shard)
         with pytest.raises(DataError, match=match) as error:
             open_source(tmp_path)
-        assert str(error.value).endswith("remove its folder and prepare the data set again")
+        assert str(error.value).endswith("remove its folder and prepare the dataset again")
         assert "\n" not in str(error.value)
         assert not (folder / KEPT).exists()
 

@@ -1,4 +1,4 @@
-"""TFDS data sets written by hand, and those made of folders against the folders' own sources."""
+"""TFDS datasets written by hand, and those made of folders against the folders' own sources."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def open_one(root: Path, *objects, **more) -> TfdsSource:
 
 
 def open_plain(root: Path, *objects, features=None, fields=None) -> TfdsSource:
-    """A data set that is not VOC, of one image of 100x80."""
+    """A dataset that is not VOC, of one image of 100x80."""
     features = features or plain_features()
     make_tfds(root, {"train": [plain_record(*objects)]}, name="mine", features=features)
     return TfdsSource(str(root), "mine:train", CLASSES, fields)
@@ -292,10 +292,10 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("split", "match"),
         [
-            ("train", r"has 'train'; TFDS's data sets need NAME:SPLIT, e\.g\. voc/2007:train"),
-            ("voc/2007:train+test", "has 'test'; TFDS's data sets need"),
-            ("voc/2007:", "has 'voc/2007:'; TFDS's data sets need"),
-            ("", "has ''; TFDS's data sets need"),
+            ("train", r"has 'train'; TFDS's datasets need NAME:SPLIT, e\.g\. voc/2007:train"),
+            ("voc/2007:train+test", "has 'test'; TFDS's datasets need"),
+            ("voc/2007:", "has 'voc/2007:'; TFDS's datasets need"),
+            ("", "has ''; TFDS's datasets need"),
             ("voc/2007:val", r"Unknown split 'val'.*; the splits of voc/2007 are train, test"),
             ("voc/2007:train[:99]", "has 'voc/2007:train\\[:99\\]': Requested slice .* 10 ex"),
             ("voc/2007:train[:", "Error parsing split"),

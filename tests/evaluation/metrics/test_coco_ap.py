@@ -124,7 +124,7 @@ def test_random_cases_have_crowds_ties_and_many_detections():
 
 
 def fixture_tables(folder):
-    """Tables of the published data set."""
+    """Tables of the published dataset."""
     annotations = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     categories = sorted(c["id"] for c in annotations["categories"])
