@@ -167,7 +167,7 @@ def test_names_longer_than_the_file_system_allows(failing, main, arguments, mess
     assert f"{main.__name__}.py: {message}" in failing(main, *arguments)
 
 
-def test_missing_data_set(failing, tmp_path):
+def test_missing_dataset(failing, tmp_path):
     config = change(TINY, data={"format": "voc", "root": str(tmp_path / "none")})
     path = write_config_file(tmp_path / "voc.py", config)
     err = failing(train_main, "--config", path, "--workdir", tmp_path / "run")

@@ -58,13 +58,13 @@ class TestFindSplits:
         assert [s.name for s in find_splits("coco/2017", tmp_path)] == ["test"]
 
     @pytest.mark.parametrize("name", ["voc/2007", "coco/2017"])
-    def test_missing_data_set(self, tmp_path, name):
+    def test_missing_dataset(self, tmp_path, name):
         (tmp_path / "train2017").mkdir()
         with pytest.raises(DataError, match=rf"--from {tmp_path} has no .*name the folder that "):
             find_splits(name, tmp_path)
 
     @pytest.mark.parametrize("name", ["voc", "voc/2008", "coco/2017_panoptic", "wider_face"])
-    def test_unsupported_data_sets(self, tmp_path, name):
+    def test_unsupported_datasets(self, tmp_path, name):
         with pytest.raises(ConfigError, match=rf"--from builds voc/2007, .* {name} has to be down"):
             find_splits(name, tmp_path)
 

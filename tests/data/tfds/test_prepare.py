@@ -44,16 +44,17 @@ def files(folder: Path) -> set[str]:
 
 class TestArguments:
     def test_help(self, capsys):
-        main(["prepare", "--help"])
+        with pytest.raises(SystemExit, match="^0$"):
+            main(["prepare", "--help"])
         assert "--from FOLDER" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
-            ([], "the dataset's name is missing, e.g. voc/2007"),
-            (["voc/2007", "coco/2017"], "prepare has no coco/2017"),
-            (["voc/2007", "--form", "x"], "prepare has no --form x"),
-            (["voc/2007", "--from"], "--from: expected one argument"),
+            ([], "NAME is missing .*e.g. voc/2007"),
+            (["voc/2007", "coco/2017"], "unexpected argument 'coco/2017'"),
+            (["voc/2007", "--form", "x"], "unknown argument --form"),
+            (["voc/2007", "--from"], "--from needs a value"),
         ],
     )
     def test_invalid_arguments(self, arguments, match):
@@ -96,7 +97,7 @@ class TestBefore:
         )
         assert not (tmp_path / "tfds").exists()
 
-    def test_a_folder_without_the_data_set(self, tmp_path):
+    def test_a_folder_without_the_dataset(self, tmp_path):
         with pytest.raises(DataError, match=r"--from .* has no VOC2007/ImageSets/Main/train\.txt"):
             main(["prepare", "voc/2007", "--root", str(tmp_path), "--from", str(tmp_path)])
 
@@ -233,7 +234,7 @@ class TestBuild:
             ("voc", "voc comes in several configs; name one, e.g. voc/2007"),
         ],
     )
-    def test_unknown_data_set(self, tmp_path, name, match):
+    def test_unknown_dataset(self, tmp_path, name, match):
         done = self.run(name, "--root", tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert match in done.stderr

@@ -225,7 +225,7 @@ class TestFindPrepared:
         assert find_prepared(str(tmp_path), "voc/2007:11.0.0") is None
         assert find_prepared(str(tmp_path), "voc") is None
 
-    def test_folder_of_all_data_sets(self, tmp_path, monkeypatch):
+    def test_folder_of_all_datasets(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
         assert data_dir("") == tmp_path / "tensorflow_datasets"

@@ -228,7 +228,7 @@ class TestClasses:
         make_tfds(tmp_path, {"train": [voc_record("a", voc_object("dog"))]})
         assert len(TfdsSource(str(tmp_path), "voc/2007:train", ("dog",))) == 1
 
-    def test_classes_of_the_data_set(self, tmp_path):
+    def test_classes_of_the_dataset(self, tmp_path):
         make_tfds(tmp_path, {"train": [voc_record("a")]})
         make_tfds(tmp_path, {"train": [plain_record()]}, name="mine", features=plain_features())
         config = DataConfig(
@@ -316,7 +316,7 @@ class TestSplits:
         with pytest.raises(IndexError):
             source.image(3)
 
-    def test_missing_data_set(self, root, monkeypatch):
+    def test_missing_dataset(self, root, monkeypatch):
         with pytest.raises(DataError) as error:
             TfdsSource(root, "voc/2012:train", VOC_CLASSES)
         assert str(error.value) == (
