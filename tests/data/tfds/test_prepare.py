@@ -44,7 +44,7 @@ def files(folder: Path) -> set[str]:
 
 class TestArguments:
     def test_help(self, capsys):
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main(["prepare", "--help"])
         assert "--from FOLDER" in capsys.readouterr().out
 
