@@ -53,7 +53,7 @@ class TestArguments:
         [
             ([], "NAME is missing .*e.g. voc/2007"),
             (["voc/2007", "coco/2017"], "unexpected argument 'coco/2017'"),
-            (["voc/2007", "--form", "x"], "unknown argument --form"),
+            (["voc/2007", "--form", "x"], "unknown argument --form; perhaps you meant --from"),
             (["voc/2007", "--from"], "--from needs a value"),
         ],
     )
