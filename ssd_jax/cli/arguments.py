@@ -257,9 +257,10 @@ def _flags(section: Any, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(section)
     annotated = typing.get_type_hints(section, include_extras=True)
     for each in dataclasses.fields(section):
-        extras = getattr(annotated[each.name], "__metadata__", ())
-        other = next(filter(None, (getattr(extra, "name", None) for extra in extras)), each.name)
-        name, kind = f"{prefix}{other}", hints[each.name]
+        metadata = getattr(annotated[each.name], "__metadata__", ())
+        # A flag may have another name than its field.
+        alias = next((m.name for m in metadata if getattr(m, "name", None)), each.name)
+        name, kind = f"{prefix}{alias}", hints[each.name]
         if dataclasses.is_dataclass(kind):
             yield from _flags(kind, "" if kind is Config else f"{name}.")
         else:

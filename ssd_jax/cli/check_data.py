@@ -1,4 +1,4 @@
-"""Validate a data set and report all findings.
+"""Validate a dataset and report all findings.
 
 python -m ssd_jax.data check --config FILE [--fix-report FILE] [--section.field VALUE ...]
 """
@@ -41,7 +41,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Report:
-    """Statistics and findings of a data set."""
+    """Statistics and findings of a dataset."""
 
     classes: tuple[str, ...]
     splits: dict[str, SplitStatistics]
@@ -60,7 +60,7 @@ def run(config: Config, fix_report: Path | None) -> int:
         The exit status: 1 if training would stop.
     """
     if fix_report and not is_dir(fix_report.absolute().parent):
-        raise ConfigError(f"--fix-report: {fix_report.parent} is not a folder; make it")
+        raise ConfigError(f"--fix-report: folder not found: {fix_report.parent}; create it first")
 
     # Leave the accelerator to a training that may be running.
     import jax

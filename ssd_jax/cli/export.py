@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     """Export a trained network to a file for other runtimes."""
     args = parse_args(ExportArgs, arguments)
     if args.batch != "free" and not (args.batch.isdecimal() and int(args.batch) > 0):
-        raise ConfigError(f"--batch is {args.batch}; use free or a number from 1 on")
+        raise ConfigError(f"--batch is {args.batch}; use free or a number of at least 1")
     batch = None if args.batch == "free" else int(args.batch)
     format_ = FORMATS[args.to]
     for name in format_.packages:

@@ -1,4 +1,4 @@
-"""Validation of a data set: all findings about its annotations and images, not only the first."""
+"""Validation of a dataset: all findings about its annotations and images, not only the first."""
 
 import contextlib
 import hashlib

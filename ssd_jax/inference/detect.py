@@ -68,6 +68,20 @@ def post_process(
     )
 
 
+def detection_settings(config: Config) -> dict[str, Any]:
+    """Return the keyword arguments of `post_process` for a config."""
+    return {
+        "priors": model_priors(config.model, config.priors),
+        "variances": config.priors.variances,
+        "config": config.eval,
+    }
+
+
+def make_post_process(config: Config) -> Callable[[Array, Array], Detections]:
+    """Compile `post_process` alone, for measurements."""
+    return jax.jit(partial(post_process, **detection_settings(config)))
+
+
 class DetectFn:
     """`detect_step` compiled for the local devices, which share every batch.
 
@@ -77,13 +91,7 @@ class DetectFn:
     def __init__(self, model: SSD, config: Config) -> None:
         mesh = Mesh(np.array(jax.local_devices()), ("batch",))
         replicated, split = PartitionSpec(), PartitionSpec("batch")
-        step = partial(
-            detect_step,
-            model=model,
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.eval,
-        )
+        step = partial(detect_step, model=model, **detection_settings(config))
         self._step = jax.jit(
             jax.shard_map(step, mesh=mesh, in_specs=(replicated, split), out_specs=split)
         )
@@ -112,11 +120,6 @@ class DetectFn:
         return Detections(*(field[: len(images)] for field in detections))
 
 
-def make_detect(model: SSD, config: Config) -> DetectFn:
-    """Compile detection for the local devices; see `DetectFn`."""
-    return DetectFn(model, config)
-
-
 class StoppedError(Exception):
     """A detection that was asked to stop before its end."""
 
@@ -138,7 +141,7 @@ def detect_source(
     """Detect objects in a whole source; boxes are in pixels of the original images.
 
     The next batch is given to the devices before the last one's result is read. Several processes
-    share the images, each with batches of its own, and all get the whole table, rows in the order
+    share the images, each in separate batches, and all get the whole table, rows in the order
     of the source.
 
     Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.
@@ -165,15 +168,16 @@ def detect_source(
     parts += jax.device_get(waiting)
     # [images of this process, ...], equally many in all processes.
     index = np.concatenate([index for index, _ in parts])
-    found = jax.tree.map(lambda *fields: np.concatenate(fields), *(found for _, found in parts))
-    index, found = jax.tree.map(_one_axis, all_gather((index, found)))
+    batches = [batch for _, batch in parts]
+    detections = jax.tree.map(lambda *fields: np.concatenate(fields), *batches)
+    index, detections = jax.tree.map(_one_axis, all_gather((index, detections)))
     columns = []
     for b in np.argsort(index, kind="stable"):
         record = int(index[b])
         if record < 0:  # padding of the last batch
             continue
         annotation = source.annotation(record)
-        boxes, scores, labels = to_pixels(found, b, annotation.width, annotation.height)
+        boxes, scores, labels = to_pixels(detections, b, annotation.width, annotation.height)
         columns.append((np.full(len(scores), record), labels, scores, boxes))
     # A source has at least one image, and each gives a row, if an empty one.
     return DetectionTable(*(np.concatenate(column) for column in zip(*columns, strict=True)))

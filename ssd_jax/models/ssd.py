@@ -155,7 +155,7 @@ class SSD(nn.Module):
 
 
 def make_model(model: ModelConfig, priors: PriorConfig, axis_name: str | None = None) -> SSD:
-    """Make the network, with as many boxes per cell as the priors have."""
+    """Make the network that predicts the boxes of `priors`."""
     return SSD(model, priors_per_cell(priors.aspect_ratios), axis_name)
 
 

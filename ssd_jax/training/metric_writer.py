@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ssd_jax.config import UserError
@@ -31,8 +30,8 @@ def _as_log_error(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LogError(
-            f"the log in {workdir} cannot be written ({error.strerror or error}); make room or "
-            "fix the permissions, and continue with --resume"
+            f"the log in {workdir} cannot be written ({error.strerror or error}); free some "
+            "space or fix the permissions, and continue with --resume"
         ) from None
 
 
@@ -68,12 +67,7 @@ class MetricWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for file in (self._lines, self._tensorboard):
             # A failed write was reported already.
             with contextlib.suppress(OSError):

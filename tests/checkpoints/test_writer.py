@@ -218,7 +218,7 @@ def test_full_disk_is_an_error_and_keeps_older_checkpoints(small_disk, capfd):
     with pytest.raises(SaveError) as raised:
         save(workdir, 2, size=400_000)
     assert capfd.readouterr().err == ""
-    assert "(No space left on device); the newest intact checkpoint is 1; make room" in str(
+    assert "(No space left on device); the newest intact checkpoint is 1; free some space" in str(
         raised.value
     )
     assert {p: p.read_bytes() for p in files_of(workdir, 1)} == before

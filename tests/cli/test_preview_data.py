@@ -161,7 +161,7 @@ def drawn_matches(monkeypatch):
 @pytest.mark.parametrize(
     ("count", "workers", "rule"), [(1, 1, "bipartite"), (8, 0, "bipartite"), (8, 0, "per_object")]
 )
-def test_what_is_drawn_and_counted_is_what_make_targets_says(
+def test_drawn_and_counted_matches_equal_make_targets(
     run, monkeypatch, tmp_path, count, workers, rule
 ):
     config = change(CAFFE, data={"num_workers": workers}, train={"matching": rule})
