@@ -1,9 +1,11 @@
 """Files of the repository that repeat what the package or another file says."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import ssd_jax
+from ssd_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +52,19 @@ def test_workflow_runs_the_checks_of_ci_run():
         assert f"\n{command}\n" in script, command
     assert "mkdocs build --strict" in workflow
     assert "mkdocs build --quiet --strict" in script
+
+
+def test_fields_and_options_in_the_docs_exist():
+    sections = {
+        section.name: {field.name for field in dataclasses.fields(getattr(Config(), section.name))}
+        for section in dataclasses.fields(Config)
+    }
+    name = re.compile(rf"(?<![\w./])(?:--)?({'|'.join(sections)})\.(?:no-)?([a-z][a-z0-9_-]*)")
+    unknown = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        code = re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.S)
+        for section, field in name.findall("\n".join(code)):
+            is_file = field in ("py", "npz", "json", "jpg", "sh")
+            if field.replace("-", "_") not in sections[section] and not is_file:
+                unknown.append(f"{page.name}: {section}.{field}")
+    assert not unknown
