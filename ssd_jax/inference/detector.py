@@ -1,8 +1,9 @@
 """Python API: a trained detector for images of any size.
 
->>> detector = Detector.from_checkpoint("runs/quickstart")
->>> (detections,) = detector("photo.jpg")
->>> drawn = detections.draw(read_image("photo.jpg"))
+Examples:
+    >>> detector = Detector.from_checkpoint("runs/quickstart")
+    >>> (detections,) = detector("photo.jpg")
+    >>> drawn = detections.draw(read_image("photo.jpg"))
 """
 
 import os

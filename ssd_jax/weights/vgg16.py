@@ -29,7 +29,7 @@ class VGG16Weights(NamedTuple):
     """Layers of the base network."""
 
     base: dict[str, Any]
-    """Parameters by layer, e.g. base["conv1_1"]["conv"]["kernel"]."""
+    """Parameters by layer, e.g. `base["conv1_1"]["conv"]["kernel"]`."""
     image_mean: tuple[float, float, float]
     """RGB mean with which the weights were trained (0 to 255)."""
     summary: str
