@@ -77,7 +77,7 @@ def test_layout_is_detected(variables, arrays, tmp_path):
     assert "the weights were trained with (123.68, 116.779, 103.939)" in str(report)
     torchvision = {
         f"features.{position}.{leaf}": hwio_to_oihw(arrays[f"{name}/{key}"])
-        for name, position in zip(BASE_LAYERS[:13], VGG16_POSITIONS, strict=False)
+        for name, position in zip(BASE_LAYERS[:13], VGG16_POSITIONS.values(), strict=False)
         for key, leaf in (("w", "weight"), ("b", "bias"))
     }
     save_file(torchvision, tmp_path / "torchvision.safetensors")
