@@ -80,7 +80,7 @@ def test_unwritable_output_folder_is_reported_before_detection(run, tmp_path, mo
     monkeypatch.setattr("ssd_jax.checkpoints.reader.restore_model", pytest.fail)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file/out"
-    with pytest.raises(UserError, match=rf"the results cannot be written to {out} \(Not a dir"):
+    with pytest.raises(UserError, match=rf"cannot write the results to {out} \(Not a dir"):
         evaluate_main.main(["--checkpoint", str(workdir), "--out", str(out)])
 
 
@@ -253,7 +253,7 @@ def test_unwritable_evaluation_stops_after_saving(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     monkeypatch.setattr(trainer, "evaluate_source", full)
     with pytest.raises(
-        OutputError, match=r"written to .*/eval/4 \(No space left on device\); free some space"
+        OutputError, match=r"write the results to .*/eval/4 \(No space left on device\); free space"
     ):
         train(TINY, workdir)
     assert not (workdir / "eval").exists()
