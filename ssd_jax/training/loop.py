@@ -43,7 +43,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         OutputError: an evaluation cannot be written; the state is saved.
         NonFiniteError: the loss or the gradient is not finite; the state before it is saved.
         SaveError, CheckpointError: checkpoints cannot be written or read.
-        LogError: the metrics cannot be written.
+        LogError: the metrics cannot be read or written.
         Preempted: SIGTERM or SIGINT arrived; the state is saved.
     """
     start_time = time.perf_counter()
@@ -72,7 +72,8 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         detect = DetectFn(make_model(config.model, config.priors), config)
 
         notes = [*folder.notes, training.describe(state.params), *data.notes, *start.notes]
-        notes += checkpoints.open(read_scores(workdir, config.train.best_metric))
+        scores = read_scores(workdir, config.train.best_metric) if is_main_process() else {}
+        notes += checkpoints.open(scores)
         if is_main_process():
             _write_config(workdir / "config.json", config)
 

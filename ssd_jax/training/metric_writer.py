@@ -20,7 +20,7 @@ _CONSOLE_METRICS = (
 
 
 class LogError(UserError):
-    """Error of a log file that cannot be written."""
+    """Error of a log file that cannot be read or written."""
 
 
 @contextlib.contextmanager
@@ -114,9 +114,15 @@ def _is_open_file(path: Path, descriptor: int) -> bool:
 
 
 def read_scores(workdir: Path, metric: str) -> dict[int, float]:
-    """Read the values of a metric from the evaluations in WORKDIR/metrics.jsonl, by step."""
+    """Read the values of a metric from the evaluations in WORKDIR/metrics.jsonl, by step.
+
+    Raises:
+        LogError: the file cannot be read.
+    """
     scores = {}
-    for line in _read_lines(workdir / "metrics.jsonl").values():
+    with _as_log_error(workdir):
+        lines = _read_lines(workdir / "metrics.jsonl")
+    for line in lines.values():
         values = json.loads(line)
         if values["kind"] == "eval" and isinstance(values.get(metric), float | int):
             scores[values["step"]] = values[metric]
