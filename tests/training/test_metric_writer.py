@@ -62,7 +62,7 @@ def events(workdir):
 
 
 def test_tensorboard_events(tmp_path):
-    image = tmp_path / "pictures.jpg"
+    image = tmp_path / "images.jpg"
     save_image(image, np.zeros((8, 8, 3), np.uint8))
     with MetricWriter(tmp_path, start=4) as writer:
         writer.write(6, {"loss": 1.5, "grad_norm": 0.25}, kind="train")
@@ -110,3 +110,9 @@ def test_scores_are_read_up_to_a_truncated_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert read_scores(tmp_path, "mAP") == {1: 0.2, 2: 0.3}
     assert read_scores(tmp_path, "AP/cat") == {}
+
+
+def test_scores_of_an_unreadable_file_are_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(LogError, match="Is a directory"):
+        read_scores(tmp_path, "mAP")
