@@ -1,13 +1,12 @@
 """Programs of ssd_jax, set up to be timed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks.inputs import SIZE, Objects, Outputs, images, objects, predictions, voc_config
-
-Program = Callable[[], Any]
+from benchmarks.runner import Program
 
 
 def train(batch: int, path: Any, cache: str = "") -> Program:
