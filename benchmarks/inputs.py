@@ -15,7 +15,7 @@ SIZE = 300
 Outputs = tuple[np.ndarray, np.ndarray]
 """Box offsets [B, P, 4] and class logits [B, P, C]."""
 Objects = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Boxes [B, M, 4] (xyxy in [0, 1]), labels [B, M] (0: padding) and mask [B, M]."""
+"""Boxes [B, M, 4] (xyxy in [0, 1]), class ids [B, M] from 0 and mask [B, M]."""
 
 
 def voc_config(batch_size: int = 4, *, classes: int = CLASSES, size: int = SIZE) -> Config:
@@ -42,7 +42,7 @@ def objects(
     boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (batch, most, 2))], axis=2)
     mask = np.broadcast_to(np.arange(most) < each, (batch, most))
     boxes = np.where(mask[..., None], boxes, 0).astype(np.float32)
-    labels = np.where(mask, rng.integers(1, classes + 1, (batch, most)), 0).astype(np.int32)
+    labels = np.where(mask, rng.integers(0, classes, (batch, most)), 0).astype(np.int32)
     return boxes, labels, np.array(mask)
 
 

@@ -20,7 +20,8 @@ def match_and_loss(outputs: Outputs, objects: Objects, priors: np.ndarray) -> Pr
     prior = torch.from_numpy(np.asarray(priors))
     corners = torch.cat([prior[:, :2] - prior[:, 2:] / 2, prior[:, :2] + prior[:, 2:] / 2], 1)
     truths = [torch.from_numpy(boxes[b][mask[b]]) for b in range(len(boxes))]
-    classes = [torch.from_numpy(labels[b][mask[b]].astype(np.int64)) for b in range(len(boxes))]
+    # In the logits class 0 is the background.
+    classes = [torch.from_numpy(labels[b][mask[b]].astype(np.int64) + 1) for b in range(len(boxes))]
     loc_data = torch.from_numpy(loc).requires_grad_()
     conf_data = torch.from_numpy(conf).requires_grad_()
 
@@ -100,7 +101,7 @@ def match_and_loss_by_loops(outputs: Outputs, objects: Objects, priors: np.ndarr
                 negatives.append(log_sum - float(row[0]))
                 continue
             positives += 1
-            total += log_sum - float(row[labels[b, j]])
+            total += log_sum - float(row[labels[b, j] + 1])
             x0, y0, x1, y1 = rows[j]
             cx, cy, w, h = priors[p]
             offsets = (

@@ -1,13 +1,12 @@
 """Programs of ssd_jax, set up to be timed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks.inputs import SIZE, Objects, Outputs, images, objects, predictions, voc_config
-
-Program = Callable[[], Any]
+from benchmarks.runner import Program
 
 
 def train(batch: int, path: Any, cache: str = "") -> Program:
@@ -30,7 +29,7 @@ def train(batch: int, path: Any, cache: str = "") -> Program:
     config = voc_config(batch)
     training = build_training(config)
     boxes, labels, mask = objects(batch, config.data.max_objects)
-    arrays = {"image": images(batch), "boxes": boxes, "labels": labels - 1, "mask": mask}
+    arrays = {"image": images(batch), "boxes": boxes, "labels": labels, "mask": mask}
     state = replicate(training.init_state(), jax.local_devices())
 
     def program() -> None:
@@ -89,7 +88,7 @@ def match_and_loss(outputs: Outputs, objects: Objects, size: int = SIZE) -> Prog
     # On the device, as the network's outputs are in training.
     outputs = jax.device_put(outputs)
     boxes, labels, mask = objects
-    batch = {"boxes": boxes, "labels": labels - 1, "mask": mask}
+    batch = {"boxes": boxes, "labels": labels, "mask": mask}
     return lambda: jax.block_until_ready(run(outputs, batch))
 
 
@@ -117,7 +116,7 @@ def matching_memory(case: Mapping[str, int], max_objects: int = 64) -> int:
     priors = model_priors(config.model, config.priors)
     boxes, labels, mask = objects(case["batch"], max_objects, each=case["objects"])
     match = jax.jit(lambda b: image_targets(b, priors, config.priors.variances, config.train))
-    program = match.lower({"boxes": boxes, "labels": labels - 1, "mask": mask}).compile()
+    program = match.lower({"boxes": boxes, "labels": labels, "mask": mask}).compile()
     return int(program.memory_analysis().temp_size_in_bytes)
 
 

@@ -50,7 +50,7 @@ def loss_case():
 
     def loss(outputs):
         boxes, labels, mask = inputs[1]
-        batch = {"boxes": boxes, "labels": labels - 1, "mask": mask}
+        batch = {"boxes": boxes, "labels": labels, "mask": mask}
         targets = image_targets(batch, priors, config.priors.variances, rule)
         losses = image_losses(*outputs, targets, rule)
         total = jnp.sum(losses.loc) + jnp.sum(losses.conf)

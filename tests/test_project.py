@@ -1,4 +1,4 @@
-"""Files of the repository that repeat what the package or another file says."""
+"""Consistency of the repository's files with each other and with the package."""
 
 import dataclasses
 import re
@@ -22,8 +22,10 @@ def test_api_reference_lists_every_module():
         if not path.name.startswith("_")
     }
     # Commands, the demo app, their helpers, and the module that export copies beside its files.
-    internal = ("ssd_jax.cli", "ssd_jax.demo", "ssd_jax.io", "ssd_jax.streams")
-    internal = (*internal, "ssd_jax.export.standalone")
+    internal = (
+        *("ssd_jax.cli", "ssd_jax.demo", "ssd_jax.io", "ssd_jax.streams"),
+        "ssd_jax.export.standalone",
+    )
     modules = {name for name in modules if not name.startswith(internal)}
     pages = (path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
     listed = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.M)]

@@ -48,7 +48,7 @@ def host_batch(config: Config) -> dict[str, np.ndarray]:
     """Make a batch of random images with six objects each, as the input pipeline does."""
     batch, size = config.train.batch_size, config.model.image_size
     boxes, labels, mask = objects(batch, config.data.max_objects, classes=len(config.model.classes))
-    return {"image": images(batch, size), "boxes": boxes, "labels": labels - 1, "mask": mask}
+    return {"image": images(batch, size), "boxes": boxes, "labels": labels, "mask": mask}
 
 
 def step_inputs(config: Config, device: Any) -> tuple[Any, Any]:
