@@ -104,9 +104,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     args = parse_args(CheckpointArgs, arguments)
 
-    from ssd_jax.distributed import distributed_context
-
-    with distributed_context(args):
+    with args.join_processes():
         _evaluate_checkpoints(args, arguments)
 
 
