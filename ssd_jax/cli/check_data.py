@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssd_jax.config import Config, ConfigError
-from ssd_jax.data.errors import KINDS, DataError, Finding, printable
+from ssd_jax.config import Config, ConfigError, printable
+from ssd_jax.data.errors import KINDS, DataError, Finding
 from ssd_jax.data.prior_sizes import QUANTILES, propose_size
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.data.validation import (

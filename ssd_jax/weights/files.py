@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.config import UserError
-from ssd_jax.io import atomic_write, exists, is_dir, is_file, reason
+from ssd_jax.io import exists, is_dir, is_file, reason, staged
 
 # The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
 MAX_BYTES = 4 << 30
@@ -219,7 +219,8 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
     else:
         raise WeightsError(f"--out: {path} must end in .pth or .safetensors")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        with staged(path) as part:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
     except OSError as error:
         raise WeightsError(f"--out: {path} cannot be written: {reason(error)}") from None
