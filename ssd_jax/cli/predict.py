@@ -257,7 +257,7 @@ class _Predictor:
 
     def _fail(self, source: Input, reason: str) -> None:
         """Report an input that cannot be read."""
-        from ssd_jax.data.errors import printable
+        from ssd_jax.config import printable
 
         self.failed.append(source.name)
         print(f"predict.py: {printable(reason)}", file=sys.stderr)
