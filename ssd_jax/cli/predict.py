@@ -297,7 +297,7 @@ def _select_classes(classes: Sequence[str] | None, names: Sequence[str]) -> list
         return list(range(len(names)))
     for name in classes:
         if name.strip() not in names:
-            from ssd_jax.data.errors import shorten
+            from ssd_jax.config import shorten
 
             raise ConfigError(f"--classes: {name.strip()!r} is not one of {shorten(names, 30)}")
     return [names.index(name.strip()) for name in classes]
