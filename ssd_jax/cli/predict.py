@@ -15,9 +15,10 @@ import numpy as np
 from tyro import conf
 
 from ssd_jax.cli.arguments import Args, CommaSeparated, Flag, has_flag, parse_args
-from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, Range
+from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, Range, printable, shorten
 from ssd_jax.inference.inputs import Input, check_outputs, find_inputs
 from ssd_jax.io import atomic_write
+from ssd_jax.streams import program_name
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -134,7 +135,7 @@ def _predict(args: PredictArgs, inputs: Sequence[Input]) -> int:
             # Hours of images may be done.
             predictor.write_rows()
             done = f"detections.json has the {predictor.num_images} images and frames done"
-            print(f"predict.py: stopped; {done}", file=sys.stderr)
+            print(f"{program_name()}: stopped; {done}", file=sys.stderr)
             raise
         predictor.write_rows()
         seconds = time.perf_counter() - compiled
@@ -143,7 +144,7 @@ def _predict(args: PredictArgs, inputs: Sequence[Input]) -> int:
     predictor.summarize(seconds, compiled - start)
     if predictor.failed:
         failed = f"{len(predictor.failed)} of {len(inputs)} inputs could not be read"
-        print(f"predict.py: {failed}", file=sys.stderr)
+        print(f"{program_name()}: {failed}", file=sys.stderr)
     return 1 if predictor.failed else 0
 
 
@@ -257,10 +258,8 @@ class _Predictor:
 
     def _fail(self, source: Input, reason: str) -> None:
         """Report an input that cannot be read."""
-        from ssd_jax.config import printable
-
         self.failed.append(source.name)
-        print(f"predict.py: {printable(reason)}", file=sys.stderr)
+        print(f"{program_name()}: {printable(reason)}", file=sys.stderr)
 
 
 def _progress_bars() -> "Progress":
@@ -295,12 +294,11 @@ def _select_classes(classes: Sequence[str] | None, names: Sequence[str]) -> list
     """Return the labels of the named classes; None: all."""
     if classes is None:
         return list(range(len(names)))
+    classes = [name.strip() for name in classes]
     for name in classes:
-        if name.strip() not in names:
-            from ssd_jax.config import shorten
-
-            raise ConfigError(f"--classes: {name.strip()!r} is not one of {shorten(names, 30)}")
-    return [names.index(name.strip()) for name in classes]
+        if name not in names:
+            raise ConfigError(f"--classes: {name!r} is not one of {shorten(names, 30)}")
+    return [names.index(name) for name in classes]
 
 
 def _benchmark(args: BenchmarkArgs) -> None:

@@ -121,11 +121,11 @@ class DetectFn:
 
 
 class StoppedError(Exception):
-    """A detection that was asked to stop before its end."""
+    """The detection was stopped before its end."""
 
 
 def never() -> bool:
-    """False: a detection that nothing stops."""
+    """Return false: never stop the detection."""
     return False
 
 
@@ -138,13 +138,24 @@ def detect_source(
     batch_size: int,
     stop: Callable[[], bool] = never,
 ) -> DetectionTable:
-    """Detect objects in a whole source; boxes are in pixels of the original images.
+    """Detect objects in all images of a source.
 
-    The next batch is given to the devices before the last one's result is read. Several processes
-    share the images, each in separate batches, and all get the whole table, rows in the order
-    of the source.
+    Each batch is dispatched to the devices before the result of the previous one is read. Several
+    processes share the images, and each gets the whole table, in the order of the source.
 
-    Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.
+    Args:
+        detect: detection of the network.
+        variables: parameters and batch statistics.
+        source: the images.
+        image_size: side of the network's input (pixels).
+        batch_size: images per batch of this process.
+        stop: called after each batch; if it returns true in any process, all of them stop.
+
+    Returns:
+        Detections with boxes in continuous pixels of the original images.
+
+    Raises:
+        StoppedError: `stop` returned true in one of the processes.
     """
     variables = detect.prepare(variables)
     parts: list[tuple[np.ndarray, Detections]] = []
@@ -179,12 +190,12 @@ def detect_source(
         annotation = source.annotation(record)
         boxes, scores, labels = to_pixels(detections, b, annotation.width, annotation.height)
         columns.append((np.full(len(scores), record), labels, scores, boxes))
-    # A source has at least one image, and each gives a row, if an empty one.
+    # A source has at least one image, so there is something to concatenate.
     return DetectionTable(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _one_axis(x: np.ndarray) -> np.ndarray:
-    """[processes, n, ...] as [processes * n, ...]."""
+    """Reshape [processes, n, ...] to [processes * n, ...]."""
     return x.reshape(-1, *x.shape[2:])
 
 
