@@ -121,7 +121,7 @@ def staged(path: Path) -> Iterator[Path]:
     part = target / name if is_dir(target) else target.with_name(name)
     try:
         yield part
-        if part.parent != target:
+        if not is_dir(target):
             part.replace(target)
         elif is_file(part):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
