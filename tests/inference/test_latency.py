@@ -104,7 +104,7 @@ def test_the_command(run, tmp_path, monkeypatch, capfd):
         (["--xml"], "--xml cannot be combined with --benchmark"),
         ([tmp_path / "film.mp4"], "film.mp4 is not an image; --benchmark takes only images"),
         ([tmp_path / "broken.jpg"], "broken.jpg is not an image that can be decoded"),
-        ([tmp_path / "none.jpg"], "there is no file or folder"),
+        ([tmp_path / "none.jpg"], "file or folder not found"),
     ):
         status, err = call(*arguments)
         assert status == 2
