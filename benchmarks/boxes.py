@@ -27,7 +27,7 @@ def run(rounds: int) -> dict[str, Any]:
             rounds=rounds,
         )
         print_comparison(name, figures[name], base="torchvision")
-    inputs = (*predictions(BATCH, len(priors)), *objects(BATCH, config.data.max_objects))
+    inputs = predictions(BATCH, len(priors)), objects(BATCH, config.data.max_objects)
     name, base = f"matching and loss, batch {BATCH}", "reference, Python loops"
     figures[name] = compare(
         {

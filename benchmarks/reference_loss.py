@@ -4,28 +4,24 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.inputs import Objects, Outputs
 from benchmarks.runner import Program
 
 
-def match_and_loss(
-    loc: np.ndarray,
-    conf: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray,
-    priors: np.ndarray,
-) -> Program:
+def match_and_loss(outputs: Outputs, objects: Objects, priors: np.ndarray) -> Program:
     """Set up matching, hard-negative mining, loss and gradients of a batch in PyTorch."""
     import os
 
     import torch
     from torch.nn import functional
 
+    (loc, conf), (boxes, labels, mask) = outputs, objects
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     prior = torch.from_numpy(np.asarray(priors))
     corners = torch.cat([prior[:, :2] - prior[:, 2:] / 2, prior[:, :2] + prior[:, 2:] / 2], 1)
     truths = [torch.from_numpy(boxes[b][mask[b]]) for b in range(len(boxes))]
-    classes = [torch.from_numpy(labels[b][mask[b]].astype(np.int64)) for b in range(len(boxes))]
+    # In the logits class 0 is the background.
+    classes = [torch.from_numpy(labels[b][mask[b]].astype(np.int64) + 1) for b in range(len(boxes))]
     loc_data = torch.from_numpy(loc).requires_grad_()
     conf_data = torch.from_numpy(conf).requires_grad_()
 
@@ -72,15 +68,9 @@ def match_and_loss(
     return program
 
 
-def match_and_loss_by_loops(
-    loc: np.ndarray,
-    conf: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray,
-    priors: np.ndarray,
-) -> Program:
+def match_and_loss_by_loops(outputs: Outputs, objects: Objects, priors: np.ndarray) -> Program:
     """Set up the same loss without gradients, one object and one prior at a time."""
+    (loc, conf), (boxes, labels, mask) = outputs, objects
     corners = np.concatenate(
         [priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1
     )
@@ -111,7 +101,7 @@ def match_and_loss_by_loops(
                 negatives.append(log_sum - float(row[0]))
                 continue
             positives += 1
-            total += log_sum - float(row[labels[b, j]])
+            total += log_sum - float(row[labels[b, j] + 1])
             x0, y0, x1, y1 = rows[j]
             cx, cy, w, h = priors[p]
             offsets = (

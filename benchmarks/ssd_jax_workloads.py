@@ -1,14 +1,12 @@
 """Programs of ssd_jax, set up to be timed."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from benchmarks.inputs import SIZE, images, objects, predictions, voc_config
-
-Program = Callable[[], Any]
+from benchmarks.inputs import SIZE, Objects, Outputs, images, objects, predictions, voc_config
+from benchmarks.runner import Program
 
 
 def train(batch: int, path: Any, cache: str = "") -> Program:
@@ -31,7 +29,7 @@ def train(batch: int, path: Any, cache: str = "") -> Program:
     config = voc_config(batch)
     training = build_training(config)
     boxes, labels, mask = objects(batch, config.data.max_objects)
-    arrays = {"image": images(batch), "boxes": boxes, "labels": labels - 1, "mask": mask}
+    arrays = {"image": images(batch), "boxes": boxes, "labels": labels, "mask": mask}
     state = replicate(training.init_state(), jax.local_devices())
 
     def program() -> None:
@@ -46,7 +44,7 @@ def detect(batch: int, path: Any) -> Program:
     """Set up the detection of a batch: network, decoding and NMS, from host to host."""
     import jax
 
-    from ssd_jax.inference.detect import make_detect
+    from ssd_jax.inference.detect import DetectFn
     from ssd_jax.kernels.conv2d import set_cpu_conv
     from ssd_jax.models.ssd import make_model
 
@@ -54,7 +52,7 @@ def detect(batch: int, path: Any) -> Program:
     config = voc_config()
     model = make_model(config.model, config.priors)
     inputs = images(batch)
-    run = make_detect(model, config)
+    run = DetectFn(model, config)
     variables = run.prepare(jax.jit(model.init)(jax.random.key(0), inputs[:1]))
     return lambda: jax.device_get(run(variables, inputs))
 
@@ -63,29 +61,13 @@ def suppress(loc: np.ndarray, conf: np.ndarray, size: int = SIZE) -> Program:
     """Set up softmax, decoding and NMS of the network's outputs, from host to host."""
     import jax
 
-    from ssd_jax.inference.detect import post_process
-    from ssd_jax.models.ssd import model_priors
+    from ssd_jax.inference.detect import make_post_process
 
-    config = voc_config(size=size)
-    run = jax.jit(
-        partial(
-            post_process,
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.eval,
-        )
-    )
+    run = make_post_process(voc_config(size=size))
     return lambda: jax.device_get(run(loc, conf))
 
 
-def match_and_loss(
-    loc: np.ndarray,
-    conf: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray,
-    size: int = SIZE,
-) -> Program:
+def match_and_loss(outputs: Outputs, objects: Objects, size: int = SIZE) -> Program:
     """Set up matching, hard-negative mining, loss and gradient of a batch of outputs."""
     import jax
     import jax.numpy as jnp
@@ -98,22 +80,23 @@ def match_and_loss(
 
     def loss(outputs: Any, batch: Any) -> Any:
         targets = image_targets(batch, priors, config.priors.variances, config.train)
-        found = image_losses(*outputs, targets, config.train)
+        losses = image_losses(*outputs, targets, config.train)
         positives = jnp.sum(targets.label > 0)
-        return (jnp.sum(found.loc) + jnp.sum(found.conf)) / jnp.maximum(positives, 1)
+        return (jnp.sum(losses.loc) + jnp.sum(losses.conf)) / jnp.maximum(positives, 1)
 
     run = jax.jit(jax.value_and_grad(loss))
     # On the device, as the network's outputs are in training.
-    outputs = jax.device_put((loc, conf))
-    batch = {"boxes": boxes, "labels": labels - 1, "mask": mask}
+    outputs = jax.device_put(outputs)
+    boxes, labels, mask = objects
+    batch = {"boxes": boxes, "labels": labels, "mask": mask}
     return lambda: jax.block_until_ready(run(outputs, batch))
 
 
-def learn(case: Mapping[str, int], places: int = 64) -> Program:
+def learn(case: Mapping[str, int], max_objects: int = 64) -> Program:
     """Set up `match_and_loss` of random outputs; `case` has batch, objects, classes, size."""
     outputs = predictions(case["batch"], _priors(case), case["classes"])
-    given = objects(case["batch"], places, each=case["objects"], classes=case["classes"])
-    return match_and_loss(*outputs, *given, size=case["size"])
+    inputs = objects(case["batch"], max_objects, each=case["objects"], classes=case["classes"])
+    return match_and_loss(outputs, inputs, size=case["size"])
 
 
 def find(case: Mapping[str, int]) -> Program:
@@ -122,7 +105,7 @@ def find(case: Mapping[str, int]) -> Program:
     return suppress(*outputs, size=case["size"])
 
 
-def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
+def matching_memory(case: Mapping[str, int], max_objects: int = 64) -> int:
     """Return the temporary memory of a batch's matching (bytes); `case` as in `learn`."""
     import jax
 
@@ -131,9 +114,9 @@ def matching_memory(case: Mapping[str, int], places: int = 64) -> int:
 
     config = voc_config(size=case["size"])
     priors = model_priors(config.model, config.priors)
-    boxes, labels, mask = objects(case["batch"], places, each=case["objects"])
+    boxes, labels, mask = objects(case["batch"], max_objects, each=case["objects"])
     match = jax.jit(lambda b: image_targets(b, priors, config.priors.variances, config.train))
-    program = match.lower({"boxes": boxes, "labels": labels - 1, "mask": mask}).compile()
+    program = match.lower({"boxes": boxes, "labels": labels, "mask": mask}).compile()
     return int(program.memory_analysis().temp_size_in_bytes)
 
 

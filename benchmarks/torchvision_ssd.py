@@ -66,10 +66,11 @@ def train(batch: int, device: str = "cpu", precision: str = "float32") -> Progra
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     inputs = _inputs(batch, device)
     boxes, labels, mask = objects(batch, 64)
+    # torchvision's class 0 is the background.
     targets = [
         {
             "boxes": torch.from_numpy(boxes[b][mask[b]] * 300).to(device),
-            "labels": torch.from_numpy(labels[b][mask[b]].astype(np.int64)).to(device),
+            "labels": torch.from_numpy(labels[b][mask[b]].astype(np.int64) + 1).to(device),
         }
         for b in range(batch)
     ]

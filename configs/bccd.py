@@ -5,35 +5,22 @@
 Data: github.com/Shenggan/BCCD_Dataset, 292 photographs for training and 72 for evaluation.
 """
 
-from ssd_jax.config import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    PriorConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
+import ssd_jax.config as cfg
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return SSD300 with a quarter of the channels, three feature layers and fitting priors."""
-    return Config(
-        model=ModelConfig(
-            width_multiplier=0.25,
-            feature_layers=("conv4_3", "conv7", "conv8_2"),
-            batch_norm=True,
+    return cfg.Config(
+        model=cfg.ModelConfig(
+            width_multiplier=0.25, feature_layers=("conv4_3", "conv7", "conv8_2"), batch_norm=True
         ),
         # The finest layer detects platelets (24 pixels) and red cells (49, the geometric mean of 24
         # and 100), because the dilated conv6 then skips pixels around a cell. conv7 detects white
         # cells.
-        priors=PriorConfig(
-            sizes=(24, 100, 160, 220),
-            steps=(8, 16, 32),
-            aspect_ratios=((2,), (2,), (2,)),
+        priors=cfg.PriorConfig(
+            sizes=(24, 100, 160, 220), steps=(8, 16, 32), aspect_ratios=((2,), (2,), (2,))
         ),
-        data=DataConfig(
+        data=cfg.DataConfig(
             format="voc",
             root="BCCD",
             train_split="trainval",
@@ -45,10 +32,10 @@ def get_config() -> Config:
             min_crop_scale=0.6,
             max_crop_aspect_ratio=1.25,
         ),
-        optim=OptimConfig(
+        optim=cfg.OptimConfig(
             learning_rate=0.01, schedule="cosine", warmup_steps=100, grad_clip_norm=10.0
         ),
-        train=TrainConfig(steps=700, batch_size=8, log_every=10, checkpoint_every=200),
-        eval=EvalConfig(batch_size=8),
-        runtime=RuntimeConfig(cpu_conv="direct"),
+        train=cfg.TrainConfig(steps=700, batch_size=8, log_every=10, checkpoint_every=200),
+        eval=cfg.EvalConfig(batch_size=8),
+        runtime=cfg.RuntimeConfig(cpu_conv="direct"),
     )

@@ -9,7 +9,7 @@ import dataclasses
 
 import ssd300_voc0712
 
-from ssd_jax.config import Config, DataConfig
+import ssd_jax.config as cfg
 
 CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
@@ -26,20 +26,20 @@ CLASSES = (
 )
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return the config for VOC with smaller priors and a schedule of 400,000 steps."""
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, classes=CLASSES),
         priors=dataclasses.replace(config.priors, sizes=(21, 45, 99, 153, 207, 261, 315)),
-        data=DataConfig(
+        data=dataclasses.replace(
+            config.data,
             format="coco",
             root="coco",
             train_split="train2017",
             eval_split="val2017",
             max_objects=128,
-            num_workers=8,
         ),
         optim=dataclasses.replace(config.optim, milestones=(280_000, 360_000)),
         train=dataclasses.replace(config.train, steps=400_000, eval_every=40_000),

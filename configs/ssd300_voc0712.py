@@ -6,7 +6,7 @@ The recipe of the paper, section 3.1; mAP is 11-point. Needs VGG16's ImageNet we
 see docs/recipe.md; --model.init-from names another file.
 """
 
-from ssd_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+import ssd_jax.config as cfg
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -15,26 +15,26 @@ CLASSES = (
 )
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return the paper's recipe; values that equal the defaults are given for reference."""
-    return Config(
-        model=ModelConfig(classes=CLASSES, init_from="vgg16.npz"),
-        data=DataConfig(
+    return cfg.Config(
+        model=cfg.ModelConfig(classes=CLASSES, init_from="vgg16.npz"),
+        data=cfg.DataConfig(
             format="voc",
             root="VOCdevkit",
             train_split="2007:trainval+2012:trainval",
             eval_split="2007:test",
             num_workers=8,
         ),
-        optim=OptimConfig(
+        optim=cfg.OptimConfig(
             learning_rate=1e-3,
             milestones=(80_000, 100_000),
             warmup_steps=500,
             bias_lr_multiplier=2.0,
             decay_biases=False,
         ),
-        train=TrainConfig(
+        train=cfg.TrainConfig(
             steps=120_000, batch_size=32, log_every=50, eval_every=20_000, checkpoint_every=5000
         ),
-        eval=EvalConfig(batch_size=32, metrics=("voc07",)),
+        eval=cfg.EvalConfig(batch_size=32, metrics=("voc07",)),
     )

@@ -10,31 +10,31 @@ import dataclasses
 
 import ssd300_voc0712
 
-from ssd_jax.config import Config, DataConfig, OptimConfig, TrainConfig
+import ssd_jax.config as cfg
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return the published network with a schedule of 400 steps of 8 images."""
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, freeze_before="conv5_1", pretrained_scale=0.02),
-        data=DataConfig(
-            format="voc",
+        data=dataclasses.replace(
+            config.data,
             root="voc",
             train_split="trainval",
             eval_split="test",
+            num_workers=0,
             # So few steps are better spent on objects that are not small.
             expand_ratio=2.0,
         ),
-        optim=OptimConfig(
+        optim=dataclasses.replace(
+            config.optim,
             learning_rate=5e-3,
             schedule="cosine",
             warmup_steps=40,
             grad_clip_norm=10.0,
-            bias_lr_multiplier=2.0,
-            decay_biases=False,
         ),
-        train=TrainConfig(steps=400, batch_size=8, log_every=5, checkpoint_every=50),
+        train=cfg.TrainConfig(steps=400, batch_size=8, log_every=5, checkpoint_every=50),
         eval=dataclasses.replace(config.eval, batch_size=8),
     )

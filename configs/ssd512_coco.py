@@ -10,10 +10,10 @@ import dataclasses
 import ssd300_coco
 import ssd512_voc0712
 
-from ssd_jax.config import Config
+import ssd_jax.config as cfg
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return SSD300's recipe for COCO with the network and priors for 512 pixels."""
     config, large = ssd300_coco.get_config(), ssd512_voc0712.get_config()
     return dataclasses.replace(

@@ -9,10 +9,10 @@ import dataclasses
 
 import ssd300_voc0712
 
-from ssd_jax.config import Config, ExtraBlock, PriorConfig
+import ssd_jax.config as cfg
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return SSD300's recipe with the network and priors for 512 pixels."""
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
@@ -22,12 +22,12 @@ def get_config() -> Config:
             image_size=512,
             feature_layers=(*config.model.feature_layers, "conv12_2"),
             extras=(
-                ExtraBlock(256, 512, stride=2, padding=1),
-                *[ExtraBlock(128, 256, stride=2, padding=1)] * 3,
-                ExtraBlock(128, 256, kernel_size=4, padding=1),
+                cfg.ExtraBlock(256, 512, stride=2, padding=1),
+                *[cfg.ExtraBlock(128, 256, stride=2, padding=1)] * 3,
+                cfg.ExtraBlock(128, 256, kernel_size=4, padding=1),
             ),
         ),
-        priors=PriorConfig(
+        priors=cfg.PriorConfig(
             sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
             steps=(8, 16, 32, 64, 128, 256, 512),
             aspect_ratios=((2,), *[(2, 3)] * 4, (2,), (2,)),

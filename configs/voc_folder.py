@@ -9,14 +9,14 @@ vgg16.npz --model.no-batch-norm --optim.learning-rate 1e-3, and --model.pretrain
 the file does not contain conv6.
 """
 
-from ssd_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+import ssd_jax.config as cfg
 
 
-def get_config() -> Config:
+def get_config() -> cfg.Config:
     """Return SSD300 with batch norm, which trains from scratch."""
-    return Config(
-        model=ModelConfig(batch_norm=True),
-        data=DataConfig(
+    return cfg.Config(
+        model=cfg.ModelConfig(batch_norm=True),
+        data=cfg.DataConfig(
             format="auto",
             root="mydata",
             train_split="trainval",
@@ -24,8 +24,8 @@ def get_config() -> Config:
             max_objects=128,
             num_workers=4,
         ),
-        optim=OptimConfig(
+        optim=cfg.OptimConfig(
             learning_rate=0.01, schedule="cosine", warmup_steps=500, grad_clip_norm=10.0
         ),
-        train=TrainConfig(steps=20_000, batch_size=32, eval_every=2000, checkpoint_every=1000),
+        train=cfg.TrainConfig(steps=20_000, batch_size=32, eval_every=2000, checkpoint_every=1000),
     )

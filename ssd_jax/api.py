@@ -17,7 +17,7 @@ from ssd_jax.distributed import is_main_process, use_compilation_cache
 from ssd_jax.evaluation.evaluate import evaluate_source
 from ssd_jax.evaluation.metrics.evaluation import Evaluation
 from ssd_jax.evaluation.report.output_dir import staged_on_main_process
-from ssd_jax.inference.detect import make_detect
+from ssd_jax.inference.detect import DetectFn
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.training import loop
 
@@ -82,7 +82,7 @@ def evaluate(
     ) as staged_dir:
         model, variables = restore_model(path, config)
         return evaluate_source(
-            make_detect(model, config),
+            DetectFn(model, config),
             variables,
             source,
             config,

@@ -379,7 +379,7 @@ class DataConfig:
         _check_fields(self, "data")
         _check(
             self.format in ("shapes", "tfds") or self.root != "",
-            "data.root is empty; name the folder of the data set, e.g. --data.root ~/mydata",
+            "data.root is empty; name the folder of the dataset, e.g. --data.root ~/mydata",
         )
 
 
@@ -461,14 +461,14 @@ class TrainConfig:
     """Reaction to a loss or gradient that is not finite; such a step never changes the state.
     stop: end the run; skip: skip the step and count it."""
     profile_steps: StepsOrNone = 0
-    """Steps to trace with JAX's profiler, from the fifth step after a start; 0: none."""
+    """Steps to trace with JAX's profiler, from the sixth step after a start; 0: none."""
 
     def __post_init__(self) -> None:
         _check_fields(self, "train")
         _check(
             self.batch_size % self.grad_accumulation_steps == 0,
-            f"train.batch_size {self.batch_size} must divide by train.grad_accumulation_steps "
-            f"{self.grad_accumulation_steps}; change one of them",
+            f"train.batch_size {self.batch_size} must be divisible by "
+            f"train.grad_accumulation_steps {self.grad_accumulation_steps}; change one of them",
         )
 
 

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -34,38 +34,38 @@ class LostPeerError(UserError):
     """Exit status: EX_PROTOCOL of sysexits.h."""
 
 
-class ProcessOptions(Protocol):
-    """Options that start one of several processes; see `ssd_jax.cli.arguments.ProcessArgs`."""
-
-    @property
-    def distributed(self) -> bool: ...  # noqa: D102
-    @property
-    def coordinator(self) -> str | None: ...  # noqa: D102
-    @property
-    def processes(self) -> int | None: ...  # noqa: D102
-    @property
-    def process(self) -> int | None: ...  # noqa: D102
-    @property
-    def peer_timeout(self) -> int: ...  # noqa: D102
-
-
 @contextlib.contextmanager
-def distributed_context(options: ProcessOptions) -> Iterator[None]:
-    """Join the processes of a run, if the options ask for it.
+def distributed_context(
+    *,
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    peer_timeout: int,
+) -> Iterator[None]:
+    """Join the processes of a run, if there are several.
 
-    Enter it before any other use of JAX, which detects unset flags from SLURM, Open MPI,
+    Enter it before any other use of JAX, which detects values that are None from SLURM, Open MPI,
     Kubernetes or a TPU pod. An error of this process alone ends it at once with one line: a normal
     exit would wait for the other processes, which wait for this one.
+
+    Args:
+        distributed: whether this is one of several processes; implied by any of the next three.
+        coordinator: address of process 0, HOST:PORT.
+        processes: number of processes.
+        process: index of this process.
+        peer_timeout: time without a sign of life after which another process counts as lost
+            (seconds).
 
     Raises:
         ConfigError: the processes cannot be determined.
         LostPeerError: the other processes do not answer.
     """
-    process_args = (options.coordinator, options.processes, options.process)
-    if not options.distributed and process_args == (None, None, None):
+    process_args = (coordinator, processes, process)
+    if not distributed and process_args == (None, None, None):
         yield
         return
-    _join(*process_args, peer_timeout=options.peer_timeout)
+    _join(*process_args, peer_timeout=peer_timeout)
     try:
         yield
     except CollectiveError:

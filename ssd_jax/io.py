@@ -121,14 +121,14 @@ def staged(path: Path) -> Iterator[Path]:
     part = target / name if is_dir(target) else target.with_name(name)
     try:
         yield part
-        if part.parent != target:
+        if not is_dir(target):
             part.replace(target)
         elif is_file(part):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         for file in sorted(file for file in part.rglob("*") if file.is_file()):
-            place = target / file.relative_to(part)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place)
+            destination = target / file.relative_to(part)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(destination)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         for remove in (part.unlink, *(folder.rmdir for folder in missing)):

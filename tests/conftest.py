@@ -14,7 +14,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A program that several tests compile is compiled once; the folder goes with the process.
+# A program that several tests compile is compiled once; the folder is removed with the process.
 _CACHE = tempfile.TemporaryDirectory(prefix="ssd_jax_tests_")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 

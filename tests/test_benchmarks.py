@@ -45,17 +45,18 @@ def test_pycocotools_equals_evaluate_coco():
 def loss_case():
     config = voc_config()
     priors = model_priors(config.model, config.priors)
-    inputs = (*predictions(1, len(priors)), *objects(1, 8, each=3))
+    inputs = predictions(1, len(priors)), objects(1, 8, each=3)
     rule = dataclasses.replace(config.train, matching="per_object")
 
     def loss(outputs):
-        batch = dict(zip(("boxes", "labels", "mask"), inputs[2:], strict=True))
+        boxes, labels, mask = inputs[1]
+        batch = {"boxes": boxes, "labels": labels, "mask": mask}
         targets = image_targets(batch, priors, config.priors.variances, rule)
         losses = image_losses(*outputs, targets, rule)
         total = jnp.sum(losses.loc) + jnp.sum(losses.conf)
         return total / jnp.sum(targets.label > 0), total
 
-    (_, total), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs[:2])
+    (_, total), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs[0])
     return inputs, priors, float(total), gradients
 
 

@@ -1,4 +1,4 @@
-"""Configs: every file loads, JSON gives back what was saved, errors name the field."""
+"""Configs: every file loads, JSON round-trips, errors name the field."""
 
 import dataclasses
 import json

@@ -301,14 +301,23 @@ def with_gradio(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--checkpoint is missing; name a run folder"),
-        (["--checkpoint", "x", "--port", "0"], "--port is 0; must be from 1 to 65535"),
-        (["--checkpoint", "x", "--port", "a"], "--port: invalid int value"),
-        (["--checkpoint", "x", "--max-upload-mb", "0"], "--max-upload-mb is 0; must be 1 or more"),
-        (["--checkpoint", "x", "--score-threshold", "0"], "--score-threshold is 0.0; must be"),
+        ([], "--checkpoint is missing (Folder of a run"),
+        (["--checkpoint", "x", "--port", "0"], "--port is 0; use a number from 1 to 65,535"),
+        (
+            ["--checkpoint", "x", "--port", "a"],
+            "--port: invalid literal for int() with base 10: 'a'",
+        ),
+        (
+            ["--checkpoint", "x", "--max-upload-mb", "0"],
+            "--max-upload-mb is 0; use a number from 1 to",
+        ),
+        (
+            ["--checkpoint", "x", "--score-threshold", "0"],
+            "--score-threshold is 0.0; use a number from 0.01 to 1",
+        ),
         (["--checkpoint", "none"], "no checkpoint found in none"),
         (["--checkpoint", "x", "--allow-host", "http://a"], "--allow-host is 'http://a'; must be"),
-        (["--share"], "unrecognized arguments: --share"),
+        (["--share"], "unknown argument --share"),
     ],
 )
 @pytest.mark.usefixtures("with_gradio")

@@ -247,7 +247,7 @@ def test_threshold_and_classes_filter_without_another_detection(
     assert page.run(
         "return [...document.querySelectorAll('#results i')]"
         ".map(e => getComputedStyle(e).backgroundColor)"
-    ) == ["rgb({}, {}, {})".format(*label_color(k + 1)) for k in expected.labels]
+    ) == ["rgb({}, {}, {})".format(*label_color(k)) for k in expected.labels]
     assert page.run(
         "const i = document.querySelector('#results img'); return [i.naturalWidth, i.naturalHeight]"
     ) == [800, 554]

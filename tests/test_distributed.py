@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -63,16 +62,17 @@ def test_unusable_cache_folder(cache_config, tmp_path, monkeypatch):
 )
 def test_error_of_one_process_ends_it_at_once(error, status, monkeypatch, capfd):
     """A normal exit would wait for the other processes, which wait for this one."""
-    flags = SimpleNamespace(
-        distributed=True, coordinator=None, processes=None, process=None, peer_timeout=60
-    )
+    options = {"coordinator": None, "processes": None, "process": None, "peer_timeout": 60}
 
     def leave(code):
         raise SystemExit(code)
 
     monkeypatch.setattr(distributed, "_join", lambda *_, **more: None)
     monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(SystemExit) as left, distributed.distributed_context(flags):
+    with (
+        pytest.raises(SystemExit) as left,
+        distributed.distributed_context(distributed=True, **options),
+    ):
         raise error
     assert left.value.code == status
     assert str(error) in capfd.readouterr().err

@@ -174,7 +174,7 @@ def test_module_imports_downwards(path):
         ("backbones/resnet.py", ""),
     ],
 )
-def test_planted_violations_are_found(path, source):
+def test_planted_violations_are_detected(path, source):
     (line,) = check(path, source)
     assert line.startswith(path)
 

@@ -167,15 +167,19 @@ def truth(path, tmp_path):
 
 
 def results(path, tmp_path):
-    known = read_annotations(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
-    read_detections(path, known)
+    annotations = read_annotations(
+        make_coco(tmp_path / "coco") / "annotations/instances_train.json"
+    )
+    read_detections(path, annotations)
 
 
 def voc_results(path, tmp_path):
-    known = read_annotations(make_coco(tmp_path / "coco") / "annotations/instances_train.json")
+    annotations = read_annotations(
+        make_coco(tmp_path / "coco") / "annotations/instances_train.json"
+    )
     (tmp_path / "results").mkdir()
     path.rename(tmp_path / "results/comp4_det_test_cat.txt")
-    read_detections(tmp_path / "results", known)
+    read_detections(tmp_path / "results", annotations)
 
 
 def run_config(path, tmp_path):

@@ -46,7 +46,7 @@ def run(redirection, file, status=0, **environment):
         (
             ">/dev/full",
             2,
-            "program: the standard output cannot be written (No space left on device): its text "
+            "program: the standard output cannot be written (No space left on device): the output "
             "is lost\n",
         ),
         (">&-", 0, ""),

@@ -123,9 +123,11 @@ def compare_detections(config: Config, device: Any, cpu: Any) -> dict[str, Any]:
     """Compare the detections of equal weights and images on both devices in float32."""
     import jax
 
+    from ssd_jax.kernels.conv2d import use_cpu_conv
+
     detect, *_ = detection_programs(config)
     inputs = (initial_state(config).variables, host_batch(config)["image"])
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), use_cpu_conv(config.runtime.cpu_conv):
         actual, expected = (
             jax.device_get(detect(*jax.device_put(inputs, d))) for d in (device, cpu)
         )

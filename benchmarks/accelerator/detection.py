@@ -82,19 +82,20 @@ def measure(context: Context, config: Config) -> dict[str, Any]:
 
     loc, conf = outputs
     boxes, scores = jnp.abs(loc), jax.nn.softmax(conf)
+    threshold = config.eval.score_threshold
     count = min(config.eval.topk_candidates, num_priors)
 
     @jax.jit
     @jax.vmap
     def top_k(scores: Any) -> Any:
         by_class = jnp.transpose(scores[:, 1:])
-        return jax.lax.top_k(jnp.where(by_class > 0.01, by_class, -jnp.inf), count)
+        return jax.lax.top_k(jnp.where(by_class > threshold, by_class, -jnp.inf), count)
 
     nms = jax.jit(
         jax.vmap(
             partial(
                 multiclass_nms,
-                score_threshold=config.eval.score_threshold,
+                score_threshold=threshold,
                 iou_threshold=config.eval.nms_iou_threshold,
                 topk_candidates=config.eval.topk_candidates,
                 detections_per_image=config.eval.detections_per_image,

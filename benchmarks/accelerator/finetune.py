@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.accelerator.context import Context, SkipPartError
 from benchmarks.inputs import CONFIGS
-from ssd_jax.config import Config, RuntimeConfig
+from ssd_jax.config import Config
 from ssd_jax.config_file import load_config
 
 PHOTOGRAPHS, WEIGHTS = "photographs.zip", "vgg16_int8.npz"
@@ -67,7 +67,7 @@ def tiny_config() -> Config:
         optim=dataclasses.replace(config.optim, warmup_steps=0),
         train=dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=6),
         eval=dataclasses.replace(config.eval, report=False, num_visualizations=2),
-        runtime=RuntimeConfig(compilation_cache_dir=""),
+        runtime=dataclasses.replace(config.runtime, compilation_cache_dir=""),
     )
 
 
@@ -96,7 +96,7 @@ def full_config(context: Context) -> Config:
             eval_every=max(1, steps // 2),
         ),
         eval=dataclasses.replace(config.eval, batch_size=32, report=False),
-        runtime=RuntimeConfig(compilation_cache_dir=""),
+        runtime=dataclasses.replace(config.runtime, compilation_cache_dir=""),
     )
 
 

@@ -63,7 +63,7 @@ def prepare(
 
     Args:
         folder: New or empty folder.
-        photographs: Data set in VOC's layout with the lists trainval and test.
+        photographs: Dataset in VOC's layout with the lists trainval and test.
         weights: VGG16's convolutions in the form that model.init_from takes (.npz).
         python: Version of the target's Python.
         jax: Version of the target's jax.

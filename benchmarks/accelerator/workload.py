@@ -48,7 +48,7 @@ def host_batch(config: Config) -> dict[str, np.ndarray]:
     """Make a batch of random images with six objects each, as the input pipeline does."""
     batch, size = config.train.batch_size, config.model.image_size
     boxes, labels, mask = objects(batch, config.data.max_objects, classes=len(config.model.classes))
-    return {"image": images(batch, size), "boxes": boxes, "labels": labels - 1, "mask": mask}
+    return {"image": images(batch, size), "boxes": boxes, "labels": labels, "mask": mask}
 
 
 def step_inputs(config: Config, device: Any) -> tuple[Any, Any]:
@@ -62,20 +62,12 @@ def detection_programs(config: Config) -> tuple[Any, Any, Any]:
     """Return compiled functions of one device: detection, and its network and post-processing."""
     import jax
 
-    from ssd_jax.inference.detect import detect_step, post_process
-    from ssd_jax.models.ssd import make_model, model_priors
+    from ssd_jax.inference.detect import detect_step, detection_settings, make_post_process
+    from ssd_jax.models.ssd import make_model
 
     model = make_model(config.model, config.priors)
-    options = {
-        "priors": model_priors(config.model, config.priors),
-        "variances": config.priors.variances,
-        "config": config.eval,
-    }
-    return (
-        jax.jit(partial(detect_step, model=model, **options)),
-        jax.jit(model.apply),
-        jax.jit(partial(post_process, **options)),
-    )
+    detect = partial(detect_step, model=model, **detection_settings(config))
+    return jax.jit(detect), jax.jit(model.apply), make_post_process(config)
 
 
 def initial_state(config: Config) -> Any:

@@ -88,7 +88,9 @@ def _read_best(file: Path) -> Path:
     with file.open("rb") as lines:
         name = lines.read(20).decode("ascii", "replace").strip()
     if not _STEP.fullmatch(name) or not _is_checkpoint(file.parent / name):
-        raise ConfigError(f"{file} names no checkpoint; name one of the checkpoints/STEP instead")
+        raise ConfigError(
+            f"{file} does not name a checkpoint; use one of the checkpoints/STEP instead"
+        )
     return file.parent / name
 
 

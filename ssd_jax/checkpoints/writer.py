@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
@@ -177,12 +176,7 @@ class CheckpointManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self.close()
         except SaveError:
@@ -292,8 +286,8 @@ class CheckpointManager:
         steps = self._steps()
         newest = f"the newest intact checkpoint is {steps[-1]}" if steps else "none is saved yet"
         return SaveError(
-            f"{what} cannot be written to {self._folder} ({reason(error)}); {newest}; make room or "
-            "fix the permissions, and continue with --resume"
+            f"{what} cannot be written to {self._folder} ({reason(error)}); {newest}; "
+            "free some space or fix the permissions, and continue with --resume"
         )
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
@@ -79,7 +80,7 @@ class ConfigArgs(Args):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessArgs(ConfigArgs):
-    """Arguments that start one of several processes, for `distributed_context`."""
+    """Arguments that start one of several processes."""
 
     distributed: Flag = False
     """Run as one of several processes, which JAX finds from SLURM, Kubernetes or a TPU pod."""
@@ -91,6 +92,18 @@ class ProcessArgs(ConfigArgs):
     """Index of this process, with --coordinator."""
     peer_timeout: int = 60
     """Time without a sign of life after which another process counts as lost (seconds)."""
+
+    def join_processes(self) -> AbstractContextManager[None]:
+        """Join the processes of the run; see `ssd_jax.distributed.distributed_context`."""
+        from ssd_jax.distributed import distributed_context
+
+        return distributed_context(
+            distributed=self.distributed,
+            coordinator=self.coordinator,
+            processes=self.processes,
+            process=self.process,
+            peer_timeout=self.peer_timeout,
+        )
 
 
 _SHARED = {each.name for each in dataclasses.fields(ProcessArgs)}
@@ -255,8 +268,12 @@ def _flag(name: str) -> str:
 def _flags(section: Any, prefix: str = "") -> Iterator[str]:
     """List the flags of a dataclass."""
     hints = typing.get_type_hints(section)
+    annotated = typing.get_type_hints(section, include_extras=True)
     for each in dataclasses.fields(section):
-        name, kind = f"{prefix}{each.name}", hints[each.name]
+        metadata = getattr(annotated[each.name], "__metadata__", ())
+        # A flag may have another name than its field.
+        alias = next((m.name for m in metadata if getattr(m, "name", None)), each.name)
+        name, kind = f"{prefix}{alias}", hints[each.name]
         if dataclasses.is_dataclass(kind):
             yield from _flags(kind, "" if kind is Config else f"{name}.")
         else:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     args = parse_args(BenchmarkArgs, arguments)
     if not all(size.isdecimal() and int(size) > 0 for size in args.batch_sizes):
         text = ",".join(args.batch_sizes)
-        raise ConfigError(f"--batch-sizes is {text}; use numbers from 1, e.g. 1,8,32")
+        raise ConfigError(f"--batch-sizes is {text}; use positive whole numbers, e.g. 1,8,32")
     inputs = find_inputs(args.inputs)
     for each in inputs:
         if each.kind != "image":

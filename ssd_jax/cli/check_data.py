@@ -1,4 +1,4 @@
-"""Validate a data set and report all findings.
+"""Validate a dataset and report all findings.
 
 ssd-jax data check --config FILE [--fix-report FILE] [--section.field VALUE ...]
 """
@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ssd_jax.config import Config, ConfigError
-from ssd_jax.data.errors import KINDS, DataError, Finding, printable
+from ssd_jax.config import Config, ConfigError, printable
+from ssd_jax.data.errors import KINDS, DataError, Finding
 from ssd_jax.data.prior_sizes import QUANTILES, propose_size
 from ssd_jax.data.sources import find_classes, open_source
 from ssd_jax.data.validation import (
@@ -41,7 +41,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Report:
-    """Statistics and findings of a data set."""
+    """Statistics and findings of a dataset."""
 
     classes: tuple[str, ...]
     splits: dict[str, SplitStatistics]
@@ -60,7 +60,7 @@ def run(config: Config, fix_report: Path | None) -> int:
         The exit status: 1 if training would stop.
     """
     if fix_report and not is_dir(fix_report.absolute().parent):
-        raise ConfigError(f"--fix-report: {fix_report.parent} is not a folder; make it")
+        raise ConfigError(f"--fix-report: folder not found: {fix_report.parent}; create it first")
 
     # Leave the accelerator to a training that may be running.
     import jax

@@ -21,7 +21,7 @@ from ssd_jax.estimate.step_cost import (
     TooLargeError,
     compile_step,
     fill_in_classes,
-    images_a_device,
+    images_per_device,
 )
 
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(CONFIG_MISSING)
     config = override(load_config(args.config, field="--config"), arguments, EstimateArgs)
     target = parse_target(args.target)
-    batch = images_a_device(config, target, args.batch)
+    batch = images_per_device(config, target, args.batch)
     config, notes = fill_in_classes(config, args.classes)
 
     # JAX starts here.
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
 
     @cache
     def measure_memory(batch: int) -> int | None:
-        print(f"compiling for {batch} images a device ...", file=sys.stderr, flush=True)
+        print(f"compiling for {batch} images per device ...", file=sys.stderr, flush=True)
         try:
             costs[batch] = compile_step(config, devices, batch)
         except TooLargeError:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     if not fits or not args.no_largest:
         unit = config.train.grad_accumulation_steps
         size, how = find_largest(measure_memory, available, start=batch, unit=unit)
-        largest = f"{size} images a device ({how})"
+        largest = f"{size} images per device ({how})"
     lines = report(config, target, batch, costs.get(batch), largest, args.efficiency)
     print(*lines, *notes, sep="\n")
     return 0 if fits else 1

@@ -104,9 +104,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     args = parse_args(CheckpointArgs, arguments)
 
-    from ssd_jax.distributed import distributed_context
-
-    with distributed_context(args):
+    with args.join_processes():
         _evaluate_checkpoints(args, arguments)
 
 
@@ -119,7 +117,7 @@ def _evaluate_checkpoints(args: CheckpointArgs, arguments: Sequence[str]) -> Non
     from ssd_jax.evaluation.evaluate import evaluate_source
     from ssd_jax.evaluation.ground_truth import load_ground_truth
     from ssd_jax.evaluation.report.output_dir import staged_on_main_process
-    from ssd_jax.inference.detect import make_detect
+    from ssd_jax.inference.detect import DetectFn
     from ssd_jax.kernels.conv2d import set_cpu_conv
 
     checkpoint = find_checkpoint(args.checkpoint, best=args.best)
@@ -141,7 +139,7 @@ def _evaluate_checkpoints(args: CheckpointArgs, arguments: Sequence[str]) -> Non
         for (path, each), (model, variables), part in zip(checkpoints, models, parts, strict=True):
             step = checkpoint_step(path)
             evaluation = evaluate_source(
-                make_detect(model, each),
+                DetectFn(model, each),
                 variables,
                 source,
                 each,
@@ -182,7 +180,7 @@ def _read_configs(
         saved = read_config(other)
         if saved.model.classes != config.model.classes:
             raise ConfigError(
-                f"--compare: {other} has other classes than {checkpoint}; name a checkpoint of "
+                f"--compare: {other} has different classes from {checkpoint}; name a checkpoint of "
                 "the same classes in the same order"
             )
         checkpoints.append((other, replace(config, model=saved.model, priors=saved.priors)))

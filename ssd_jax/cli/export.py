@@ -1,10 +1,9 @@
 """Command that exports a trained network to a file for other runtimes."""
 
-import contextlib
 import json
 import os
 import re
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     # The compilers of some runtimes write to stderr what only their makers understand.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if args.batch != "free" and not (args.batch.isdecimal() and int(args.batch) > 0):
-        raise ConfigError(f"--batch is {args.batch}; use free or a number from 1 on")
+        raise ConfigError(f"--batch is {args.batch}; use free or a number of at least 1")
     batch = None if args.batch == "free" else int(args.batch)
     format_ = FORMATS[args.to]
     for name in format_.packages:
@@ -111,26 +110,23 @@ def main(arguments: Sequence[str]) -> None:
     writer: Writer = getattr(
         import_module(f"ssd_jax.export.{format_.writer[0]}"), format_.writer[1]
     )
-    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
-    description_part = part.with_name(f"{part.name}.json")
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        writer(network, part, batch)
-        description_part.write_text(_describe(network, args.to, batch, part.name), "utf-8")
-        # The file gets its name only if its own runtime reproduces the detections of the network.
-        print(check(network, description_part, args.check), flush=True)
-        part.replace(args.out)
+        with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".export-") as folder:
+            part = Path(folder) / args.out.name
+            writer(network, part, batch)
+            text = _describe(network, args.to, batch, part.name)
+            checked = part.with_name(description.name)
+            checked.write_text(text, "utf-8")
+            # The file is kept only if its own runtime reproduces the detections of the network.
+            print(check(network, checked, args.check), flush=True)
+            part.replace(args.out)
         atomic_write(module, Path(standalone.__file__).read_bytes())
-        atomic_write(description, _describe(network, args.to, batch, args.out.name).encode())
+        atomic_write(description, text.encode())
     except OSError as error:
         raise ConfigError(f"--out: {args.out} cannot be written: {error}") from None
     except DataError as error:
         raise ConfigError(f"--check: {error.finding.message}") from None
-    finally:
-        for path in (part, description_part):
-            shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                path.unlink()
     print(f"{args.out}; {description.name} describes its inputs and outputs, {module.name} uses it")
 
 

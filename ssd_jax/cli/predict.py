@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from tyro import conf
 
 from ssd_jax.cli.arguments import Args, CommaSeparated, Flag, parse_args
-from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, Range
+from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, Range, printable, shorten
 from ssd_jax.inference.inputs import Input, check_outputs, find_inputs
 from ssd_jax.io import atomic_write
 from ssd_jax.streams import program_name
@@ -241,8 +241,6 @@ class _Predictor:
 
     def _fail(self, source: Input, reason: str) -> None:
         """Report an input that cannot be read."""
-        from ssd_jax.data.errors import printable
-
         self.failed.append(source.name)
         print(f"{program_name()}: {printable(reason)}", file=sys.stderr)
 
@@ -279,9 +277,8 @@ def _select_classes(classes: Sequence[str] | None, names: Sequence[str]) -> list
     """Return the labels of the named classes; None: all."""
     if classes is None:
         return list(range(len(names)))
+    classes = [name.strip() for name in classes]
     for name in classes:
-        if name.strip() not in names:
-            from ssd_jax.data.errors import shorten
-
-            raise ConfigError(f"--classes: {name.strip()!r} is not one of {shorten(names, 30)}")
-    return [names.index(name.strip()) for name in classes]
+        if name not in names:
+            raise ConfigError(f"--classes: {name!r} is not one of {shorten(names, 30)}")
+    return [names.index(name) for name in classes]

@@ -36,7 +36,7 @@ def run_main(main: Main) -> int:
     sys.stdout.flush()
     if output is not None and output.error is not None and output.error.errno != errno.EPIPE:
         why = output.error.strerror
-        print_error(UserError(f"the standard output cannot be written ({why}): its text is lost"))
+        print_error(UserError(f"the standard output cannot be written ({why}): the output is lost"))
         return status or UserError.status
     return status
 

@@ -60,10 +60,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     workdir = Path(args.workdir or Path("runs") / Path(args.config or "").stem)
 
-    from ssd_jax.distributed import distributed_context, leave
+    from ssd_jax.distributed import leave
     from ssd_jax.training.loop import train
 
-    with distributed_context(args):
+    with args.join_processes():
         try:
             train(config, workdir, resume=args.resume)
         except UserError as error:

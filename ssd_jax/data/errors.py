@@ -1,4 +1,4 @@
-"""Findings about a data set, and the exception that carries one."""
+"""Findings about a dataset, and the exception that carries one."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ Severity = Literal["error", "warning", "note"]
 # Kind -> severity and title.
 KINDS: dict[str, tuple[Severity, str]] = {
     # Training stops at these.
-    "data_set": ("error", "unreadable parts of the data set"),
+    "data_set": ("error", "unreadable parts of the dataset"),
     "annotation": ("error", "invalid annotations"),
     "duplicate": ("error", "duplicate records"),
     "unknown_class": ("error", "objects of an unknown class"),
@@ -54,7 +54,7 @@ _CONTROLS = re.compile(
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem or peculiarity of a data set; `str` gives it as one printable line."""
+    """A problem or peculiarity of a dataset; `str` gives it as one printable line."""
 
     message: str
     """Description of the problem; names the file."""

@@ -90,7 +90,7 @@ class TrainBatches(Iterator[Batch]):
         """Resume at a position from `get_state`, with any number of workers and processes.
 
         Raises:
-            ConfigError: the position is of another data set or another seed.
+            ConfigError: the position was saved with another dataset or seed.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
@@ -115,7 +115,7 @@ class TrainBatches(Iterator[Batch]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _start(self) -> grain.DatasetIterator:

@@ -28,7 +28,7 @@ def open_source(
     """Open the source that the config describes, for one of its splits.
 
     Args:
-        data: the data set.
+        data: the dataset.
         split: data.train_split, data.eval_split or another of that form.
         classes: names of the classes, without background; see `find_classes`.
         on_finding: receives errors and warnings; see `VocSource` and `CocoSource`.
@@ -67,14 +67,14 @@ def find_classes(
     """Return the names of the classes, without background, in the order of their labels.
 
     Args:
-        data: the data set.
+        data: the dataset.
         classes: model.classes.
         on_finding: receives errors and warnings about the annotations.
 
     Returns:
         `classes`; if empty the lines of data.class_file; if there is none, the classes of
         data.train_split: the sorted names in VOC's annotations, COCO's categories in the order of
-        their ids, or the classes of TFDS's data sets in their order.
+        their ids, or the classes of TFDS's datasets in their order.
 
     Raises:
         ConfigError: data.class_file cannot be read or names a class twice.
@@ -118,7 +118,7 @@ def _detect_format(data: DataConfig) -> str:
     except OSError as error:
         raise DataError(
             f"data.root {base} is not a folder that can be read ({reason(error)}); "
-            "name the folder of the data set"
+            "name the folder of the dataset"
         ) from None
     voc = bool(names & {"Annotations", "ImageSets"}) or any(base.glob("VOC*/Annotations"))
     coco = "annotations" in names and any((base / "annotations").glob("*.json"))

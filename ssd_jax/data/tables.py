@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The objects of a data set, one per row.
+    """The objects of a dataset, one per row.
 
     Raises:
         ValueError: columns differ in length or a box is not finite.
@@ -35,7 +35,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class DetectionTable:
-    """The detections of a data set, one per row.
+    """The detections of a dataset, one per row.
 
     Raises:
         ValueError: columns differ in length or a box or score is not finite.

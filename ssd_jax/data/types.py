@@ -50,7 +50,7 @@ class Example:
 
 
 class DataSource(Protocol):
-    """A data set with random access; subclasses inherit the methods that have a body."""
+    """A dataset with random access; subclasses inherit the methods that have a body."""
 
     classes: tuple[str, ...]
     """Names of the classes, without background."""
@@ -70,7 +70,7 @@ class DataSource(Protocol):
         ...
 
     def file(self, i: int) -> Path | None:
-        """Return the image file of record i, None if it has no file of its own."""
+        """Return the image file of record i; None if the image is not stored in a separate file."""
         return None
 
     def image_with_header(self, i: int) -> tuple[Header | None, np.ndarray]:

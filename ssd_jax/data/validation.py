@@ -1,4 +1,4 @@
-"""Validation of a data set: all findings about its annotations and images, not only the first."""
+"""Validation of a dataset: all findings about its annotations and images, not only the first."""
 
 import contextlib
 import hashlib
@@ -154,7 +154,7 @@ def validate_annotations(
     return SplitStatistics(
         len(annotations),
         {
-            "objects": per_class(labels >= 0),
+            "objects": per_class(np.ones_like(used)),
             "images": per_class(first),
             "small": per_class(size == 0),
             "medium": per_class(size == 1),

@@ -1,7 +1,7 @@
 """Data sheets of accelerators, and targets: several accelerators of one kind."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ssd_jax.config import ConfigError
@@ -40,6 +40,23 @@ class Accelerator:
         return {"bfloat16": self.bfloat16, "float32": self.float32}[dtype]
 
 
+_V5E = Accelerator(
+    platform="tpu",
+    kind="Cloud TPU v5e",
+    bfloat16=197e12,
+    float32=197e12,
+    memory=16 * 2**30,
+    usable_fraction=1.0,
+    usable_note="the compiler reserves some of it",
+    bandwidth=819e9,
+    devices_per_host=256,
+    # Four links of 50 GB/s in each direction, of which a ring uses two; 6.4 Tb/s to the data
+    # centre's network for 256 chips.
+    intra_host_bandwidth=100e9,
+    inter_host_bandwidth=3.125e9,
+    source="cloud.google.com/tpu/docs/v5e",
+)
+
 ACCELERATORS = {
     "h100": Accelerator(
         platform="cuda",
@@ -57,32 +74,14 @@ ACCELERATORS = {
         inter_host_bandwidth=50e9,
         source="NVIDIA H100 data sheet and architecture white paper; DGX H100 user guide",
     ),
-    "v5e": Accelerator(
-        platform="tpu",
-        kind="Cloud TPU v5e",
-        bfloat16=197e12,
-        float32=197e12,
-        memory=16 * 2**30,
-        usable_fraction=1.0,
-        usable_note="the compiler reserves some of it",
-        bandwidth=819e9,
-        devices_per_host=256,
-        # Four links of 50 GB/s in each direction, of which a ring uses two; 6.4 Tb/s to the data
-        # centre's network for 256 chips.
-        intra_host_bandwidth=100e9,
-        inter_host_bandwidth=3.125e9,
-        source="cloud.google.com/tpu/docs/v5e",
-    ),
-    "v6e": Accelerator(
-        platform="tpu",
+    "v5e": _V5E,
+    "v6e": replace(
+        _V5E,
         kind="Cloud TPU v6e",
         bfloat16=918e12,
         float32=918e12,
         memory=32 * 2**30,
-        usable_fraction=1.0,
-        usable_note="the compiler reserves some of it",
         bandwidth=1600e9,
-        devices_per_host=256,
         # Four links of 100 GB/s in each direction; 25.6 Tb/s for 256 chips.
         intra_host_bandwidth=200e9,
         inter_host_bandwidth=12.5e9,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 def find_largest(
-    need: Callable[[int], int | None], room: float, *, start: int, unit: int
+    need: Callable[[int], int | None], available: float, *, start: int, unit: int
 ) -> tuple[int, str]:
     """Find the largest batch that fits in memory.
 
@@ -14,7 +14,7 @@ def find_largest(
     Args:
         need: compiles a batch and returns its memory (bytes), or None if the compiler reports that
             it does not fit.
-        room: available memory (bytes).
+        available: memory (bytes).
         start: batch to try first.
         unit: divisor of the batch.
 
@@ -27,7 +27,7 @@ def find_largest(
         size = need(batch)
         if size is not None:
             memory[batch] = size
-        return size is not None and size <= room
+        return size is not None and size <= available
 
     small = _multiple(start, unit)
     while not fits(small):
@@ -37,12 +37,12 @@ def find_largest(
     for other in (2 * small, _multiple(small // 2, unit)):
         if len(memory) < 2:
             fits(other)
-    best = max(n for n in memory if memory[n] <= room)
+    best = max(n for n in memory if memory[n] <= available)
     if len(memory) < 2:
         return best, "compiled"
     a, b = sorted(memory)[:2]
     line = f"a line through {a} and {b}"
-    guess = a + (room - memory[a]) / (memory[b] - memory[a]) * (b - a)
+    guess = a + (available - memory[a]) / (memory[b] - memory[a]) * (b - a)
     for _ in range(6):
         if (batch := _multiple(int(guess), unit)) <= best:
             break

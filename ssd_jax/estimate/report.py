@@ -31,14 +31,14 @@ def report(
         (
             "config",
             f"SSD{config.model.image_size}, {len(config.model.classes)} classes, {dtype}, "
-            f"{batch} images a device, {batch * n} a step",
+            f"{batch} images per device, {batch * n} per step",
         ),
         ("target", f"{n} x {accelerator.kind}; jax {jax.__version__}{took}"),
     ]
-    room = accelerator.memory * accelerator.usable_fraction
+    available = accelerator.memory * accelerator.usable_fraction
     usable = f"{accelerator.usable_fraction:.0%} of its memory: {accelerator.usable_note}"
-    of = f"of {room / 1e9:.1f} GB ({usable})"
-    if cost is None or cost.memory > room:
+    of = f"of {available / 1e9:.1f} GB ({usable})"
+    if cost is None or cost.memory > available:
         need = f"{cost.memory / 1e9:.1f} GB" if cost else "more"
         rows += [("memory", f"DOES NOT FIT: {need} {of}"), ("largest batch", largest)]
     else:

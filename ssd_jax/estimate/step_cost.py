@@ -123,29 +123,29 @@ def lower_step(config: Config, devices: Sequence[Any], batch: int) -> Any:
         return training.step.lower(jax.eval_shape(training.init_state), shares)
 
 
-def images_a_device(config: Config, target: Target, asked: int | None) -> int:
+def images_per_device(config: Config, target: Target, batch: int | None) -> int:
     """Return the images per device; raise ConfigError if the batch cannot be divided equally."""
     size, parts, n = config.train.batch_size, config.train.grad_accumulation_steps, target.devices
-    if asked is not None:
-        if asked < 1 or asked % parts:
+    if batch is not None:
+        if batch < 1 or batch % parts:
             raise ConfigError(
-                f"--batch is {asked}; use a multiple of train.grad_accumulation_steps {parts}"
+                f"--batch is {batch}; use a multiple of train.grad_accumulation_steps {parts}"
             )
-        return asked
+        return batch
     if size % (n * parts):
         raise ConfigError(
-            f"train.batch_size {size} must divide by the {n} devices times "
-            "train.grad_accumulation_steps "
-            f"{parts}; give --batch, images a device, e.g. --batch {max(32, parts)}"
+            f"train.batch_size {size} must be divisible by the {n} devices times "
+            f"train.grad_accumulation_steps {parts}; set --batch, the images per device, "
+            f"e.g. --batch {max(32, parts)}"
         )
     return size // n
 
 
-def fill_in_classes(config: Config, asked: int | None) -> tuple[Config, list[str]]:
+def fill_in_classes(config: Config, num_classes: int | None) -> tuple[Config, list[str]]:
     """Fill in the names of the classes, and return the config with notes for the user.
 
     The names are the config's, those of its data if they are available, or placeholders: the
-    program depends only on their number, which is `asked` or a usual one.
+    program depends only on their number, which is `num_classes` or a usual one.
     """
     from ssd_jax.data.sources import find_classes
 
@@ -154,9 +154,9 @@ def fill_in_classes(config: Config, asked: int | None) -> tuple[Config, list[str
         classes = find_classes(config.data, config.model.classes)
     except UserError:
         coco = config.data.format == "coco" or config.data.train_split.startswith("coco")
-        count = asked or (80 if coco else 20)
+        count = num_classes or (80 if coco else 20)
         classes = tuple(f"class {k}" for k in range(count))
-        if not asked:
+        if not num_classes:
             notes.append(f"The data is not available; assuming {count} classes (see --classes).")
     model = dataclasses.replace(config.model, classes=classes)
     return dataclasses.replace(config, model=model), notes

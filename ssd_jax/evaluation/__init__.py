@@ -1,1 +1,1 @@
-"""Detection over a data set, metrics and reports."""
+"""Detection over a dataset, metrics and reports."""

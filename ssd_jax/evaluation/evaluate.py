@@ -39,7 +39,7 @@ def evaluate_source(
     writes.
 
     Args:
-        detect: the compiled detection, see `make_detect`.
+        detect: the compiled detection, see `DetectFn`.
         variables: parameters and batch statistics.
         source: the images and annotations.
         config: its `eval` section selects the metrics and their settings.

@@ -1,4 +1,4 @@
-"""Ground truth of a data set for evaluation and reports."""
+"""Ground truth of a dataset for evaluation and reports."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The ground truth of a data set whose images are numbered from 0."""
+    """The ground truth of a dataset whose images are numbered from 0."""
 
     classes: tuple[str, ...]
     """Name of each class id."""

@@ -1,1 +1,1 @@
-"""Detection: batches, data sets, the Python API, drawing and latency."""
+"""Detection: batches, datasets, the Python API, drawing and latency."""

@@ -68,6 +68,20 @@ def post_process(
     )
 
 
+def detection_settings(config: Config) -> dict[str, Any]:
+    """Return the keyword arguments of `post_process` for a config."""
+    return {
+        "priors": model_priors(config.model, config.priors),
+        "variances": config.priors.variances,
+        "config": config.eval,
+    }
+
+
+def make_post_process(config: Config) -> Callable[[Array, Array], Detections]:
+    """Compile `post_process` alone, for measurements."""
+    return jax.jit(partial(post_process, **detection_settings(config)))
+
+
 class DetectFn:
     """`detect_step` compiled for the local devices, which share every batch.
 
@@ -77,13 +91,7 @@ class DetectFn:
     def __init__(self, model: SSD, config: Config) -> None:
         mesh = Mesh(np.array(jax.local_devices()), ("batch",))
         replicated, split = PartitionSpec(), PartitionSpec("batch")
-        step = partial(
-            detect_step,
-            model=model,
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.eval,
-        )
+        step = partial(detect_step, model=model, **detection_settings(config))
         self._step = jax.jit(
             jax.shard_map(step, mesh=mesh, in_specs=(replicated, split), out_specs=split)
         )
@@ -112,17 +120,12 @@ class DetectFn:
         return Detections(*(field[: len(images)] for field in detections))
 
 
-def make_detect(model: SSD, config: Config) -> DetectFn:
-    """Compile detection for the local devices; see `DetectFn`."""
-    return DetectFn(model, config)
-
-
 class StoppedError(Exception):
-    """A detection that was asked to stop before its end."""
+    """The detection was stopped before its end."""
 
 
 def never() -> bool:
-    """False: a detection that nothing stops."""
+    """Return false: never stop the detection."""
     return False
 
 
@@ -135,13 +138,24 @@ def detect_source(
     batch_size: int,
     stop: Callable[[], bool] = never,
 ) -> DetectionTable:
-    """Detect objects in a whole source; boxes are in pixels of the original images.
+    """Detect objects in all images of a source.
 
-    The next batch is given to the devices before the last one's result is read. Several processes
-    share the images, each with batches of its own, and all get the whole table, rows in the order
-    of the source.
+    Each batch is dispatched to the devices before the result of the previous one is read. Several
+    processes share the images, and each gets the whole table, in the order of the source.
 
-    Raises StoppedError, in all processes, if `stop` of any of them said so between two batches.
+    Args:
+        detect: detection of the network.
+        variables: parameters and batch statistics.
+        source: the images.
+        image_size: side of the network's input (pixels).
+        batch_size: images per batch of this process.
+        stop: called after each batch; if it returns true in any process, all of them stop.
+
+    Returns:
+        Detections with boxes in continuous pixels of the original images.
+
+    Raises:
+        StoppedError: `stop` returned true in one of the processes.
     """
     variables = detect.prepare(variables)
     parts: list[tuple[np.ndarray, Detections]] = []
@@ -165,22 +179,23 @@ def detect_source(
     parts += jax.device_get(waiting)
     # [images of this process, ...], equally many in all processes.
     index = np.concatenate([index for index, _ in parts])
-    found = jax.tree.map(lambda *fields: np.concatenate(fields), *(found for _, found in parts))
-    index, found = jax.tree.map(_one_axis, all_gather((index, found)))
+    batches = [batch for _, batch in parts]
+    detections = jax.tree.map(lambda *fields: np.concatenate(fields), *batches)
+    index, detections = jax.tree.map(_one_axis, all_gather((index, detections)))
     columns = []
     for b in np.argsort(index, kind="stable"):
         record = int(index[b])
         if record < 0:  # padding of the last batch
             continue
         annotation = source.annotation(record)
-        boxes, scores, labels = to_pixels(found, b, annotation.width, annotation.height)
+        boxes, scores, labels = to_pixels(detections, b, annotation.width, annotation.height)
         columns.append((np.full(len(scores), record), labels, scores, boxes))
-    # A source has at least one image, and each gives a row, if an empty one.
+    # A source has at least one image, so there is something to concatenate.
     return DetectionTable(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _one_axis(x: np.ndarray) -> np.ndarray:
-    """[processes, n, ...] as [processes * n, ...]."""
+    """Reshape [processes, n, ...] to [processes * n, ...]."""
     return x.reshape(-1, *x.shape[2:])
 
 

@@ -1,8 +1,9 @@
 """Python API: a trained detector for images of any size.
 
->>> detector = Detector.from_checkpoint("runs/quickstart")
->>> detections = detector("photo.jpg")
->>> drawn = detections.draw(load_image("photo.jpg"))
+Examples:
+    >>> detector = Detector.from_checkpoint("runs/quickstart")
+    >>> detections = detector("photo.jpg")
+    >>> drawn = detections.draw(load_image("photo.jpg"))
 """
 
 import os
@@ -23,7 +24,7 @@ from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.images import decode_image, read_image_file
 from ssd_jax.distributed import use_compilation_cache
-from ssd_jax.inference.detect import Variables, make_detect, to_pixels
+from ssd_jax.inference.detect import DetectFn, Variables, to_pixels
 from ssd_jax.inference.drawing import Array, Image, draw_boxes, resize
 from ssd_jax.io import reason
 from ssd_jax.kernels.conv2d import set_cpu_conv
@@ -123,7 +124,7 @@ class Detector:
         # Lower-scoring boxes never affect higher-scoring ones, so one compiled program without a
         # threshold serves every threshold.
         config = replace(config, eval=replace(config.eval, score_threshold=0.0))
-        self._detect = make_detect(model, config)
+        self._detect = DetectFn(model, config)
         self._variables = self._detect.prepare(variables)
 
     @classmethod
@@ -141,7 +142,7 @@ class Detector:
             threshold: see `Detector`.
 
         Raises:
-            ConfigError: there is no checkpoint.
+            ConfigError: no checkpoint found.
             CheckpointError: the checkpoint is damaged.
         """
         use_compilation_cache()
@@ -221,7 +222,7 @@ class Detector:
 def load_image(path: str | Path) -> Image:
     """Read an image file upright, as its EXIF orientation says; uint8 [H, W, 3], RGB.
 
-    Images of data sets are not rotated, as their boxes refer to the pixels as stored. JPEG, PNG,
+    Images of datasets are not rotated, as their boxes refer to the pixels as stored. JPEG, PNG,
     BMP, TIFF and WebP are supported; grey and CMYK become RGB, 16 bits 8, and transparency is
     dropped.
 

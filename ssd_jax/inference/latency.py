@@ -21,11 +21,10 @@ import numpy as np
 from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.sources import SyntheticSource
-from ssd_jax.inference.detect import make_detect, post_process
+from ssd_jax.inference.detect import DetectFn, make_post_process
 from ssd_jax.inference.detector import Detector, load_image
 from ssd_jax.inference.drawing import Image
 from ssd_jax.kernels.conv2d import set_cpu_conv
-from ssd_jax.models.ssd import model_priors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,15 +77,8 @@ def benchmark(
         else f"{_SCENES} generated scenes of {_SCENE_SIDE}x{_SCENE_SIDE}, in memory",
         "batches": {},
     }
-    postprocess = jax.jit(
-        partial(
-            post_process,
-            priors=model_priors(config.model, config.priors),
-            variances=config.priors.variances,
-            config=config.eval,
-        )
-    )
-    prepared = make_detect(model, config).prepare(variables)
+    post_process = make_post_process(config)
+    prepared = DetectFn(model, config).prepare(variables)
     network = jax.jit(model.apply)
     for size in batch_sizes:
         detector = Detector(model, config, prepared, batch_size=size)
@@ -100,7 +92,7 @@ def benchmark(
             "whole": partial(detector, batch),
             "pre": partial(_preprocess, batch, config.model.image_size),
             "network": partial(network, prepared, inputs),
-            "post": partial(postprocess, *outputs),
+            "post": partial(post_process, *outputs),
         }
         times = _time_alternately(programs)
         figures["batches"][str(size)] = _summary(size, first, times)

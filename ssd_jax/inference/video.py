@@ -51,7 +51,7 @@ class VideoWriter:
             image = cv2.resize(image, self._size)  # type: ignore[assignment]
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._writer is not None:
             self._writer.release()
             if kind is None:

@@ -18,7 +18,7 @@ from ssd_jax.kernels.row_blocks import interleave, row_blocks, tile_cells
 from ssd_jax.kernels.winograd_transforms import F2, F4, Transform
 
 Factors = Sequence[Sequence[Array]]
-"""Factors or results of the products, by their position in the transformed tile: [column][row]."""
+"""Factors or results of the products, by position in the transformed tile: column, then row."""
 
 # Along rows and columns. F4 along both would save another quarter of the products, but its
 # transforms cost more than that.

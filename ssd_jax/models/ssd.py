@@ -106,7 +106,9 @@ class MultiboxHead(nn.Module):
         )
         y = conv2d_cached(self, x.astype(self.dtype), kernel, bias, HEAD_GEOMETRY)
         loc, conf = jnp.split(y, [self.boxes * 4], axis=-1)
-        return loc.reshape(len(x), -1, 4), conf.reshape(len(x), -1, self.num_classes)
+        # Not len(x): an exported program may have a batch of any size.
+        batch = x.shape[0]
+        return loc.reshape(batch, -1, 4), conf.reshape(batch, -1, self.num_classes)
 
 
 class SSD(nn.Module):
@@ -153,7 +155,7 @@ class SSD(nn.Module):
 
 
 def make_model(model: ModelConfig, priors: PriorConfig, axis_name: str | None = None) -> SSD:
-    """Make the network, with as many boxes per cell as the priors have."""
+    """Make the network that predicts the boxes of `priors`."""
     return SSD(model, priors_per_cell(priors.aspect_ratios), axis_name)
 
 

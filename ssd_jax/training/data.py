@@ -32,7 +32,7 @@ def resolve_config(config: Config, *, devices: int) -> Config:
         devices: number of devices of all processes.
 
     Raises:
-        ConfigError: the batch does not divide by the devices, the image is too small, or
+        ConfigError: the batch is not divisible by the devices, the image is too small, or
             `train.best_metric` is not a metric of the evaluation.
         DataError: the classes cannot be read.
     """
@@ -40,8 +40,8 @@ def resolve_config(config: Config, *, devices: int) -> Config:
     if batch_size % (devices * parts):
         accumulation = f" times train.grad_accumulation_steps {parts}" if parts > 1 else ""
         raise ConfigError(
-            f"train.batch_size {batch_size} must divide by the {devices} devices{accumulation}; "
-            f"try {batch_size - batch_size % (devices * parts) or devices * parts}"
+            f"train.batch_size {batch_size} must be divisible by the {devices} devices"
+            f"{accumulation}; try {batch_size - batch_size % (devices * parts) or devices * parts}"
         )
     feature_sizes(config.model)
     classes = find_classes(config.data, config.model.classes)
@@ -85,7 +85,7 @@ def open_data(config: Config) -> TrainingData:
     num_images = batches.get_state()["records"]
     if config.train.batch_size > num_images:
         raise ConfigError(
-            f"train.batch_size is {config.train.batch_size} and the data set has {num_images} "
+            f"train.batch_size is {config.train.batch_size} and the dataset has {num_images} "
             f"images to train on; use {num_images} or less"
         )
     return TrainingData(train_source, eval_source, batches, notes)

@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -56,12 +55,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self.live:
             self._live.stop()
 
@@ -107,19 +101,19 @@ class Display:
             return ""
         left = "-:--:--" if self._left is None else _clock(self._left)
         parts = [f"{self._step}/{self._steps}", f"{left} left"]
-        room = width - len("  ".join(parts)) - 2
-        if room >= _BAR_WIDTH:
+        space = width - len("  ".join(parts)) - 2
+        if space >= _BAR_WIDTH:
             full, empty = ("━", "╌") if self.console.encoding.startswith("utf") else ("#", ".")
             done = _BAR_WIDTH * self._step // self._steps
             parts.insert(0, full * done + empty * (_BAR_WIDTH - done))
-            room -= _BAR_WIDTH + 2
+            space -= _BAR_WIDTH + 2
         for name, template in _FORMATS.items():
             if name in self._values:
                 text = template.format(self._values[name])
-                if len(text) > room:
+                if len(text) > space:
                     break
                 parts.append(text)
-                room -= len(text) + 2
+                space -= len(text) + 2
         return "  ".join(parts)
 
 

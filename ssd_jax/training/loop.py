@@ -11,7 +11,7 @@ from ssd_jax.config import Config, ConfigError, to_json
 from ssd_jax.data.errors import DataError
 from ssd_jax.distributed import is_main_process, use_compilation_cache
 from ssd_jax.evaluation.report.output_dir import OutputError
-from ssd_jax.inference.detect import StoppedError, make_detect
+from ssd_jax.inference.detect import DetectFn, StoppedError
 from ssd_jax.io import atomic_write
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import make_model
@@ -43,7 +43,7 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         OutputError: an evaluation cannot be written; the state is saved.
         NonFiniteError: the loss or the gradient is not finite; the state before it is saved.
         SaveError, CheckpointError: checkpoints cannot be written or read.
-        LogError: the metrics cannot be written.
+        LogError: the metrics cannot be read or written.
         Preempted: SIGTERM or SIGINT arrived; the state is saved.
     """
     start_time = time.perf_counter()
@@ -52,7 +52,9 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         set_cpu_conv(config.runtime.cpu_conv)
         has_checkpoints = (workdir / "checkpoints").exists()
         if has_checkpoints and not resume:
-            raise ConfigError(f"--workdir: {workdir} has a run; add --resume or name another")
+            raise ConfigError(
+                f"--workdir: {workdir} already contains a run; add --resume or name another"
+            )
         with display.phase("reading the data"):
             config = resolve_config(config, devices=jax.device_count())
             if not has_checkpoints:
@@ -67,10 +69,11 @@ def train(config: Config, workdir: Path, *, resume: bool = False) -> float:
         start = start or start_run(state, data.batches, config)
         state = replicate(start.state, jax.local_devices())
         start = start._replace(state=state)
-        detect = make_detect(make_model(config.model, config.priors), config)
+        detect = DetectFn(make_model(config.model, config.priors), config)
 
         notes = [*folder.notes, training.describe(state.params), *data.notes, *start.notes]
-        notes += checkpoints.open(read_scores(workdir, config.train.best_metric))
+        scores = read_scores(workdir, config.train.best_metric) if is_main_process() else {}
+        notes += checkpoints.open(scores)
         if is_main_process():
             _write_config(workdir / "config.json", config)
 
@@ -98,7 +101,7 @@ def _write_config(file: Path, config: Config) -> None:
     try:
         atomic_write(file, to_json(config).encode())
     except OSError as error:
-        raise OutputError(f"{file} cannot be written ({error.strerror}); make room") from None
+        raise OutputError(f"{file} cannot be written ({error.strerror}); free some space") from None
 
 
 def _summarize(
@@ -120,7 +123,7 @@ def _run(trainer: Trainer, checkpoints: CheckpointManager, workdir: Path) -> flo
             checkpoints.close()
             point = f"after step {trainer.global_step} and saved"
         else:
-            point = "before the first step; nothing was to be saved"
+            point = "before the first step; nothing to save"
         raise Preempted(
             f"stopped by a signal {point}; continue with --workdir {workdir} --resume"
         ) from None

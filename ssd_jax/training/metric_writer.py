@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ssd_jax.config import UserError
@@ -21,7 +20,7 @@ _CONSOLE_METRICS = (
 
 
 class LogError(UserError):
-    """Error of a log file that cannot be written."""
+    """Error of a log file that cannot be read or written."""
 
 
 @contextlib.contextmanager
@@ -31,8 +30,8 @@ def _as_log_error(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LogError(
-            f"the log in {workdir} cannot be written ({error.strerror or error}); make room or "
-            "fix the permissions, and continue with --resume"
+            f"the log in {workdir} cannot be written ({error.strerror or error}); free some "
+            "space or fix the permissions, and continue with --resume"
         ) from None
 
 
@@ -68,12 +67,7 @@ class MetricWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for file in (self._lines, self._tensorboard):
             # A failed write was reported already.
             with contextlib.suppress(OSError):
@@ -120,9 +114,15 @@ def _is_open_file(path: Path, descriptor: int) -> bool:
 
 
 def read_scores(workdir: Path, metric: str) -> dict[int, float]:
-    """Read the values of a metric from the evaluations in WORKDIR/metrics.jsonl, by step."""
+    """Read the values of a metric from the evaluations in WORKDIR/metrics.jsonl, by step.
+
+    Raises:
+        LogError: the file cannot be read.
+    """
     scores = {}
-    for line in _read_lines(workdir / "metrics.jsonl").values():
+    with _as_log_error(workdir):
+        lines = _read_lines(workdir / "metrics.jsonl")
+    for line in lines.values():
         values = json.loads(line)
         if values["kind"] == "eval" and isinstance(values.get(metric), float | int):
             scores[values["step"]] = values[metric]

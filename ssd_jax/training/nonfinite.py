@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ssd_jax.config import Config, ConfigError, from_json, to_json
+from ssd_jax.config import Config, ConfigError, from_json, shorten, to_json
 from ssd_jax.distributed import CollectiveError
 from ssd_jax.io import atomic_write, read_bytes
 from ssd_jax.models.ssd import make_model, model_priors
@@ -128,10 +128,10 @@ def describe(step: NonFiniteStep, diagnosis: Diagnosis) -> str:
         return f"step {step.step}: finite in this share of the batch, {norm}"
     terms = " and ".join(diagnosis.terms)
     if terms == "gradient":
-        terms = f"the gradient of {_first_few(diagnosis.nonfinite_layers)}"
+        terms = f"the gradient of {shorten(diagnosis.nonfinite_layers, 8)}"
     ids = [step.image_ids[k] for k in diagnosis.nonfinite_images]
     images = (
-        f"image {_first_few(ids)}" if ids else f"no single image of {_first_few(step.image_ids)}"
+        f"image {shorten(ids, 8)}" if ids else f"no single image of {shorten(step.image_ids, 8)}"
     )
     return f"step {step.step}: {terms} not finite; {images}"
 
@@ -216,8 +216,3 @@ def read_replay(path: Path) -> NonFiniteStep:
         raise ConfigError(
             f"--replay: {path} is not a replay file; name one in WORKDIR/nonfinite"
         ) from None
-
-
-def _first_few(names: Sequence[Any], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more

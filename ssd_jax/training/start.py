@@ -72,7 +72,7 @@ def resume_run(
     if step >= config.train.steps and run_progress["evaluated"]:
         mean_ap = _find_logged_map(workdir, step, config)
         if mean_ap is not None:
-            notes.append(f"step {step} is the last one and was evaluated already")
+            notes.append(f"step {step} is the last one and has already been evaluated")
     return Start(state, run_progress, notes, mean_ap)
 
 

@@ -45,7 +45,10 @@ class StepSums(NamedTuple):
 def image_targets(
     batch: Batch, priors: np.ndarray, variances: tuple[float, float], config: TrainConfig
 ) -> Targets:
-    """Match priors to the objects of each image: fields [b, P, ...], see `make_targets`."""
+    """Match priors to the objects of each image: fields [b, P, ...], see `make_targets`.
+
+    The batch's labels are class ids without background; those of the targets have it as class 0.
+    """
     return jax.vmap(
         partial(
             make_targets,
@@ -84,8 +87,8 @@ def train_step(
     Args:
         state: the same on all devices.
         batch: image [b, S, S, 3] with values from 0 to 255, boxes [b, M, 4] xyxy in [0, 1], labels
-            [b, M] with background as 0, mask [b, M]; the scalars stop, and decay_per_step for the
-            schedule.
+            [b, M] with 0 as the first class, mask [b, M]; the scalars stop, and decay_per_step for
+            the schedule.
         model: built for AXIS.
         optimizer: see `make_optimizer`.
         schedule: see `make_schedule`.

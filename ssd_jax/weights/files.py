@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.config import UserError
-from ssd_jax.io import atomic_write, exists, is_dir, is_file, reason
+from ssd_jax.io import exists, is_dir, is_file, reason, staged
 
 # The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
 MAX_BYTES = 4 << 30
@@ -45,9 +45,7 @@ def read_arrays(path: Path) -> WeightFile:
         raise WeightsError(f"file not found: {path}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise WeightsError(
-            f"{path} is of no known kind; expected a name that ends in {', '.join(_READERS)}"
-        )
+        raise WeightsError(f"{path} has an unknown suffix; expected one of {', '.join(_READERS)}")
     with path.open("rb") as file:
         start = file.read(512).lstrip()
     if start[:1] == b"<":
@@ -63,7 +61,7 @@ def read_arrays(path: Path) -> WeightFile:
     except Exception as error:  # a damaged file can make its reader raise anything
         raise WeightsError(f"{path} cannot be read: {reason(error)}") from None
     if not values:
-        raise WeightsError(f"{path} holds no array")
+        raise WeightsError(f"{path} contains no arrays")
     return WeightFile({name: _as_float32(value) for name, value in values.items()}, metadata)
 
 
@@ -119,8 +117,8 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         text = str(error)
         if "Unsupported" in text or "weights_only" in text or "WeightsUnpickler" in text:
             raise WeightsError(
-                f"{path} holds more than arrays, or is damaged; it was not loaded, since a pickle "
-                "can run code: save net.state_dict() in the program it comes from"
+                f"{path} contains more than arrays, or is damaged; it was not loaded, since a "
+                "pickle can run code: save net.state_dict() in the original program"
             ) from None
         raise
     # Training scripts wrap the state dict.
@@ -128,7 +126,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
             tree = tree[key]
     if not isinstance(tree, Mapping):
-        raise WeightsError(f"{path} holds a {type(tree).__name__}; expected a state dict")
+        raise WeightsError(f"{path} contains a {type(tree).__name__}; expected a state dict")
     values: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         if not isinstance(value, torch.Tensor):
@@ -166,7 +164,7 @@ def _read_h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if item.external or item.is_virtual:
             raise WeightsError(f"{path}: {name} is stored in another file; expected one file")
         if sum(v.nbytes for v in values.values()) + item.nbytes > MAX_BYTES:
-            raise WeightsError(f"{path} holds more than {MAX_BYTES >> 30} GiB, the limit")
+            raise WeightsError(f"{path} contains more than {MAX_BYTES >> 30} GiB, the limit")
         if np.issubdtype(item.dtype, np.number):
             values[name] = item[()]
 
@@ -221,7 +219,8 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
     else:
         raise WeightsError(f"--out: {path} must end in .pth or .safetensors")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        with staged(path) as part:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
     except OSError as error:
         raise WeightsError(f"--out: {path} cannot be written: {reason(error)}") from None

@@ -84,7 +84,8 @@ def import_arrays(
     if layout is None:
         names = ", ".join(sorted(values)[:3])
         raise WeightsError(
-            f"{path} is of no known layout: it holds {names}; docs/weights.md lists the known ones"
+            f"{path} has an unknown layout, with the arrays {names}; docs/weights.md lists the "
+            "supported layouts"
         )
     channels = channels or _CHANNELS.get(layout)
     if channels is None:
@@ -111,7 +112,7 @@ def _import_ssd(
     image_size = 512 if not torchvision and "extras.8.weight" in values else 300
     first = "head.classification_head.module_list.0.bias" if torchvision else "conf.0.bias"
     if first not in values:
-        raise WeightsError(f"{path} misses {first}; it is not a {layout} state dict of an SSD")
+        raise WeightsError(f"{path} lacks {first}; it is not a {layout} state dict of an SSD")
     num_classes, rest = divmod(values[first].size, 4)
     if rest or num_classes < 2:
         raise WeightsError(
@@ -175,10 +176,12 @@ def _to_flat_params(
 ) -> Flat:
     missing = [name for name in paths if name not in values]
     if missing:
-        raise WeightsError(f"{path} misses {first_of(missing)}")
+        raise WeightsError(f"{path} lacks {first_of(missing)}")
     unexpected = sorted(set(values) - set(paths))
     if unexpected:
-        raise WeightsError(f"{path} has {first_of(unexpected)}, which no layer here takes")
+        raise WeightsError(
+            f"{path} has {first_of(unexpected)}, which belongs to no layer of the network"
+        )
     flat = {}
     for name, target in paths.items():
         shape = shapes["params", *target]
@@ -196,7 +199,7 @@ def _import_vgg16(
         weights = load_vgg16(path, values, layout, shapes)
         missing = [name for name in BASE_LAYERS[:13] if name not in weights.base]
         if missing:
-            raise WeightsError(f"{path} misses {first_of(missing)} of VGG16")
+            raise WeightsError(f"{path} lacks {first_of(missing)} of VGG16")
     else:
         shapes = {
             k: v.shape
@@ -214,9 +217,11 @@ def _import_own(path: Path, arrays: WeightFile) -> Imported:
     config = from_json(arrays.metadata[CONFIG_KEY])
     shapes = {"/".join(p): s for p, s in _shapes(config.model, config.priors).items()}
     if missing := sorted(set(shapes) - set(arrays.values)):
-        raise WeightsError(f"{path} misses {first_of(missing)}")
+        raise WeightsError(f"{path} lacks {first_of(missing)}")
     if unexpected := sorted(set(arrays.values) - set(shapes)):
-        raise WeightsError(f"{path} has {first_of(unexpected)}, which no layer of its config takes")
+        raise WeightsError(
+            f"{path} has {first_of(unexpected)}, which belongs to no layer of its config"
+        )
     for name, shape in shapes.items():
         check_array(path, name, arrays.values[name], shape)
     tree = traverse_util.unflatten_dict(arrays.values, sep="/")

@@ -1,4 +1,4 @@
-"""Name maps: which array of another program's weights is which parameter here.
+"""Maps from the array names of other programs' weights to parameters.
 
 ssd.pytorch numbers VGG16's layers in a list with ReLUs and pools; so does torchvision, which splits
 the list after conv4_3. Both store kernels as OIHW and flatten their heads by rows, columns and
@@ -46,7 +46,7 @@ PRIORS = {
         aspect_ratios=_RATIOS_512,
     ),
 }
-"""Priors of the published models, by image size and data set."""
+"""Priors of the published models, by image size and dataset."""
 
 
 def ssd_model(image_size: int, classes: tuple[str, ...]) -> ModelConfig:
@@ -120,8 +120,8 @@ def vgg_names(layout: Layout, names: Collection[str]) -> dict[str, tuple[str, st
     Layers are conv1_1 to conv7, fc6 and fc7. Arrays of other layers, such as the last one of the
     classifier, are left out.
     """
-    places = {name: _vgg_layer(layout, name) for name in names}
-    return {name: place for name, place in places.items() if place is not None}
+    targets = {name: _vgg_layer(layout, name) for name in names}
+    return {name: target for name, target in targets.items() if target is not None}
 
 
 def _vgg_layer(layout: Layout, name: str) -> tuple[str, str] | None:

@@ -29,7 +29,7 @@ class VGG16Weights(NamedTuple):
     """Layers of the base network."""
 
     base: dict[str, Any]
-    """Parameters by layer, e.g. base["conv1_1"]["conv"]["kernel"]."""
+    """Parameters by layer, e.g. `base["conv1_1"]["conv"]["kernel"]`."""
     image_mean: tuple[float, float, float]
     """RGB mean with which the weights were trained (0 to 255)."""
     summary: str
@@ -64,7 +64,8 @@ def load_vgg16(
         layers.setdefault(layer, {})[kind] = (name, value)
     for layer, arrays in layers.items():
         if len(arrays) == 1:
-            raise WeightsError(f"{path} has only half of {layer}: {next(iter(arrays.values()))[0]}")
+            name = next(iter(arrays.values()))[0]
+            raise WeightsError(f"{path} has only the kernel or the bias of {layer}: {name}")
     fc = {layer: arrays for layer, arrays in layers.items() if layer.startswith("fc")}
     # IMAGENET1K_FEATURES: SSD's initial weights, whose classifier is NaN.
     features_only = layout == "torchvision-vgg16" and any(
@@ -76,7 +77,7 @@ def load_vgg16(
             check_array(path, name, value, shapes["params", "base", layer, "conv", kind], advice)
         base[layer] = {"conv": {kind: value for kind, (_, value) in layers[layer].items()}}
     if not base:
-        raise WeightsError(f"{path} has no layer of VGG16")
+        raise WeightsError(f"{path} contains no layer of VGG16")
     subsample = "conv6" not in base and len(fc) == 2 and not features_only
     if subsample:
         base |= _reduce_classifier(path, fc, by_torch=by_torch)

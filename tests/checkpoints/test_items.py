@@ -210,5 +210,7 @@ def test_find_best_checkpoint(copy):
     assert find_checkpoint(copy.parent / "best") == copy
     for text in ("8\n", "", "../0\n", "\u0660\n", "x" * 1000):
         (copy.parent / "best").write_text(text)
-        with pytest.raises(ConfigError, match=r"checkpoints/best names no checkpoint; name one"):
+        with pytest.raises(
+            ConfigError, match=r"checkpoints/best does not name a checkpoint; use one"
+        ):
             find_checkpoint(run, best=True)

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 import evaluate as evaluate_main
-import train as train_main
 from ssd_jax.checkpoints.reader import read_config
 from ssd_jax.checkpoints.trust import LOCAL_FIELDS, TRUSTED_FIELDS, with_local_fields
 from ssd_jax.cli.run import run_main
+from ssd_jax.cli.train import TrainArgs, _base_config
 from ssd_jax.config import Config, to_json
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -84,8 +84,7 @@ def test_evaluate_uses_the_local_compilation_cache(run, monkeypatch, arguments, 
 
 
 def test_resume_keeps_every_field_but_the_compilation_cache(run):
-    args = train_main.argparse.Namespace(config=None, resume=True, workdir=run)
-    config = train_main._base_config(args)
+    config = _base_config(TrainArgs(resume=True, workdir=str(run)))
     assert config == change(
         FOREIGN, runtime={"compilation_cache_dir": Config().runtime.compilation_cache_dir}
     )

@@ -180,8 +180,8 @@ def test_best_file_names_the_best_checkpoint(tmp_path):
     file = tmp_path / "checkpoints/best"
     save(tmp_path, 1, 2, scores=[math.nan, math.nan])
     assert not file.exists()
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "kind": "eval", "mAP": 0.3}\n{"st')
-    save(tmp_path)  # evaluated after it was saved
+    with contextlib.closing(CheckpointManager(tmp_path, TrainConfig())) as checkpoints:
+        checkpoints.open({2: 0.3})  # evaluated after it was saved
     assert file.read_text() == "2\n"
     save(tmp_path, 3, 4, scores=[0.4, 0.35], max_to_keep=1)
     assert file.read_text() == "3\n"
@@ -218,7 +218,7 @@ def test_full_disk_is_an_error_and_keeps_older_checkpoints(small_disk, capfd):
     with pytest.raises(SaveError) as raised:
         save(workdir, 2, size=400_000)
     assert capfd.readouterr().err == ""
-    assert "(No space left on device); the newest intact checkpoint is 1; make room" in str(
+    assert "(No space left on device); the newest intact checkpoint is 1; free some space" in str(
         raised.value
     )
     assert {p: p.read_bytes() for p in files_of(workdir, 1)} == before

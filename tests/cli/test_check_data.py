@@ -1,4 +1,4 @@
-"""The check of data sets: planted faults, counts by a slow loop, what training does with them."""
+"""The check of datasets: planted faults, counts by a slow loop, what training does with them."""
 
 import base64
 import io
@@ -40,9 +40,9 @@ def noise(seed):
 
 
 def make_voc(root, annotations=(), images=()):
-    """Splits train (a, b and what is given) and test (c) without a fault but the planted ones.
+    """Make valid splits train (a, b and the arguments) and test (c), except for the arguments.
 
-    annotations: image id -> XML. images: image id -> what is in its file.
+    annotations: image id -> XML. images: image id -> content of the file.
     """
     annotations = {"a": GOOD, "b": GOOD, "c": GOOD, **dict(annotations)}
     make_folder(root, annotations)
@@ -90,7 +90,7 @@ def object_of(name="cat", box=(11, 21, 50, 60), **more):
     return write_xml(write_object(name, box, **more))
 
 
-# Kind -> what makes_voc plants, and what the finding says.
+# Kind -> arguments of make_voc, and a pattern of the finding.
 PLANTED = {
     "annotation": ({"annotations": {"x": "<annotation>"}}, r"x\.xml is not a usable annotation"),
     "unknown_class": ({"annotations": {"x": object_of("bird")}}, r"x\.xml has class 'bird'"),
@@ -166,7 +166,7 @@ class TestKinds:
         assert {*PLANTED, *OTHERS} == set(KINDS)
         assert not {*PLANTED} & OTHERS
 
-    def test_nothing_is_found_where_nothing_is_wrong(self, tmp_path):
+    def test_valid_data_has_no_findings(self, tmp_path):
         assert find(configure(make_voc(tmp_path))) == []
 
     @pytest.mark.parametrize("kind", PLANTED)
@@ -180,7 +180,7 @@ class TestKinds:
         assert error.message.isprintable()
         assert re.search(line, str(error))
 
-    def test_what_decoders_say_of_metadata_is_no_damage(self, tmp_path, capfd):
+    def test_decoder_warnings_about_metadata_are_not_findings(self, tmp_path, capfd):
         png = mutate.encode(".png", noise(1))
         gamma = b"\0\0\0\x02gAMA\0\0" + zlib.crc32(b"gAMA\0\0").to_bytes(4, "big")  # too short
         root = make_voc(tmp_path, images={"b": png[:33] + gamma + png[33:]})
@@ -192,12 +192,12 @@ class TestKinds:
         for image_id in "ab":
             (root / f"JPEGImages/{image_id}.jpg").unlink()
         (root / "ImageSets/Main/train.txt").write_text("a\nb\nc\n")
-        found = find(configure(root), "missing_image")
-        assert [error.record for error in found] == ["a", "b"]
-        assert "b.jpg is missing (2 of 3 images of split 'train' are)" in str(found[1])
+        findings = find(configure(root), "missing_image")
+        assert [error.record for error in findings] == ["a", "b"]
+        assert "b.jpg is missing (2 of 3 images of split 'train' are)" in str(findings[1])
 
-    def test_a_split_that_is_missing(self, tmp_path):
-        """The other one is looked at all the same."""
+    def test_missing_split(self, tmp_path):
+        """The other split is checked all the same."""
         root = make_voc(tmp_path, {}, {"c": b"no image"})
         (root / "ImageSets/Main/train.txt").unlink()
         kinds = [error.kind for error in find(configure(root))]
@@ -206,12 +206,12 @@ class TestKinds:
         kinds = [error.kind for error in find(configure(root, classes=()))]
         assert kinds == ["data_set", "unreadable_image"]
 
-    def test_a_folder_that_is_missing(self, tmp_path):
+    def test_missing_folder(self, tmp_path):
         """It is one finding, although both splits and the classes lie there."""
         (error,) = find(configure(tmp_path / "none", classes=()))
         assert "none is not a folder" in str(error)
 
-    def test_an_opaque_alpha_channel_is_no_finding(self, tmp_path):
+    def test_opaque_alpha_channel_is_accepted(self, tmp_path):
         for kind in (np.uint8, np.uint16):
             opaque = np.full((80, 100, 1), np.iinfo(kind).max, kind)
             png = mutate.encode(".png", np.dstack([noise(1).astype(kind), opaque]))
@@ -219,7 +219,7 @@ class TestKinds:
             assert find(configure(root), "alpha") == []
 
     @pytest.mark.parametrize(("use_difficult", "most"), [(True, 5), (False, 3)])
-    def test_room_for_objects(self, tmp_path, use_difficult, most):
+    def test_max_objects(self, tmp_path, use_difficult, most):
         easy, hard = write_object(), write_object(extra="<difficult>1</difficult>")
         root = make_voc(tmp_path, {"x": write_xml(*[easy] * 3, hard, hard)})
         config = configure(root, max_objects=most, use_difficult=use_difficult)
@@ -242,12 +242,12 @@ class TestKinds:
         (error,) = find(configure(make_voc(tmp_path), classes=("cat", "dog", "ox")), "absent_class")
         assert "class 'ox' has no object to train on in 'train'" in str(error)
 
-    def test_one_split_for_both(self, tmp_path):
+    def test_same_split_for_training_and_evaluation(self, tmp_path):
         (error,) = find(configure(make_voc(tmp_path), eval_split="train"))
         assert "data.eval_split is 'train', which is trained on" in str(error)
 
     def test_every_object_of_an_annotation(self, tmp_path):
-        """What is wrong with one object leaves the others of its image."""
+        """An invalid object does not affect the others of its image."""
         objects = [("bird",), ("",), ("cat",), ("Dog",), ("cat", (1, "x", 9, 9)), ("dog",)]
         root = make_voc(tmp_path, {"x": write_xml(*(write_object(*o) for o in objects))})
         report = check(configure(root), Console(quiet=True))
@@ -283,8 +283,8 @@ class TestKinds:
         ]
         assert report.splits["training"].columns["objects"].tolist() == [0, 2]
 
-    def test_objects_go_with_their_image_and_their_category(self, tmp_path):
-        """They are not reported as well: mending the one mends the others."""
+    def test_objects_of_an_invalid_image_or_category_are_not_reported(self, tmp_path):
+        """They are not reported: fixing the image or category fixes them."""
         boxes = [(1, 7, (10, 20, 40, 40)), (2, 8, (10, 20, 40, 40)), (2, 7, (10, 20, 40, 40))]
         images = [
             {"id": k, "file_name": f"{k}.jpg", "width": width, "height": 80}
@@ -301,7 +301,7 @@ class TestKinds:
 
 
 class TestTrainingHasTheSameRules:
-    """What the check calls an error stops a run, with the same line; nothing else does."""
+    """Errors of the check, and no other findings, stop a run with the same line."""
 
     def run(self, config):
         classes = find_classes(config.data, config.model.classes)
@@ -318,17 +318,17 @@ class TestTrainingHasTheSameRules:
     @pytest.mark.parametrize("kind", PLANTED)
     def test_planted(self, tmp_path, kind):
         config = configure(make_voc(tmp_path, **PLANTED[kind][0]))
-        (found,) = find(config, kind)
+        (finding,) = find(config, kind)
         if KINDS[kind][0] == "error":
             with pytest.raises(DataError) as caught:
                 self.run(config)
-            assert str(caught.value) == str(found)
+            assert str(caught.value) == str(finding)
         else:
             self.run(config)
 
 
 class TestCounts:
-    def test_against_a_slow_loop(self, tmp_path):
+    def test_counts_equal_a_python_loop(self, tmp_path):
         rng = np.random.default_rng(0)
         rows = []  # class, box, crowd
         boxes = []
@@ -372,8 +372,8 @@ class TestCounts:
         assert min(expected["small"] + expected["large"] + expected["no prior"]) > 0
         objects = [sum(r[0] == k and not r[3] for r in rows) for k in (1, 2, 3, 4)]
         assert report.splits["training"].most == max(objects)
-        found = [e for _, e in report.findings if e.kind == "no_prior"]
-        assert sum(e.count for e in found) == sum(expected["no prior"])
+        findings = [e for _, e in report.findings if e.kind == "no_prior"]
+        assert sum(e.count for e in findings) == sum(expected["no prior"])
 
     @pytest.mark.parametrize("count", [0, 1, 255, 256, 257])
     def test_chunks_of_objects(self, count):
@@ -400,7 +400,7 @@ class TestCommand:
 
         return run
 
-    def test_all_is_well(self, run, tmp_path):
+    def test_valid_data_exits_with_0(self, run, tmp_path):
         status, out, err = run(configure(make_voc(tmp_path / "voc")))
         assert (status, err) == (0, "")
         assert "training: train, 2 images, 4 objects" in out
@@ -416,7 +416,7 @@ class TestCommand:
         assert "warning: boxes without area, skipped in training and evaluation (1)" in out
         assert "training can start" in out
 
-    def test_errors_fail_and_a_few_are_shown(self, run, tmp_path):
+    def test_errors_exit_with_1_and_are_abbreviated(self, run, tmp_path):
         wrong = {f"x{k}": "<annotation>" for k in range(7)}
         status, out, err = run(configure(make_voc(tmp_path / "voc", wrong)))
         assert status == 1
@@ -433,7 +433,7 @@ class TestCommand:
         places = [out.index(part) for part in parts]
         assert places == sorted(places)
 
-    def test_many_classes_are_folded(self, run, tmp_path):
+    def test_table_of_many_classes_is_abbreviated(self, run, tmp_path):
         """Those with the most and the fewest objects and those without a prior are shown."""
         boxes = [
             *[(1, 5, (10, 20, 40, 40))] * 9,
@@ -474,14 +474,14 @@ class TestCommand:
         _, out, _ = run(configure(make_voc(tmp_path / "flat", {"x": flat})))
         assert "no prior size matches them with IoU 0.5 and aspect ratios 1, 2: add larger" in out
 
-    def test_names_that_no_terminal_takes(self, run, tmp_path):
+    def test_unprintable_names_are_escaped(self, run, tmp_path):
         categories = [{"id": 7, "name": "[red]d\x1b[31m\ud800og"}, {"id": 3, "name": "cat"}]
         root = make_coco(tmp_path / "coco", categories=categories, boxes=[(1, 7, (10, 20, 40, 40))])
         status, out, _ = run(configure(root, classes=(), format="coco", eval_split="train"))
         assert status == 0
         assert "[red]d\\x1b[31m\\ud8" in out
 
-    def test_what_decoders_say_does_not_reach_the_terminal(self, run, tmp_path):
+    def test_decoder_output_is_suppressed(self, run, tmp_path):
         root = make_voc(tmp_path / "voc", **PLANTED["damaged_image"][0])
         status, out, err = run(configure(root))
         assert (status, err) == (0, "")
@@ -520,10 +520,10 @@ class TestCommand:
             *("config.py", "out.json", "voc"),
         ]
 
-    def test_wrong_arguments(self, run, tmp_path):
+    def test_invalid_arguments(self, run, tmp_path):
         config = configure(make_voc(tmp_path / "voc"))
         for arguments, line in [
-            (["--fix-report", tmp_path / "none/out.json"], "none is not a folder; make it"),
+            (["--fix-report", tmp_path / "none/out.json"], "none; create it first"),
             (["--fix-report"], "--fix-report"),
             (["--data.rot", "x"], "--data.rot"),
             (["--data.format", "shapes"], "generated shapes have circle"),
@@ -532,7 +532,7 @@ class TestCommand:
             assert (status, out, err.count("\n")) == (2, "", 1)
             assert line in err
 
-    def test_no_config(self, monkeypatch, capfd):
+    def test_missing_config(self, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["data", "check"])
         assert run_main(main) == 2
         assert "--config is missing" in capfd.readouterr().err
@@ -550,7 +550,7 @@ class TestCommand:
         assert status == 0
         assert "training: train:32, 32 images" in out
 
-    def test_a_bar_on_a_terminal(self, monkeypatch, tmp_path):
+    def test_progress_bar_on_a_terminal(self, monkeypatch, tmp_path):
         monkeypatch.setattr(check_module.sys.stdout, "isatty", lambda: True, raising=False)
         out = io.StringIO()
         check(configure(make_voc(tmp_path)), Console(file=out, force_terminal=True, width=80))
@@ -589,14 +589,14 @@ class TestRealData:
         assert (evaluation.columns["objects"] > 0).sum() == 62
         assert training.columns["crowd"].sum() == 9
         assert evaluation.columns["crowd"].sum() == 8
-        found = {kind: [e for _, e in report.findings if e.kind == kind] for kind in KINDS}
-        assert [e.record for e in found["empty"]] == [
+        findings = {kind: [e for _, e in report.findings if e.kind == kind] for kind in KINDS}
+        assert [e.record for e in findings["empty"]] == [
             "000000000508",
             "000000058636",
             "000000226111",
         ]
-        assert len(found["grey"]) == 1
+        assert len(findings["grey"]) == 1
         # The README counts 73 by the rounded boxes of the XML.
-        assert sum(e.count for e in found["tiny"]) == 74
-        assert len(found["absent_class"]) == 13
+        assert sum(e.count for e in findings["tiny"]) == 74
+        assert len(findings["absent_class"]) == 13
         assert report.findings.count("error") == 0

@@ -61,7 +61,7 @@ def failing(monkeypatch, capfd, tmp_path):
         (["--optim.learning-rate", "abc"], "--optim.learning-rate: could not convert"),
         (["--model.dtype", "float16"], "--model.dtype is 'float16'; use one of float32, bfloat16"),
         (["--train.batch-size", "0"], "train.batch_size is 0; use a whole number from 1 to 65,536"),
-        (["--train.batch-size", "64"], "train.batch_size is 64 and the data set has 32 images"),
+        (["--train.batch-size", "64"], "train.batch_size is 64 and the dataset has 32 images"),
         (["--train.seed", str(2**64)], "train.seed is 18446744073709551616; use a whole number"),
         (["--model.image-size", "1000000"], "model.image_size is 1000000; use a whole number from"),
         (
@@ -74,7 +74,10 @@ def failing(monkeypatch, capfd, tmp_path):
         ),
         (["--priors.steps", "1e-300", "8"], "priors.steps has 1e-300; use a number from 0.1 to"),
         (["--optim.grad-clip-norm", "inf"], "optim.grad_clip_norm is inf; use a number from 0 to"),
-        (["--train.batch-size", "3"], "train.batch_size 3 must divide by the 2 devices; try 2"),
+        (
+            ["--train.batch-size", "3"],
+            "train.batch_size 3 must be divisible by the 2 devices; try 2",
+        ),
         (["--model.image-size", "40"], "model.image_size 40 leaves no cell"),
         (["--data.train-split", "many"], "data.train_split is 'many'"),
         (["--data.max-objects", "1"], "objects and data.max_objects is 1"),
@@ -175,7 +178,7 @@ def test_names_longer_than_the_file_system_allows(failing, main, arguments, mess
     assert f"{main.__name__}.py: {message}" in failing(main, *arguments)
 
 
-def test_missing_data_set(failing, tmp_path):
+def test_missing_dataset(failing, tmp_path):
     config = change(TINY, data={"format": "voc", "root": str(tmp_path / "none")})
     path = write_config_file(tmp_path / "voc.py", config)
     err = failing(train_main, "--config", path, "--workdir", tmp_path / "run")

@@ -161,7 +161,7 @@ def drawn_matches(monkeypatch):
 @pytest.mark.parametrize(
     ("count", "workers", "rule"), [(1, 1, "bipartite"), (8, 0, "bipartite"), (8, 0, "per_object")]
 )
-def test_what_is_drawn_and_counted_is_what_make_targets_says(
+def test_drawn_and_counted_matches_equal_make_targets(
     run, monkeypatch, tmp_path, count, workers, rule
 ):
     config = change(CAFFE, data={"num_workers": workers}, train={"matching": rule})
@@ -259,8 +259,8 @@ def test_the_record_is_drawn_beside_the_sample(monkeypatch):
     [
         (["--count", "0"], "--count is 0; use a number from 1 to 128"),
         (["--count", "129"], "--count is 129"),
-        (["--count", "many"], "argument --count: invalid int value: 'many'"),
-        (["--count"], "argument --count: expected one argument"),
+        (["--count", "many"], "--count: invalid literal for int() with base 10: 'many'"),
+        (["--count"], "--count needs a value"),
         (["--data.augmnt", "none"], "perhaps you meant --data.augment"),
         (["--data.max-objects", "1"], "objects and data.max_objects is 1"),
         (
@@ -295,19 +295,19 @@ def test_the_folder_has_the_configs_name(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(show, "show", lambda config, out, count: calls.append((out, count)))
     path = write_config_file(tmp_path / "tiny.py", CAFFE)
-    show.main(["--config", str(path)])
+    data_main.show_data(["--config", str(path)])
     assert [(str(out), count) for out, count in calls] == [("runs/show/tiny", 16)]
 
 
 def test_help_lists_the_options_and_every_field(capsys):
     with pytest.raises(SystemExit) as exit_:
-        show.main(["--help"])
+        data_main.show_data(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     for text in (
         "--out DIR",
         "runs/show/",
-        "--count N",
+        "--count INT",
         "--data.augment",
         "--train.match-iou-threshold",
     ):

@@ -37,22 +37,22 @@ RGB = ("--channels", "rgb")
 
 
 def assert_forward_is_golden(golden, checkpoint):
-    known = np.load(golden / "forward.npz")
+    expected = np.load(golden / "forward.npz")
     config = read_config(checkpoint)
     model, variables = restore_model(checkpoint, config)
     loc, conf = jax.jit(model.apply)(variables, reference_image())
-    index = known["prior_index"]
-    for ours, theirs in ((loc, known["loc"]), (conf, known["conf"])):
+    index = expected["prior_index"]
+    for ours, theirs in ((loc, expected["loc"]), (conf, expected["conf"])):
         assert np.abs(np.asarray(ours)[:, index] - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
-def test_the_forward_case_through_a_file(golden, checkpoint):
+def test_imported_checkpoint_gives_the_recorded_outputs(golden, checkpoint):
     assert_forward_is_golden(golden, checkpoint)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
-def test_the_forward_case_through_a_pth(golden, state, tmp_path, zipped):
+def test_imported_pth_gives_the_recorded_outputs(golden, state, tmp_path, zipped):
     torch = pytest.importorskip("torch")
     tensors = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
     torch.save(tensors, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
@@ -61,20 +61,20 @@ def test_the_forward_case_through_a_pth(golden, state, tmp_path, zipped):
     assert_forward_is_golden(golden, tmp_path / "run" / "checkpoints" / "0")
 
 
-def test_the_config_is_ssd_pytorchs(checkpoint, golden):
+def test_imported_config_is_that_of_ssd_pytorch(checkpoint, golden):
     from ssd_jax.models.ssd import model_priors
 
     config = read_config(checkpoint)
     assert config.model.classes[0] == "aeroplane"
     assert config.model.classes[19] == "tvmonitor"
     assert (config.eval.topk_candidates, config.eval.detections_per_image) == (200, 4000)
-    known = np.load(golden / "priors.npz")
+    expected = np.load(golden / "priors.npz")
     np.testing.assert_allclose(
-        model_priors(config.model, config.priors), known["voc300"], atol=1e-6
+        model_priors(config.model, config.priors), expected["voc300"], atol=1e-6
     )
 
 
-def test_other_class_counts_have_cocos_priors(state, golden):
+def test_other_numbers_of_classes_use_coco_priors(state, golden):
     from ssd_jax.models.ssd import model_priors
 
     few = {n: v[: len(v) // 21 * 3] if n.startswith("conf") else v for n, v in state.items()}
@@ -84,7 +84,7 @@ def test_other_class_counts_have_cocos_priors(state, golden):
     np.testing.assert_allclose(priors, np.load(golden / "priors.npz")["coco300"], atol=1e-6)
 
 
-def test_bgr_is_turned_round(state):
+def test_bgr_is_reversed(state):
     rgb, bgr = (
         import_arrays("a", WeightFile(state, {}), channels=c).params for c in ("rgb", "bgr")
     )
@@ -96,7 +96,7 @@ def test_bgr_is_turned_round(state):
 
 
 @pytest.mark.parametrize("target", ["ssd.pytorch", "torchvision", "safetensors"])
-def test_import_of_an_export_is_the_same_to_the_bit(checkpoint, tmp_path, target):
+def test_import_of_an_export_is_bit_identical(checkpoint, tmp_path, target):
     out = tmp_path / "out.safetensors"
     main(["export", str(checkpoint), "--to", target, "--out", str(out)])
     main(["import", str(out), "--out", str(tmp_path / "again"), *RGB])
@@ -112,7 +112,7 @@ def test_import_of_an_export_is_the_same_to_the_bit(checkpoint, tmp_path, target
         np.testing.assert_array_equal(value, flat[1][path], err_msg=str(path))
 
 
-def test_an_export_to_ssd_pytorch_is_what_was_imported(checkpoint, state, tmp_path):
+def test_export_to_ssd_pytorch_equals_the_imported_file(checkpoint, state, tmp_path):
     main(
         ["export", str(checkpoint), "--to", "ssd.pytorch", "--out", str(tmp_path / "o.safetensors")]
     )
@@ -129,28 +129,34 @@ def without(state, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: without(s, "conf.5.bias"), r"a.pth misses conf.5.bias"),
-        (lambda s: without(s, "conf.0.bias"), r"a.pth misses conf.0.bias"),
-        (lambda s: s | {"priors": np.zeros(3, "f")}, "a.pth has priors, which no layer here takes"),
+        (lambda s: without(s, "conf.5.bias"), r"a.pth lacks conf.5.bias"),
+        (lambda s: without(s, "conf.0.bias"), r"a.pth lacks conf.0.bias"),
+        (
+            lambda s: s | {"priors": np.zeros(3, "f")},
+            "a.pth has priors, which belongs to no layer of the network",
+        ),
         (lambda s: s | {"vgg.0.weight": np.zeros((64, 3, 3, 2), "f")}, r"vgg.0.weight has shape"),
         (lambda s: s | {"conf.0.bias": np.zeros(83, "f")}, r"conf.0.bias has shape \(83,\)"),
         (lambda s: s | {"conf.0.bias": np.zeros(4, "f")}, r"conf.0.bias has shape \(4,\)"),
         (lambda s: s | {"vgg.0.bias": np.full(64, np.nan, "f")}, "vgg.0.bias is not finite"),
         (lambda s: s | {"vgg.0.bias": np.zeros(64, int)}, "vgg.0.bias is of type int64"),
-        (lambda s: {"fc.weight": np.zeros(3, "f")}, "is of no known layout: it holds fc.weight"),
+        (
+            lambda s: {"fc.weight": np.zeros(3, "f")},
+            "has an unknown layout, with the arrays fc.weight",
+        ),
     ],
 )
-def test_a_state_dict_that_does_not_fit_is_named(state, change, message):
+def test_error_of_a_state_dict_that_does_not_fit(state, change, message):
     with pytest.raises(WeightsError, match=message):
         import_arrays("a.pth", WeightFile(change(state), {}), channels="rgb")
 
 
-def test_the_channels_of_ssd_pytorch_must_be_given(state):
+def test_ssd_pytorch_requires_the_channel_order(state):
     with pytest.raises(WeightsError, match=r"--channels is missing: .* converted from Caffe: bgr"):
         import_arrays("a.pth", WeightFile(state, {}))
 
 
-def test_classes_must_fit(state):
+def test_number_of_classes_must_match(state):
     with pytest.raises(WeightsError, match=r"names 1 classes and a.pth has 20"):
         import_arrays("a.pth", WeightFile(state, {}), channels="rgb", classes=("cat",))
 
@@ -168,13 +174,15 @@ def command(monkeypatch, capsys, *arguments):
         ("missing.pth", None, "file not found"),
         ("page.pth", b"\n<!DOCTYPE html><html>", "is a web page"),
         ("page.npz", b"<html>", "is a web page"),
-        ("some.bin", b"123", "is of no known kind"),
+        ("some.bin", b"123", "has an unknown suffix"),
         ("short.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "cannot be read"),
         ("short.npz", b"PK\x03\x04 and no more", "cannot be read"),
         ("empty.npz", b"", "cannot be read"),
     ],
 )
-def test_a_file_of_no_weights_is_one_line(tmp_path, monkeypatch, capsys, name, content, message):
+def test_file_without_weights_is_one_error_line(
+    tmp_path, monkeypatch, capsys, name, content, message
+):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     before = sorted(tmp_path.iterdir())
@@ -186,7 +194,7 @@ def test_a_file_of_no_weights_is_one_line(tmp_path, monkeypatch, capsys, name, c
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_folder_is_no_file(tmp_path, monkeypatch, capsys):
+def test_folder_instead_of_a_file(tmp_path, monkeypatch, capsys):
     status, error = command(monkeypatch, capsys, "import", tmp_path, "--out", tmp_path / "run")
     assert status == 2
     assert "is a folder" in error
@@ -212,7 +220,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
-def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch, capsys, zipped):
+def test_pickle_is_not_executed(tmp_path, monkeypatch, capsys, zipped):
     torch = pytest.importorskip("torch")
     file, trace = tmp_path / "evil.pth", tmp_path / "trace"
     torch.save({"vgg.0.weight": Evil(trace)}, file, _use_new_zipfile_serialization=zipped)
@@ -222,7 +230,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch, capsys, zipped):
     assert sorted(tmp_path.iterdir()) == [file]
 
 
-def test_damaged_torch_files_are_one_line(tmp_path, monkeypatch, capsys):
+def test_damaged_torch_file_is_one_error_line(tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
     whole, old = tmp_path / "whole.pth", tmp_path / "old.pth"
     torch.save({"vgg.0.weight": torch.zeros(64, 3, 3, 3)}, whole)
@@ -231,7 +239,7 @@ def test_damaged_torch_files_are_one_line(tmp_path, monkeypatch, capsys):
     )
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": 1}, tmp_path / "number.pth")
-    cases = {"list.pth": "holds a list", "number.pth": "a is a int, not an array"}
+    cases = {"list.pth": "contains a list", "number.pth": "a is a int, not an array"}
     for file in (whole, old):
         for part in (2, 10):
             name = f"{file.stem}{part}.pth"
@@ -263,7 +271,7 @@ def test_pth_without_pytorch_names_the_extra(tmp_path, monkeypatch):
         read_arrays(tmp_path / "a.pth")
 
 
-def test_a_network_that_the_other_program_does_not_have_is_named(checkpoint, tmp_path):
+def test_unsupported_network_is_an_export_error(checkpoint, tmp_path):
     from ssd_jax.config import from_json, to_json
     from ssd_jax.weights.exporters import export_arrays
     from tests.tiny import TINY

@@ -1,4 +1,4 @@
-"""Data sets made by hand, in the layouts of VOC and COCO."""
+"""Datasets made by hand, in the layouts of VOC and COCO."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ def write_object(name="cat", box=(11, 21, 50, 60), extra="<difficult>0</difficul
 
 
 def write_xml(*objects, size=(100, 80)):
-    given = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
-    return f"<annotation>{given}{''.join(objects)}</annotation>"
+    size_xml = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
+    return f"<annotation>{size_xml}{''.join(objects)}</annotation>"
 
 
 def make_folder(root: Path, annotations: dict[str, str | bytes], suffix=".jpg") -> Path:

@@ -1,4 +1,4 @@
-"""Data sets that went wrong in every way that we could think of, the same ones for a seed.
+"""Datasets that went wrong in every way that we could think of, the same ones for a seed.
 
 `VOC` and `COCO` name the mutants; `make_voc` and `make_coco` write all of a format into one folder,
 each mutant under a split of its name. Outcome: "refused", a DataError; "fine", it can be trained
@@ -30,7 +30,7 @@ class Mutant:
 
     outcome: str
     data: bytes | Callable[[Path], None]
-    """What is in the file, or what makes it."""
+    """Content of the file, or the function that makes it."""
     suffix: str = ".jpg"
     xml: str = GOOD_XML
 
@@ -55,7 +55,7 @@ def flip(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def cut(data: bytes, count: int) -> list[bytes]:
-    """The data ending at places from the start to just before the end."""
+    """Truncate the data at positions from the start to just before the end."""
     return [data[: round(k * (len(data) - 1) / (count - 1))] for k in range(count)]
 
 
@@ -103,7 +103,7 @@ def link_in_a_circle(path: Path) -> None:
 
 
 def link_outside(data: bytes) -> Callable[[Path], None]:
-    """A link to a file beside the data set."""
+    """A link to a file beside the dataset."""
 
     def make(path: Path) -> None:
         outside = path.parent.parent.with_name(f"outside-{path.name}")
@@ -124,7 +124,7 @@ SPECIAL_FILES = {
 
 
 def mutate_images(seed: int) -> dict[str, Mutant]:
-    """Images, to go with a good annotation."""
+    """Mutated images, for use with a valid annotation."""
     rng = np.random.default_rng(seed)
     image = photograph()
     jpeg, whole_png, bmp = (encode(s, image) for s in (".jpg", ".png", ".bmp"))
@@ -190,7 +190,7 @@ def mutate_images(seed: int) -> dict[str, Mutant]:
 
 
 def mutate_xml(seed: int) -> dict[str, Mutant]:
-    """Annotations, to go with a good image."""
+    """Mutated annotations, for use with a valid image."""
     rng = np.random.default_rng(seed + 1)
     good = GOOD_XML.encode()
     out: dict[str, Mutant] = {}
@@ -310,7 +310,7 @@ RIGHT = {("iscrowd", "true"), ("name", "text"), *(("id", name) for name in IDS)}
 
 
 def mutate_json(seed: int) -> dict[str, Mutant]:
-    """Annotation files, to go with a folder of images that has good.jpg."""
+    """Mutated annotation files, for a folder of images that contains good.jpg."""
     rng = np.random.default_rng(seed + 2)
     good = json.dumps(GOOD_JSON).encode()
     out: dict[str, Mutant] = {}
@@ -418,7 +418,7 @@ def mutate_json(seed: int) -> dict[str, Mutant]:
 def everything_at_once(images: Path) -> dict[str, list[Any]]:
     """One annotation file with the records of all those that have records.
 
-    What is right in a mutant gets an id and a file of its own, so that only what is wrong is.
+    Valid parts of a mutant get a separate id and file, so that only its faults are reported.
     """
     good = (images / "good.jpg").read_bytes()
     out: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
@@ -429,7 +429,7 @@ def everything_at_once(images: Path) -> dict[str, list[Any]]:
             parts = {name: content[name] for name in out}
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        own = {
+        new_ids = {
             "images": {"id": (1, 1000 + k), "file_name": ("good.jpg", f"good_{k}.jpg")},
             "annotations": {"id": (11, 1000 + k), "image_id": (1, 1000 + k)},
             "categories": {"id": (7, 1000 + k), "name": ("cat", f"cat {k}")},
@@ -440,7 +440,7 @@ def everything_at_once(images: Path) -> dict[str, list[Any]]:
                 if isinstance(record, dict):
                     record |= {
                         key: new
-                        for key, (old, new) in own[name].items()
+                        for key, (old, new) in new_ids[name].items()
                         if record.get(key) == old and type(record[key]) is type(old)
                     }
                 if record not in GOOD_JSON["categories"]:

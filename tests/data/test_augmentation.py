@@ -1,4 +1,4 @@
-"""Augmentation: what is promised of every draw, and how often each change happens."""
+"""Augmentation: invariants of every draw, and frequencies of the changes."""
 
 import colorsys
 
@@ -31,7 +31,7 @@ NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
 
 
 class Always(np.random.Generator):
-    """Says yes to every change of probability 0.5."""
+    """Generator that applies every change of probability 0.5."""
 
     def __init__(self, seed=0):
         super().__init__(np.random.PCG64(seed))
@@ -90,7 +90,7 @@ class TestAugment:
 
     @given(scenes(), st.booleans(), st.sampled_from([1.0, 1.5, 4.0]))
     @settings(max_examples=150, deadline=None)
-    def test_every_draw_keeps_the_contract(self, name, scene, upright, ratio):
+    def test_shapes_types_and_ranges_of_every_draw(self, name, scene, upright, ratio):
         rng, image, boxes, labels = scene
         before = image.copy(), boxes.copy(), labels.copy()
         out, kept, kinds = self.run(name, rng, image, boxes, labels, ratio, upright)
@@ -100,8 +100,8 @@ class TestAugment:
         assert kinds.dtype == np.int32
         assert set(kinds) <= set(labels)
         assert min(1, len(labels)) <= len(kinds) <= len(labels)
-        for mine, theirs in zip((image, boxes, labels), before, strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        for current, original in zip((image, boxes, labels), before, strict=True):
+            np.testing.assert_array_equal(current, original)
 
     @given(scenes(), st.booleans(), st.sampled_from([1.0, 4.0]), st.integers(0, 2**32 - 1))
     @settings(max_examples=300, deadline=None)
@@ -155,7 +155,7 @@ class TestAugment:
 
 
 class Scripted:
-    """A generator that says which changes happen and by how much, and notes what was asked."""
+    """Generator with scripted draws that records the requested ranges."""
 
     def __init__(self, happens, amounts=()):
         self.happens, self.amounts, self.asked = list(happens), list(amounts), []
@@ -186,7 +186,7 @@ class TestPhotometricDistort:
         photometric_distort(rng, noise())
         assert rng.asked == [(-32, 32), (0.5, 1.5), (0.5, 1.5), (-18, 18)]
 
-    def test_nothing(self):
+    def test_no_change(self):
         assert self.distort((200, 90, 30), [0, 0, 0, 0, 0]) == [200, 90, 30]
 
     def test_brightness(self):
@@ -207,7 +207,7 @@ class TestPhotometricDistort:
 
     @pytest.mark.parametrize("amount", [-18, -7, 9, 18])
     @pytest.mark.parametrize("pixel", [(200, 120, 80), (200, 100, 110), (60, 70, 220)])
-    def test_hue_goes_round_the_circle(self, pixel, amount):
+    def test_hue_wraps_around(self, pixel, amount):
         hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in pixel))
         expected = np.array(colorsys.hsv_to_rgb((hue + amount / 180) % 1, saturation, value)) * 255
         got = self.distort(pixel, [0, 0, 0, 0, 1], [amount])
@@ -238,7 +238,7 @@ class TestPhotometricDistort:
 
 
 class TestExpand:
-    def test_how_often_and_how_much(self):
+    def test_frequency_and_ratios(self):
         rng = np.random.default_rng(0)
         views = np.array([expand(rng, 40, 50, 4.0) for _ in range(4000)])
         larger = views[(views != [0, 0, 40, 50]).any(1)]
@@ -267,8 +267,8 @@ class TestView:
         np.testing.assert_array_equal(out, expected)
 
     def test_the_canvas_of_a_large_photograph_is_small(self, monkeypatch):
-        """A square stays where it is, and no picture on the way has more than (2 * 8 * 10)^2 pixels
-        and what the aspect of the view adds."""
+        """A square keeps its position, and intermediate images have at most (2 * 8 * 10)^2 pixels,
+        apart from those that the aspect of the view adds."""
         image = np.zeros((600, 900, 3), np.uint8)
         image[300:500, 150:450] = 255
         sizes = []
@@ -287,7 +287,7 @@ class TestView:
         np.testing.assert_allclose(centre, [x + w / 2, y + h / 2], atol=0.06)
         np.testing.assert_allclose(ours["m00"] / 255, w * h, rtol=0.05)
 
-    def test_a_part_is_not_copied(self):
+    def test_part_is_a_view(self):
         image = noise()
         part, margins = cut(image, np.array([-2, 5, 11, 26]))
         assert np.shares_memory(part, image)
@@ -343,12 +343,12 @@ class TestRandomCrop:
         assert 0.49 < aspect.min() < 0.52
         assert 1.94 < aspect.max() < 2.02
 
-    def test_no_crop_is_good_enough(self):
+    def test_image_is_kept_if_no_crop_qualifies(self):
         tiny, view = np.array([[10.0, 10, 11, 11]]), np.array([0, 0, 100, 100])
         assert sample_crop(np.random.default_rng(0), tiny, view, 0.1) is None
 
     def shares(self, monkeypatch, finds):
-        """How often each sampler's crop is taken, the one that keeps the view last."""
+        """Count how often each sampler's crop is taken, the one that keeps the view last."""
 
         def crop(rng, boxes, view, min_iou, **_):
             k = CROP_IOUS.index(min_iou)
@@ -359,14 +359,14 @@ class TestRandomCrop:
         widths = [random_crop(rng, boxes, view)[2] for _ in range(4200)]
         return np.bincount(widths, minlength=8)[1:]
 
-    def test_each_sampler_gets_its_share(self, monkeypatch):
+    def test_samplers_are_equally_likely(self, monkeypatch):
         np.testing.assert_allclose(self.shares(monkeypatch, range(6)), 600, atol=75)
 
-    def test_a_sampler_that_finds_nothing_leaves_its_share_to_the_others(self, monkeypatch):
+    def test_failed_samplers_are_replaced_by_others(self, monkeypatch):
         expected = [1400, 0, 0, 1400, 0, 0, 1400]
         np.testing.assert_allclose(self.shares(monkeypatch, {0, 3}), expected, atol=100)
 
-    def test_an_image_without_objects_stays_whole(self):
+    def test_image_without_objects_is_not_cropped(self):
         view = np.array([-5, 0, 10, 9])
         for crop in (random_crop, ssd_pytorch.random_crop):
             out = crop(np.random.default_rng(0), NO_BOXES, view, scale=0.3, aspect=2)
@@ -374,7 +374,7 @@ class TestRandomCrop:
 
 
 class TestSsdPytorchCrop:
-    def test_how_often_how_large_and_without_iou(self):
+    def test_frequency_sizes_and_missing_iou_check(self):
         rng = np.random.default_rng(0)
         view, box = np.array([-100, 0, 900, 800]), np.array([[350.0, 350, 450, 450]])
         crops = np.array(
@@ -404,7 +404,7 @@ class TestSsdPytorchColours:
             order = tuple(np.argsort(out[0, 0]))
             orders[order] = orders.get(order, 0) + 1
         # Brightness, contrast and saturation keep the order of values, and so does a hue of 18
-        # degrees; of the half that changes places one in six stays.
+        # degrees; one in six of the permuted half keeps its order.
         assert len(orders) == 6
         assert 0.55 < orders.pop((0, 1, 2)) / 6000 < 0.62
         assert min(orders.values()) / 6000 > 0.065
@@ -430,7 +430,7 @@ class TestFlips:
     @pytest.mark.parametrize("flip", [horizontal_flip, vertical_flip])
     @given(scenes())
     @settings(max_examples=50, deadline=None)
-    def test_twice_is_nothing(self, flip, scene):
+    def test_flipping_twice_is_the_identity(self, flip, scene):
         _, image, boxes, _ = scene
         again, boxes_again = flip(Always(), *flip(Always(), image, boxes))
         np.testing.assert_array_equal(again, image)
@@ -450,7 +450,7 @@ class TestFlips:
         np.testing.assert_allclose(boxes, [[0.1, 0.1, 0.4, 0.8]], atol=1e-6)
 
     @pytest.mark.parametrize("flip", [horizontal_flip, vertical_flip])
-    def test_half_of_the_time(self, flip):
+    def test_flip_probability_is_one_half(self, flip):
         rng, image = np.random.default_rng(0), noise()
         share = np.mean([flip(rng, image, NO_BOXES)[0] is not image for _ in range(2000)])
         assert 0.45 < share < 0.55

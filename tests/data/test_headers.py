@@ -1,4 +1,4 @@
-"""Headers of image files, compared with what OpenCV decodes and with Pillow's modes."""
+"""Headers of image files, compared with OpenCV's decoded images and with Pillow's modes."""
 
 import contextlib
 import io

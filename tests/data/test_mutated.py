@@ -1,4 +1,4 @@
-"""Data sets gone wrong (mutate.py): one line that names the file, or a record that can be used."""
+"""Datasets gone wrong (mutate.py): one line that names the file, or a record that can be used."""
 
 import json
 import multiprocessing
@@ -52,7 +52,7 @@ def coco(tmp_path_factory):
     return root
 
 
-def test_there_are_enough():
+def test_number_of_mutants():
     assert len(mutate.VOC) >= 200
     assert len(mutate.COCO) >= 200
 
@@ -121,7 +121,7 @@ def check_folder(root, tmp_path, **data):
     return process.returncode, report["findings"], text, usage.ru_maxrss * scale
 
 
-def test_check_collects_all_of_a_voc_folder(voc, tmp_path):
+def test_check_reports_every_voc_mutant(voc, tmp_path):
     status, findings, text, peak = check_folder(
         voc, tmp_path, format="voc", train_split="train", eval_split="good_2", max_objects=5000
     )
@@ -134,21 +134,21 @@ def test_check_collects_all_of_a_voc_folder(voc, tmp_path):
     assert "training would stop" in text
 
 
-def test_check_collects_all_of_a_coco_folder(coco, tmp_path):
+def test_check_reports_every_coco_mutant(coco, tmp_path):
     status, findings, _, peak = check_folder(
         coco, tmp_path, format="coco", train_split="everything", eval_split="good"
     )
     assert status == 1
     assert peak < 2e9
     assert len([f for f in findings if f["severity"] == "error"]) > 100
-    assert {"annotation", "twice", "missing_image", "no_area", "outside"} <= {
+    assert {"annotation", "duplicate", "missing_image", "no_area", "outside"} <= {
         f["kind"] for f in findings
     }
 
 
 @pytest.mark.parametrize("split", ["images", "image_pipe"])
-def test_worker_processes_end_with_the_line(voc, split):
-    """What can be opened is trained on until a worker meets an image that cannot be read."""
+def test_worker_errors_end_with_one_line(voc, split):
+    """Training runs until a worker reads an image that cannot be decoded."""
     source = VocSource(voc, split, CLASSES, lambda error: None)
     data = DataConfig(num_workers=2, max_objects=5000)
     start = time.perf_counter()
@@ -165,7 +165,7 @@ def take(batches, count):
     return [next(batches) for _ in range(count)]
 
 
-def test_the_same_files_for_a_seed():
+def test_mutants_are_deterministic():
     for make in (mutate.mutate_images, mutate.mutate_xml, mutate.mutate_json):
         one, two = (
             {n: m.data for n, m in make(3).items() if isinstance(m.data, bytes)} for _ in range(2)

@@ -45,10 +45,15 @@ class Tiny:
         return np.random.default_rng(i).integers(0, 256, (10, 12, 3), np.uint8)
 
     def __getitem__(self, i):
-        known = self.annotation(i)
-        boxes = known.boxes_px / np.array([12, 10, 12, 10], np.float32)
+        annotation = self.annotation(i)
+        boxes = annotation.boxes_px / np.array([12, 10, 12, 10], np.float32)
         return Example(
-            known.image_id, self.image(i), boxes, known.labels, known.difficult, known.crowd
+            annotation.image_id,
+            self.image(i),
+            boxes,
+            annotation.labels,
+            annotation.difficult,
+            annotation.crowd,
         )
 
 
@@ -112,7 +117,7 @@ def test_one_record_is_enough():
         assert next(batches)["index"].tolist() == [0, 0, 0, 0]
 
 
-def test_seeds_give_other_orders_and_not_each_others_epochs():
+def test_orders_of_seeds_and_epochs_differ():
     def epochs(seed):
         with train(Tiny(12), seed=seed) as batches:
             return [tuple(np.concatenate([b["index"] for b in take(batches, 3)])) for _ in range(3)]
@@ -180,14 +185,14 @@ def test_no_records():
         (DataConfig(), list(range(8))),
     ],
 )
-def test_images_without_objects_by_choice(data, used):
+def test_keep_empty(data, used):
     with train(Tiny(8, crowds=True), data, batch_size=len(used)) as batches:
         for batch in take(batches, 2):
             assert sorted(batch["index"]) == used
         assert batches.get_state()["records"] == len(used)
 
 
-def test_an_image_of_objects_that_are_not_used_is_empty():
+def test_image_with_only_unused_objects_is_empty():
     @dataclass(frozen=True)
     class Hard(Tiny):
         def annotation(self, i):
@@ -200,7 +205,7 @@ def test_an_image_of_objects_that_are_not_used_is_empty():
 
 
 @pytest.mark.parametrize("name", ["caffe", "ssd.pytorch"])
-def test_the_augmentation_that_is_asked_for(name, monkeypatch):
+def test_augmentation_follows_the_config(name, monkeypatch):
     def other(*_, **__):
         raise AssertionError("not this one")
 
@@ -230,13 +235,13 @@ def test_processes_share_the_batch_of_one(processes):
 
 class TestResume:
     @pytest.mark.parametrize("at", [0, 1, 3, 7])
-    def test_the_next_batch_is_the_same_to_the_byte(self, at):
+    def test_next_batch_is_bit_identical(self, at):
         with train(SyntheticSource(10, "train")) as batches:
             take(batches, at)
             state = json.loads(json.dumps(batches.get_state()))
             expected = take(batches, 3)
         with train(SyntheticSource(10, "train")) as again:
-            next(again)  # a place of its own, which is left
+            next(again)  # a separate position, which is left
             again.set_state(state)
             assert again.get_state() == state
             for one, two in zip(take(again, 3), expected, strict=True):
@@ -271,13 +276,13 @@ class TestResume:
         ("change", "match"),
         [({"seed": 3}, "has seed 3 and this run has 0"), ({"records": 9}, "has records 9 and")],
     )
-    def test_a_place_in_other_data(self, change, match):
+    def test_position_of_other_data_is_refused(self, change, match):
         with train(Tiny(10)) as batches, pytest.raises(ConfigError, match=match):
             batches.set_state(batches.get_state() | change)
 
 
 class TestErrors:
-    def test_a_bad_image_is_named_and_not_skipped(self):
+    def test_unreadable_image_is_an_error_and_not_skipped(self):
         with train(Tiny(64)) as batches:
             bad = int(next(batches)["index"][1])
         with train(Tiny(64, bad=bad)) as batches:
@@ -286,7 +291,7 @@ class TestErrors:
                     next(batches)
                 assert batches.get_state()["position"] == 0
 
-    def test_from_a_worker_too(self):
+    def test_error_in_a_worker(self):
         config = DataConfig(max_objects=6, num_workers=1)
         with (
             train(Tiny(4, bad=2), config) as batches,
@@ -325,10 +330,10 @@ class TestEvalBatches:
         batches = list(eval_batches(Tiny(5), image_size=16, batch_size=2))
         assert [b["index"].tolist() for b in batches] == [[0, 1], [2, 3], [4, -1]]
 
-    def test_nothing(self):
+    def test_empty_source(self):
         assert list(eval_batches(Tiny(0), image_size=16, batch_size=2)) == []
 
-    def test_a_bad_image_is_named(self):
+    def test_error_names_the_unreadable_image(self):
         with pytest.raises(DataError, match=r"tiny-2\.jpg"):
             list(eval_batches(Tiny(5, bad=2), image_size=16, batch_size=2))
 

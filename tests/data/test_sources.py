@@ -21,7 +21,7 @@ def voc_config(root: Path, **fields) -> DataConfig:
 
 
 class TestFindClasses:
-    def test_given_classes_come_first(self, tmp_path):
+    def test_config_classes_take_precedence(self, tmp_path):
         config = voc_config(tmp_path / "nowhere", class_file="nowhere")
         assert find_classes(config, ("b", "a")) == ("b", "a")
 
@@ -45,7 +45,7 @@ class TestFindClasses:
         with pytest.raises(ConfigError, match=match):
             find_classes(voc_config(tmp_path, class_file=str(path)), ())
 
-    def test_found_in_the_annotations_of_the_training_split(self, tmp_path):
+    def test_classes_of_the_training_annotations(self, tmp_path):
         objects = [write_xml(write_object(name)) for name in ("dog", "cat", "dog", "bird")]
         root = make_folder(tmp_path, dict(zip("abcd", objects, strict=True)))
         (root / "ImageSets/Main/train.txt").write_text("a\nb\nc\n")
@@ -66,7 +66,7 @@ class TestFindClasses:
         assert find_classes(config, ()) == ("cat", "dog")
         assert find_classes(config, ("dog",)) == ("dog",)
 
-    def test_shapes_have_their_own(self):
+    def test_classes_of_shapes(self):
         assert find_classes(DataConfig(), ()) == SHAPES
 
 
@@ -97,7 +97,7 @@ class TestOpenSource:
         assert source.annotation(0).labels.tolist() == [1]
 
     @pytest.mark.parametrize("split", ["train", "train:", ":5", "train:0", "train:-3", "a:b"])
-    def test_split_that_is_none(self, split):
+    def test_invalid_split(self, split):
         config = DataConfig(train_split=split)
         with pytest.raises(ConfigError, match=r"data\.train_split is .* need NAME:COUNT"):
             open_source(config, split, SHAPES)
@@ -164,7 +164,7 @@ class TestShapes:
             n = len(scene.outlines) - 1
             without = Scene(120, scene.outlines[:n], scene.boxes_px[:n], scene.labels[:n], (0, 0))
             alone = Scene(120, scene.outlines, scene.boxes_px, scene.labels, (0, 0))
-            # Grain differs after another number of draws; the object differs by far more.
+            # Grain differs after a different number of draws; the object differs by far more.
             change = np.abs(draw_scene(alone).astype(int) - draw_scene(without)).max(2) > 40
             x, y, w, h = cv2.boundingRect(change.astype(np.uint8))
             np.testing.assert_allclose([x, y, x + w, y + h], scene.boxes_px[n], atol=2)
@@ -225,11 +225,11 @@ class TestAutoFormat:
         ):
             self.open(tmp_path)
 
-    def test_no_folder(self, tmp_path):
+    def test_missing_folder(self, tmp_path):
         with pytest.raises(DataError, match="is not a folder that can be read"):
             self.open(tmp_path / "nowhere")
 
-    def test_what_is_missing_of_the_layout_is_named(self, tmp_path):
+    def test_error_names_the_missing_part_of_the_layout(self, tmp_path):
         (tmp_path / "Annotations").mkdir()
         with pytest.raises(DataError, match="JPEGImages is missing"):
             self.open(tmp_path)

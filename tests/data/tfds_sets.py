@@ -1,4 +1,4 @@
-"""Small TFDS data sets in ArrayRecord form, written without TensorFlow."""
+"""Small TFDS datasets in ArrayRecord form, written without TensorFlow."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ F = tfds.features
 
 
 def plain_features(**more) -> dict:
-    """Those that a data set must have, under their usual names."""
+    """Those that a dataset must have, under their usual names."""
     objects = {"bbox": F.BBoxFeature(), "label": F.ClassLabel(names=CLASSES)}
     return {"image": F.Image(), "objects": F.Sequence(objects | more)}
 
@@ -45,7 +45,7 @@ def voc_features() -> dict:
 
 
 def coco_features(classes: int) -> dict:
-    """Those of TFDS's coco 1.1.0, for another number of classes."""
+    """Features of TFDS's coco 1.1.0 with a different number of classes."""
     objects = {
         "id": np.int64,
         "area": np.int64,
@@ -62,7 +62,7 @@ def coco_features(classes: int) -> dict:
 
 
 def make_builder(root: Path, name: str, version: str, features: dict) -> SimpleNamespace:
-    """What examples.py asks of a builder."""
+    """Minimal builder with the attributes that are read."""
     folder = root / name / version
     folder.mkdir(parents=True)
     title, _, config = name.partition("/")
@@ -79,7 +79,7 @@ def make_builder(root: Path, name: str, version: str, features: dict) -> SimpleN
 
 
 def write_tfds(builder: SimpleNamespace, splits: dict[str, list[dict]], per_shard=1000) -> Path:
-    """Folder of the data set with those records."""
+    """Folder of the dataset with those records."""
     writer = tfds.core.SequentialWriter(builder.info, per_shard, file_format="array_record")
     writer.initialize_splits(list(splits))
     writer.add_examples(splits)
@@ -96,13 +96,13 @@ def make_tfds(
     features=None,
     per_shard=1000,
 ) -> Path:
-    """Folder of a data set of that name; default: with the features of TFDS's voc."""
+    """Folder of a dataset of that name; default: with the features of TFDS's voc."""
     builder = make_builder(root, name, version, features or voc_features())
     return write_tfds(builder, splits, per_shard)
 
 
 def build_from_folder(root: Path, name: str, folder: Path, classes=80) -> Path:
-    """A data set of what the command takes from a folder."""
+    """Build a dataset from the records that the command reads from a folder."""
     if name.startswith("voc"):
         builder, examples = make_builder(root, name, "5.0.0", voc_features()), voc_examples
     else:

@@ -13,7 +13,6 @@ import pytest
 from ssd_jax.cli import estimate
 from ssd_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from ssd_jax.config_file import load_config
-from ssd_jax.estimate import devices as devices_module
 from ssd_jax.estimate import step_cost
 from ssd_jax.estimate.accelerators import ACCELERATORS, Target, parse_target
 from ssd_jax.estimate.batch_search import find_largest
@@ -346,12 +345,12 @@ def test_several_hosts_run_the_program_of_one():
 
 def test_images_per_device():
     config = tiny_config(batch_size=32, grad_accumulation_steps=2)
-    assert step_cost.images_a_device(config, parse_target("v5e-4"), None) == 8
-    assert step_cost.images_a_device(config, parse_target("v5e-4"), 6) == 6
+    assert step_cost.images_per_device(config, parse_target("v5e-4"), None) == 8
+    assert step_cost.images_per_device(config, parse_target("v5e-4"), 6) == 6
     with pytest.raises(ConfigError, match=r"multiple of train\.grad_accumulation_steps 2"):
-        step_cost.images_a_device(config, parse_target("v5e-4"), 5)
-    with pytest.raises(ConfigError, match="must divide by the 256 devices"):
-        step_cost.images_a_device(config, parse_target("v5e-256"), None)
+        step_cost.images_per_device(config, parse_target("v5e-4"), 5)
+    with pytest.raises(ConfigError, match="must be divisible by the 256 devices"):
+        step_cost.images_per_device(config, parse_target("v5e-256"), None)
 
 
 @pytest.mark.parametrize(
@@ -383,9 +382,9 @@ def run_estimate(monkeypatch, *arguments, need):
             raise step_cost.TooLargeError("RESOURCE_EXHAUSTED: out of memory")
         return step_cost.StepCost(batch, 1e12, 1e9, size, (AllReduce(2, 50_000_000),), 3, 4, 5.0)
 
-    monkeypatch.setattr(step_cost, "compile_step", compile_step)
-    monkeypatch.setattr(devices_module, "set_environment", lambda: None)
-    monkeypatch.setattr(devices_module, "describe_devices", lambda target: [])
+    monkeypatch.setattr(estimate, "compile_step", compile_step)
+    monkeypatch.setattr(estimate, "set_environment", lambda: None)
+    monkeypatch.setattr(estimate, "describe_devices", lambda target: [])
     config = str(CONFIGS / "ssd300_voc0712.py")
     return estimate.main(["--config", config, "--model.dtype", "bfloat16", *arguments])
 
@@ -396,7 +395,7 @@ def test_report_of_a_batch_that_fits(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith("PREDICTION")
     assert "fits: 32.0 GB of 63.7 GB (75% of its memory: " in out
-    assert "63 images a device (a line through" in out
+    assert "63 images per device (a line through" in out
     assert "2 a step, 100.0 MB together" in out
     assert "compute 1.01 ms (989 TFLOP/s)" in out
     assert "bound by" in out
@@ -408,7 +407,7 @@ def test_report_of_a_batch_that_does_not_fit(monkeypatch, capsys):
     assert run_estimate(monkeypatch, *arguments, need=lambda b: 10**9 * b) == 1
     out = capsys.readouterr().out
     assert "DOES NOT FIT: 128.0 GB of 63.7 GB" in out
-    assert "63 images a device" in out
+    assert "63 images per device" in out
 
 
 def test_report_of_a_batch_that_the_compiler_refuses(monkeypatch, capsys):
@@ -418,7 +417,7 @@ def test_report_of_a_batch_that_the_compiler_refuses(monkeypatch, capsys):
     assert run_estimate(monkeypatch, "--target", "v5e-4", "--batch", "32", need=need) == 1
     out = capsys.readouterr().out
     assert "DOES NOT FIT: more of 17.2 GB" in out
-    assert "17 images a device" in out
+    assert "17 images per device" in out
 
 
 @pytest.mark.parametrize(
@@ -429,7 +428,7 @@ def test_report_of_a_batch_that_the_compiler_refuses(monkeypatch, capsys):
         (["--config", "CONFIG", "--target", "h100", "--efficiency", "40"], "--efficiency is 40"),
         (["--config", "CONFIG", "--target", "h100", "--classes", "0"], "--classes is 0"),
         (["--config", "CONFIG", "--target", "h100", "--model.dtyp", "x"], "model.dtyp"),
-        (["--config", "CONFIG", "--target", "v5e-256"], "must divide by the 256 devices"),
+        (["--config", "CONFIG", "--target", "v5e-256"], "must be divisible by the 256 devices"),
     ],
 )
 def test_errors_of_the_command_line(arguments, words):

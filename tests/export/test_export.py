@@ -40,7 +40,7 @@ def checkpoint_of(path, config, seed=0, factor=1.0):
     image = jnp.zeros((1, size, size, 3), jnp.uint8)
     variables = jax.jit(model.init)(jax.random.key(seed), image)
     stats = variables.get("batch_stats", {})
-    # Batch norm with statistics of its own.
+    # Batch norm with statistics that differ from the initial ones.
     rng = np.random.default_rng(seed)
     stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32), stats)
     variables = {**variables, "batch_stats": stats} if stats else variables
@@ -195,7 +195,7 @@ def test_invalid_arguments_are_one_error_line(checkpoint, run, tmp_path):
     says("--to is 'coreml'; use one of stablehlo, onnx", to="coreml")
     says("--checkpoint: no checkpoint found in", checkpoint=tmp_path / "none")
     says("there exists; name a new file", out=tmp_path / "there")
-    says("--batch is 0; use free or a number from 1 on", batch="0")
+    says("--batch is 0; use free or a number of at least 1", batch="0")
     says("--batch is two; use", batch="two")
     says("--score-threshold is 1.0; use a number from 0 up to", score_threshold="1")
     says("text.jpg is not an image that can be decoded", check=tmp_path / "text.jpg")

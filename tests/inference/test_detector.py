@@ -14,7 +14,7 @@ from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.config import ConfigError
 from ssd_jax.data.errors import DataError
 from ssd_jax.data.types import Annotation
-from ssd_jax.inference.detect import detect_source, make_detect
+from ssd_jax.inference.detect import DetectFn, detect_source
 from ssd_jax.inference.detector import Detections, Detector, load_image, turn_upright
 from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
@@ -71,7 +71,7 @@ class Images:
 def test_detections_equal_those_of_an_evaluation(detector):
     model = make_model(CONFIG.model, CONFIG.priors)
     expected = detect_source(
-        make_detect(model, CONFIG), variables(), Images(), image_size=64, batch_size=2
+        DetectFn(model, CONFIG), variables(), Images(), image_size=64, batch_size=2
     )
     detections = detector(IMAGES)
     assert len(detections) == 3

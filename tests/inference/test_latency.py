@@ -1,9 +1,8 @@
-"""The benchmark of a checkpoint: what it times is what detects, and what it says of it."""
+"""The benchmark of a checkpoint: timed programs equal detection; figures and table."""
 
 import io
 import json
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ from ssd_jax.checkpoints.reader import find_checkpoint, write_checkpoint
 from ssd_jax.cli import benchmark as benchmark_main
 from ssd_jax.cli.run import run_main
 from ssd_jax.inference import latency as module
-from ssd_jax.inference.detect import make_detect, post_process
-from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.inference.detect import DetectFn, make_post_process
+from ssd_jax.models.ssd import make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
 
@@ -46,17 +45,11 @@ def quick(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
-def test_the_parts_are_the_whole(variables):
+def test_network_and_post_processing_equal_detection(variables):
     model = make_model(CONFIG.model, CONFIG.priors)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    whole = make_detect(model, CONFIG)(variables, images)
-    finish = partial(
-        post_process,
-        priors=model_priors(CONFIG.model, CONFIG.priors),
-        variances=CONFIG.priors.variances,
-        config=CONFIG.eval,
-    )
-    parts = jax.jit(finish)(*jax.jit(model.apply)(variables, images))
+    whole = DetectFn(model, CONFIG)(variables, images)
+    parts = make_post_process(CONFIG)(*jax.jit(model.apply)(variables, images))
     assert int(whole.count.min()) > 10
     np.testing.assert_array_equal(whole.labels, parts.labels)
     np.testing.assert_allclose(whole.boxes, parts.boxes, atol=1e-5)
@@ -105,13 +98,13 @@ def test_the_command(run, tmp_path, monkeypatch, capfd):
     (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "film.mp4").write_text("no film")
     for arguments, text in (
-        (["--batch-sizes", "0"], "--batch-sizes is 0; use numbers from 1, e.g. 1,8,32"),
+        (["--batch-sizes", "0"], "--batch-sizes is 0; use positive whole numbers, e.g. 1,8,32"),
         (["--batch-sizes", "1,x"], "--batch-sizes is 1,x"),
         (["--classes", "a"], "--classes belongs to ssd-jax predict"),
         (["--xml"], "--xml belongs to ssd-jax predict"),
         ([tmp_path / "film.mp4"], "film.mp4 is not an image; benchmark takes only images"),
         ([tmp_path / "broken.jpg"], "broken.jpg is not an image that can be decoded"),
-        ([tmp_path / "none.jpg"], "there is no file or folder"),
+        ([tmp_path / "none.jpg"], "file or folder not found"),
     ):
         status, err = call(*arguments)
         assert status == 2

@@ -25,7 +25,7 @@ SSD512_PRIORS = PriorConfig(
 
 
 def reference_image():
-    """[2, 300, 300, 3], RGB of 0 to 255: what the reference saw, before its mean is taken off."""
+    """[2, 300, 300, 3], RGB from 0 to 255: input of the reference before the mean is subtracted."""
     rng = np.random.default_rng([SEED, 4])
     return rng.uniform(0, 255, (2, 3, 300, 300)).astype(np.float32).transpose(0, 2, 3, 1)
 
@@ -53,9 +53,9 @@ def our_layout(value):
 
 def reference_state(golden):
     """The parameters of the forward case by the reference's names, in its layout."""
-    known = np.load(golden / "forward.npz")
+    forward = np.load(golden / "forward.npz")
     state = {}
-    for k, (name, shape) in enumerate(zip(known["names"], known_shapes(known), strict=True)):
+    for k, (name, shape) in enumerate(zip(forward["names"], golden_shapes(forward), strict=True)):
         rng = np.random.default_rng([SEED, 3, k])
         if name == "L2Norm.weight":
             value = np.full(shape, 20, np.float32)
@@ -74,7 +74,7 @@ def reference_params(golden):
     return traverse_util.unflatten_dict({our_path(n): our_layout(v) for n, v in state.items()})
 
 
-def known_shapes(known):
+def golden_shapes(golden):
     """The reference's shapes, worked out from ours."""
     import jax
 
@@ -83,6 +83,6 @@ def known_shapes(known):
     image = jax.ShapeDtypeStruct((1, 300, 300, 3), "uint8")
     init = make_model(VOC, PriorConfig()).init
     tree = traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0), image)["params"])
-    for name in known["names"]:
+    for name in golden["names"]:
         shape = tree[our_path(str(name))].shape
         yield (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape

@@ -1,11 +1,11 @@
-"""SSD512 against a definition of its own in PyTorch, recorded and live."""
+"""SSD512 against an independent definition in PyTorch, recorded and live."""
 
 import jax
 import numpy as np
 import pytest
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
-from ssd_jax.inference.detect import make_detect
+from ssd_jax.inference.detect import DetectFn
 from ssd_jax.models.ssd import model_priors
 from tests.models import torch_ssd512 as reference
 from tests.models.torchvision_case import differences, import_state
@@ -28,26 +28,28 @@ def assert_close(ours, theirs):
 
 def test_priors_equal_the_double_loop(imported):
     config = imported[0]
-    known = reference.priors()
-    assert known.shape == (24_564, 4)
-    np.testing.assert_allclose(model_priors(config.model, config.priors), known, atol=1e-6)
+    expected = reference.priors()
+    assert expected.shape == (24_564, 4)
+    np.testing.assert_allclose(model_priors(config.model, config.priors), expected, atol=1e-6)
 
 
 def test_outputs_equal_the_recorded_ones(imported, golden):
-    known = np.load(golden / "ssd512.npz")
+    expected = np.load(golden / "ssd512.npz")
     for ours, name in zip(imported[3], ("loc", "conf"), strict=True):
-        assert_close(ours[known["prior_index"]], known[name])
+        assert_close(ours[expected["prior_index"]], expected[name])
 
 
 @pytest.mark.nightly
 def test_detections_equal_the_recorded_ones(imported, golden):
     config, model, variables, _ = imported
-    known = np.load(golden / "ssd512.npz")
-    found = make_detect(model, config)(variables, reference.image()[None])
-    n = int(found.count[0])
-    assert n == len(known["labels"]) > 20
-    ours = {name: np.asarray(getattr(found, name)[0, :n]) for name in ("boxes", "scores", "labels")}
-    assert differences(ours, known, pixels=1e-4, score=1e-4) == []
+    expected = np.load(golden / "ssd512.npz")
+    detections = DetectFn(model, config)(variables, reference.image()[None])
+    n = int(detections.count[0])
+    assert n == len(expected["labels"]) > 20
+    ours = {
+        name: np.asarray(getattr(detections, name)[0, :n]) for name in ("boxes", "scores", "labels")
+    }
+    assert differences(ours, expected, pixels=1e-4, score=1e-4) == []
 
 
 @pytest.mark.nightly

@@ -14,7 +14,7 @@ import pytest
 
 from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augmentation import preprocess_eval
-from ssd_jax.inference.detect import make_detect
+from ssd_jax.inference.detect import DetectFn
 from ssd_jax.models.ssd import make_model, model_priors
 from ssd_jax.ops.boxes import cxcywh_to_xyxy
 from ssd_jax.ops.losses import multibox_loss
@@ -36,13 +36,13 @@ from tests.models.torchvision_case import (
 @pytest.fixture(scope="module")
 def recorded(golden, tmp_path_factory):
     """(figures of torchvision, our config, model, variables, outputs for the same image)."""
-    known = np.load(golden / "torchvision.npz")
+    expected = np.load(golden / "torchvision.npz")
     seed, num_classes = RECORDED
     checkpoint = import_state(seeded_state(seed, num_classes), tmp_path_factory.mktemp("tv"))
     config = read_config(checkpoint)
     model, variables = restore_model(checkpoint, config)
     outputs = jax.jit(model.apply)(variables, seeded_image(seed)[None])
-    return known, config, model, variables, outputs
+    return expected, config, model, variables, outputs
 
 
 def assert_close(ours, theirs):
@@ -51,38 +51,38 @@ def assert_close(ours, theirs):
 
 
 def test_outputs_equal_torchvision(recorded):
-    known, _, _, _, (loc, conf) = recorded
-    assert_close(loc[0, known["prior_index"]], known["loc"])
-    assert_close(conf[0, known["prior_index"]], known["conf"])
+    expected, _, _, _, (loc, conf) = recorded
+    assert_close(loc[0, expected["prior_index"]], expected["loc"])
+    assert_close(conf[0, expected["prior_index"]], expected["conf"])
 
 
 def test_priors_equal_torchvision(recorded):
-    known, config, *_ = recorded
+    expected, config, *_ = recorded
     corners = cxcywh_to_xyxy(model_priors(config.model, config.priors)) * 300
-    np.testing.assert_allclose(corners[known["prior_index"]], known["anchors"], atol=1e-4)
+    np.testing.assert_allclose(corners[expected["prior_index"]], expected["anchors"], atol=1e-4)
 
 
 def test_detections_equal_torchvision(recorded):
-    known, config, model, variables, _ = recorded
-    found = make_detect(model, config)(variables, seeded_image(RECORDED[0])[None])
-    theirs = {name: known[name] for name in ("boxes", "scores", "labels")}
-    assert int(found.count[0]) == len(theirs["labels"]) > 20
-    assert differences(in_pixels(found, 0, 300, 300), theirs, pixels=0.01, score=1e-4) == []
+    expected, config, model, variables, _ = recorded
+    detections = DetectFn(model, config)(variables, seeded_image(RECORDED[0])[None])
+    theirs = {name: expected[name] for name in ("boxes", "scores", "labels")}
+    assert int(detections.count[0]) == len(theirs["labels"]) > 20
+    assert differences(in_pixels(detections, 0, 300, 300), theirs, pixels=0.01, score=1e-4) == []
 
 
-def in_pixels(found, b, width, height):
-    n = int(found.count[b])
-    boxes = np.asarray(found.boxes[b, :n]) * [width, height, width, height]
+def in_pixels(detections, b, width, height):
+    n = int(detections.count[b])
+    boxes = np.asarray(detections.boxes[b, :n]) * [width, height, width, height]
     return {
         "boxes": boxes,
-        "scores": np.asarray(found.scores[b, :n]),
-        "labels": np.asarray(found.labels[b, :n]),
+        "scores": np.asarray(detections.scores[b, :n]),
+        "labels": np.asarray(detections.labels[b, :n]),
     }
 
 
 def test_names_cover_torchvisions_state_dict(recorded):
-    known, config, *_ = recorded
-    assert set(torchvision_ssd_names(config.model)) == set(map(str, known["names"]))
+    expected, config, *_ = recorded
+    assert set(torchvision_ssd_names(config.model)) == set(map(str, expected["names"]))
 
 
 def test_coco_classes_keep_torchvisions_indices():
@@ -113,14 +113,14 @@ def test_live_outputs_priors_and_detections_on_real_images(both, shared_data):
     theirs, config, model, variables = both
     priors = cxcywh_to_xyxy(model_priors(config.model, config.priors)) * 300
     outputs = jax.jit(model.apply)
-    detect = make_detect(model, config)
+    detect = DetectFn(model, config)
     files = sorted((shared_data / "voc-mini" / "JPEGImages").glob("*.jpg"))[::15][:20]
     assert len(files) == 20
     total, ties, alone, rounded = 0, 0, [], 0
     for file in files:
         image = cv2.imread(str(file))[..., ::-1]
         height, width = image.shape[:2]
-        loc, conf, anchors, found = torchvision_run(theirs, image)
+        loc, conf, anchors, reference = torchvision_run(theirs, image)
         # The resized image without rounding, as torchvision has it.
         resized = cv2.resize(image.astype(np.float32), (300, 300), interpolation=cv2.INTER_LINEAR)
         ours = [np.asarray(x)[0] for x in outputs(variables, resized[None])]
@@ -128,16 +128,18 @@ def test_live_outputs_priors_and_detections_on_real_images(both, shared_data):
         assert_close(ours[1], conf)
         np.testing.assert_allclose(priors, anchors, atol=1e-4)
         result = in_pixels(detect(variables, resized[None]), 0, width, height)
-        assert len(result["labels"]) == len(found["labels"])
-        differ = differences(result, found, pixels=0.05, score=2e-4)
+        assert len(result["labels"]) == len(reference["labels"])
+        differ = differences(result, reference, pixels=0.05, score=2e-4)
         ties += len(differ)
         alone += [
-            d for d in differ if not is_a_tie(d, result, found, iou=config.eval.nms_iou_threshold)
+            d
+            for d in differ
+            if not is_a_tie(d, result, reference, iou=config.eval.nms_iou_threshold)
         ]
         # With evaluate.py's image, whose pixels are rounded to whole numbers.
         whole = in_pixels(detect(variables, preprocess_eval(image, 300)[None]), 0, width, height)
-        rounded += len(differences(whole, found, pixels=2, score=0.02))
-        total += len(found["labels"])
+        rounded += len(differences(whole, reference, pixels=2, score=0.02))
+        total += len(reference["labels"])
     print(f"{total} detections, {ties} differ by a tie; with rounded pixels {rounded}")
     assert total > 100
     assert alone == []

@@ -170,8 +170,8 @@ def test_invalid_arrays_are_reported(convs):
     with pytest.raises(WeightsError, match="--channels is missing"):
         import_arrays("a.npz", WeightFile(plain, {}))
     for change, message in (
-        ({"conv5_3/w": None}, "only half of conv5_3"),
-        ({"conv5_3/w": None, "conv5_3/b": None}, "misses conv5_3 of VGG16"),
+        ({"conv5_3/w": None}, "only the kernel or the bias of conv5_3"),
+        ({"conv5_3/w": None, "conv5_3/b": None}, "lacks conv5_3 of VGG16"),
         ({"conv5_3/b": np.zeros(3, "f")}, "conv5_3/b has shape"),
     ):
         values = {k: v for k, v in (plain | change).items() if v is not None}

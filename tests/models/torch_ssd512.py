@@ -3,7 +3,7 @@
 Liu et al., section 3.4 and the released SSD512 models: VGG16 reduced fc, five pairs of extra
 layers, the last one with a 4x4 kernel; ssd.pytorch's names.
 
-python -m tests.models.torch_ssd512 writes tests/golden/ssd512.npz anew.
+python -m tests.models.torch_ssd512 writes tests/golden/ssd512.npz again.
 """
 
 import math
@@ -23,22 +23,22 @@ VGG = [64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 
 
 def layers():
     """(name, out channels, in channels, kernel) of every convolution."""
-    found, channels, position = [], 3, 0
+    layers, channels, position = [], 3, 0
     for item in VGG:
         if isinstance(item, str):
             position += 1
             continue
-        found.append((f"vgg.{position}", item, channels, 3))
+        layers.append((f"vgg.{position}", item, channels, 3))
         channels, position = item, position + 2
-    found += [("vgg.31", 1024, 512, 3), ("vgg.33", 1024, 1024, 1)]
+    layers += [("vgg.31", 1024, 512, 3), ("vgg.33", 1024, 1024, 1)]
     extras = [(1024, 256, 1), (256, 512, 3)]
     extras += [(512, 128, 1), (128, 256, 3), *[(256, 128, 1), (128, 256, 3)] * 2]
     extras += [(256, 128, 1), (128, 256, 4)]
-    found += [(f"extras.{k}", out, into, size) for k, (into, out, size) in enumerate(extras)]
+    layers += [(f"extras.{k}", out, into, size) for k, (into, out, size) in enumerate(extras)]
     for k, into in enumerate([512, 1024, 512, 256, 256, 256, 256]):
         boxes = 2 + 2 * len(RATIOS[k])
-        found += [(f"loc.{k}", 4 * boxes, into, 3), (f"conf.{k}", CLASSES * boxes, into, 3)]
-    return found
+        layers += [(f"loc.{k}", 4 * boxes, into, 3), (f"conf.{k}", CLASSES * boxes, into, 3)]
+    return layers
 
 
 def seeded_state():
@@ -119,23 +119,23 @@ def priors():
 
 def detections(loc, conf):
     """Score, class and box (xyxy, fractions) of each, by ssd.pytorch's rules, one by one."""
-    known = priors()
-    centre = known[:, :2] + loc[:, :2].astype(float) * 0.1 * known[:, 2:]
-    size = known[:, 2:] * np.exp(loc[:, 2:].astype(float) * 0.2)
+    prior_boxes = priors()
+    centre = prior_boxes[:, :2] + loc[:, :2].astype(float) * 0.1 * prior_boxes[:, 2:]
+    size = prior_boxes[:, 2:] * np.exp(loc[:, 2:].astype(float) * 0.2)
     boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     power = np.exp(conf.astype(float) - conf.max(axis=1, keepdims=True))
     scores = power / power.sum(axis=1, keepdims=True)
-    found = {"boxes": [], "scores": [], "labels": []}
+    kept_detections = {"boxes": [], "scores": [], "labels": []}
     for label in range(1, CLASSES):
         order = np.argsort(-scores[:, label])[:200]
         kept = []
         for k in order[scores[order, label] > 0.01]:
             if all(_iou(boxes[k], boxes[other]) <= 0.45 for other in kept):
                 kept.append(k)
-        found["boxes"] += [boxes[k] for k in kept]
-        found["scores"] += [scores[k, label] for k in kept]
-        found["labels"] += [label] * len(kept)
-    return {name: np.array(value) for name, value in found.items()}
+        kept_detections["boxes"] += [boxes[k] for k in kept]
+        kept_detections["scores"] += [scores[k, label] for k in kept]
+        kept_detections["labels"] += [label] * len(kept)
+    return {name: np.array(value) for name, value in kept_detections.items()}
 
 
 def _iou(a, b):
@@ -152,15 +152,15 @@ def record():
     index = np.unique(
         np.concatenate([np.linspace(0, 24_563, 400).astype(int), range(24_500, 24_564)])
     )
-    found = detections(loc, conf)
+    result = detections(loc, conf)
     np.savez_compressed(
         Path(__file__).parent.parent / "golden" / "ssd512.npz",
         prior_index=index,
         loc=loc[index],
         conf=conf[index],
-        **found,
+        **result,
     )
-    print(loc.shape, conf.std(axis=0), len(found["labels"]), "detections")
+    print(loc.shape, conf.std(axis=0), len(result["labels"]), "detections")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """torchvision's ssd300_vgg16 with seeded weights, and a way to compare detections.
 
-python -m tests.models.torchvision_case writes tests/golden/torchvision.npz anew; it needs
+python -m tests.models.torchvision_case writes tests/golden/torchvision.npz again; it needs
 torchvision.
 """
 
@@ -80,11 +80,11 @@ def torchvision_run(model, image):
     model.anchor_generator.register_forward_hook(lambda _, __, out: seen.update(anchors=out[0]))
     with torch.no_grad():
         tensor = torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
-        (found,) = model([tensor])
+        (detections,) = model([tensor])
     figures = (seen["bbox_regression"][0], seen["cls_logits"][0], seen["anchors"])
     return (
         *(f.numpy() for f in figures),
-        {name: value.numpy() for name, value in found.items()},
+        {name: value.numpy() for name, value in detections.items()},
     )
 
 
@@ -123,22 +123,22 @@ def differences(ours, theirs, *, pixels, score):
 
 
 def is_a_tie(one, ours, theirs, *, iou):
-    """Whether rounding alone can leave one of `differences` without a partner.
+    """Return whether rounding alone can leave one of `differences` without a partner.
 
     It overlaps a better one of the other side by `iou`, so that the other may drop it, or it is the
     last of its side, in the place of one that was dropped.
     """
     side, label, score, box = one
-    own, other = (ours, theirs) if side == "ours" else (theirs, ours)
+    rows, other = (ours, theirs) if side == "ours" else (theirs, ours)
     better = other["boxes"][(other["labels"] == label) & (other["scores"] > score)]
     overlaps = np.asarray(pairwise_iou(np.float32([box]), np.float32(better).reshape(-1, 4)))
-    return score == own["scores"].min() or bool((abs(overlaps - iou) < 1e-5).any())
+    return score == rows["scores"].min() or bool((abs(overlaps - iou) < 1e-5).any())
 
 
 def record():
     seed, num_classes = RECORDED
     model = torchvision_model(seeded_state(seed, num_classes), num_classes)
-    loc, conf, anchors, found = torchvision_run(model, seeded_image(seed))
+    loc, conf, anchors, detections = torchvision_run(model, seeded_image(seed))
     index = np.unique(np.linspace(0, len(loc) - 1, 400).astype(int))
     index = np.unique(np.concatenate([index, np.arange(len(loc) - 44, len(loc))]))
     np.savez_compressed(
@@ -148,9 +148,11 @@ def record():
         conf=conf[index],
         anchors=anchors[index],
         names=np.array(list(model.state_dict())),
-        **found,
+        **detections,
     )
-    print(len(found["labels"]), "detections;", conf.std(axis=0)[:4], loc.std(axis=0), loc.max())
+    print(
+        len(detections["labels"]), "detections;", conf.std(axis=0)[:4], loc.std(axis=0), loc.max()
+    )
 
 
 if __name__ == "__main__":

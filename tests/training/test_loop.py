@@ -80,7 +80,7 @@ def test_unwritable_output_folder_is_reported_before_detection(run, tmp_path, mo
     monkeypatch.setattr("ssd_jax.checkpoints.reader.restore_model", pytest.fail)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file/out"
-    with pytest.raises(UserError, match=rf"the results cannot be written to {out} \(Not a dir"):
+    with pytest.raises(UserError, match=rf"cannot write the results to {out} \(Not a dir"):
         evaluate_main.main(["--checkpoint", str(workdir), "--out", str(out)])
 
 
@@ -106,7 +106,7 @@ def test_comparison_requires_the_same_classes(run, tmp_path):
     weights = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
     write_checkpoint(tmp_path / "other", other, dict(weights))
     arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out"), "--compare"]
-    with pytest.raises(ConfigError, match=r"--compare: .*other.* has other classes than"):
+    with pytest.raises(ConfigError, match=r"--compare: .*other.* has different classes from"):
         evaluate_main.main([*arguments, str(tmp_path / "other")])
     with pytest.raises(ConfigError, match=r"--compare: no checkpoint found in"):
         evaluate_main.main([*arguments, str(tmp_path / "none")])
@@ -168,7 +168,7 @@ def test_resuming_with_other_shapes_is_refused(run, section, message):
 
 
 def test_existing_run_is_not_overwritten(run):
-    with pytest.raises(ConfigError, match="has a run; add --resume"):
+    with pytest.raises(ConfigError, match="already contains a run; add --resume"):
         train(TINY, run[0])
 
 
@@ -253,7 +253,7 @@ def test_unwritable_evaluation_stops_after_saving(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     monkeypatch.setattr(trainer, "evaluate_source", full)
     with pytest.raises(
-        OutputError, match=r"written to .*/eval/4 \(No space left on device\); make room"
+        OutputError, match=r"write the results to .*/eval/4 \(No space left on device\); free space"
     ):
         train(TINY, workdir)
     assert not (workdir / "eval").exists()

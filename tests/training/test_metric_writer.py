@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ssd_jax.inference.drawing import save_image
-from ssd_jax.training.metric_writer import LogError, MetricWriter
+from ssd_jax.training.metric_writer import LogError, MetricWriter, read_scores
 
 
 def steps(path):
@@ -62,7 +62,7 @@ def events(workdir):
 
 
 def test_tensorboard_events(tmp_path):
-    image = tmp_path / "pictures.jpg"
+    image = tmp_path / "images.jpg"
     save_image(image, np.zeros((8, 8, 3), np.uint8))
     with MetricWriter(tmp_path, start=4) as writer:
         writer.write(6, {"loss": 1.5, "grad_norm": 0.25}, kind="train")
@@ -98,3 +98,21 @@ def test_full_disk_is_reported(small_disk):
     # No file stays open, which would prevent unmounting.
     open_files = [path.resolve() for path in Path("/proc/self/fd").iterdir()]
     assert not [path for path in open_files if path.is_relative_to(small_disk)]
+
+
+def test_scores_are_read_up_to_a_truncated_line(tmp_path):
+    lines = [
+        '{"step": 1, "kind": "eval", "mAP": 0.2}',
+        '{"step": 2, "kind": "train", "loss": 3.0}',
+        '{"step": 2, "kind": "eval", "mAP": 0.3}',
+        '{"st',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert read_scores(tmp_path, "mAP") == {1: 0.2, 2: 0.3}
+    assert read_scores(tmp_path, "AP/cat") == {}
+
+
+def test_scores_of_an_unreadable_file_are_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(LogError, match="Is a directory"):
+        read_scores(tmp_path, "mAP")

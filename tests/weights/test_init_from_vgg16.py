@@ -77,7 +77,7 @@ def test_layout_is_detected(variables, arrays, tmp_path):
     assert "the weights were trained with (123.68, 116.779, 103.939)" in str(report)
     torchvision = {
         f"features.{position}.{leaf}": hwio_to_oihw(arrays[f"{name}/{key}"])
-        for name, position in zip(BASE_LAYERS[:13], VGG16_POSITIONS, strict=False)
+        for name, position in zip(BASE_LAYERS[:13], VGG16_POSITIONS.values(), strict=False)
         for key, leaf in (("w", "weight"), ("b", "bias"))
     }
     save_file(torchvision, tmp_path / "torchvision.safetensors")
@@ -122,14 +122,14 @@ def without(arrays, name):
 @pytest.mark.parametrize(
     ("change_", "message"),
     [
-        (lambda a: without(a, "conv2_1/b"), "only half of conv2_1"),
+        (lambda a: without(a, "conv2_1/b"), "only the kernel or the bias of conv2_1"),
         (
             lambda a: a | {"conv2_1/b": np.zeros(3, "f")},
             r"conv2_1/b has shape \(3,\) .* need model.width_multiplier 1.0",
         ),
         (lambda a: a | {"conv2_1/b": a["conv2_1/b"] * np.nan}, "conv2_1/b is not finite"),
-        (lambda a: {"conv1_1/x": np.zeros(3, "f")}, "has no layer of VGG16"),
-        (lambda a: {"fc8/w": np.zeros(3, "f")}, "is of no known layout"),
+        (lambda a: {"conv1_1/x": np.zeros(3, "f")}, "contains no layer of VGG16"),
+        (lambda a: {"fc8/w": np.zeros(3, "f")}, "has an unknown layout"),
         (lambda a: {"vgg.0.weight": np.zeros(3, "f")}, "model.pretrained_channels is auto"),
     ],
 )
@@ -146,7 +146,7 @@ def test_invalid_arrays_are_named(variables, arrays, tmp_path, change_, message)
         ("missing.pth", "file not found: .*missing.pth"),
         ("page.npz", "page.npz is a web page"),
         ("page.safetensors", "page.safetensors is a web page"),
-        ("weights.txt", "weights.txt is of no known kind; expected a name that ends in .pth"),
+        ("weights.txt", "weights.txt has an unknown suffix; expected one of .pth"),
     ],
 )
 def test_invalid_files_are_named(tmp_path, name, message):

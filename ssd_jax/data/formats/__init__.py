@@ -1,1 +1,1 @@
-"""Data sets in files: VOC, COCO, and generated scenes."""
+"""Datasets in files: VOC, COCO, and generated scenes."""

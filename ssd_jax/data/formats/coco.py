@@ -234,7 +234,7 @@ def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
     """Return (name, annotation file) of each part of a split, without repetition."""
     base = Path(root).expanduser()
     if not is_dir(base):
-        raise DataError(f"data.root {base} is not a folder; name the folder of the data set")
+        raise DataError(f"data.root {base} is not a folder; name the folder of the dataset")
     folder = base / "annotations"
     if not is_dir(folder):
         raise DataError(f"{folder} is missing; data.root must be the folder that holds it")
@@ -248,7 +248,7 @@ def _split_paths(root: str | Path, split: str) -> list[tuple[str, Path]]:
             # COCO's captions and keypoints are in the same folder.
             splits = [s.removeprefix(PREFIX) for s in splits if s.startswith(PREFIX)] or splits
             raise DataError(
-                f"{candidates[0]} is missing; the splits of this data set are "
+                f"{candidates[0]} is missing; the splits of this dataset are "
                 f"{shorten(splits, 20) if splits else '(none: put an annotation file there)'}"
             )
         paths[name] = path

@@ -1,6 +1,6 @@
 """Generated scenes: colored shapes on textured backgrounds, with exact boxes.
 
-A data set for first runs that needs no download: four classes, sizes from an eighth to almost half
+A dataset for first runs that needs no download: four classes, sizes from an eighth to almost half
 of the image, rotated, overlapping and cut by the border.
 """
 

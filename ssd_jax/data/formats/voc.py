@@ -107,7 +107,7 @@ def annotated_ids(folder: Path, split: str = "") -> list[str]:
         ids = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
     if not ids:
         where = f"split {split!r} of {folder}" if split else f"{folder / 'Annotations'}"
-        raise DataError(f"{where} names no image; name a folder that holds Annotations/*.xml")
+        raise DataError(f"{where} lists no images; name a folder that contains Annotations/*.xml")
     return ids
 
 
@@ -214,7 +214,7 @@ def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
     """Return the distinct (folder, image id) of a split in the order of its lists."""
     base = Path(root).expanduser()
     if not is_dir(base):
-        raise DataError(f"data.root {base} is not a folder; name the folder of the data set")
+        raise DataError(f"data.root {base} is not a folder; name the folder of the dataset")
     records: dict[tuple[Path, str], None] = {}
     for item in split.split("+"):
         year, colon, name = item.strip().rpartition(":")
@@ -222,7 +222,7 @@ def _split_records(root: str | Path, split: str) -> list[tuple[Path, str]]:
         _check_layout(base, folder)
         records.update(((folder, image_id), None) for image_id in _list_ids(folder, name.strip()))
     if not records:
-        raise DataError(f"{base}: split {split!r} names no image; write one image id per line")
+        raise DataError(f"{base}: split {split!r} lists no images; write one image id per line")
     return list(records)
 
 
@@ -251,7 +251,7 @@ def _list_ids(folder: Path, name: str) -> list[str]:
     if not is_file(path):
         splits = sorted(p.stem for p in lists.glob("*.txt"))
         raise DataError(
-            f"{path} is missing; the splits of this data set are "
+            f"{path} is missing; the splits of this dataset are "
             f"{shorten(splits, 20) if splits else '(none: write one image id per line)'}"
         )
     try:

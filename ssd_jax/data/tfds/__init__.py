@@ -1,1 +1,1 @@
-"""TensorFlow Datasets: building data sets, and reading them without TensorFlow."""
+"""TensorFlow Datasets: building datasets, and reading them without TensorFlow."""

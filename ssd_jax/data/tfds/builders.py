@@ -1,6 +1,6 @@
-"""Examples for TFDS's builders of voc and coco, from folders of the downloaded data sets.
+"""Examples for TFDS's builders of voc and coco, from folders of the downloaded datasets.
 
-The built data sets equal those of TFDS, which needs all archives, and fields that other tools omit.
+The built datasets equal those of TFDS, which needs all archives, and fields that other tools omit.
 """
 
 import json
@@ -36,7 +36,7 @@ class FolderSplit:
 
 
 def find_splits(name: str, folder: Path) -> list[FolderSplit]:
-    """Find the splits of a data set in a folder.
+    """Find the splits of a dataset in a folder.
 
     Args:
         name: voc/2007, voc/2012, coco/2014 or coco/2017.
@@ -44,7 +44,7 @@ def find_splits(name: str, folder: Path) -> list[FolderSplit]:
             and images, which are in train2017/, images/train2017/, images/ or JPEGImages/.
 
     Raises:
-        ConfigError: `name` is another data set.
+        ConfigError: `name` is another dataset.
         DataError: the folder has no split.
     """
     base = folder.expanduser()
@@ -176,7 +176,7 @@ def coco_examples(builder: Any, split: FolderSplit) -> Examples:
     if len(names) != label.num_classes:
         raise DataError(
             f"{path} has {len(names)} categories and TFDS's coco {label.num_classes}; "
-            "read your own data set without preparation: use data.format coco"
+            "read your own dataset without preparation: use data.format coco"
         )
     label.names = list(names.values())
     for image in images:

@@ -27,17 +27,17 @@ from ssd_jax.data.tfds.reader import (
 
 
 def prepare(name: str, root: str = "", folder: Path | None = None) -> None:
-    """Build a data set unless it exists, and print progress.
+    """Build a dataset unless it exists, and print progress.
 
     Args:
         name: TFDS's name, e.g. voc/2007.
-        root: folder of all data sets; empty: TFDS's own, see `data_dir`.
+        root: folder of all datasets; empty: TFDS's own, see `data_dir`.
         folder: folder to build from; None: download.
 
     Raises:
-        ConfigError: TensorFlow is missing, or the data set is unknown.
-        DataError: the folder is unusable, the download failed or the disk is full. No partial data
-            set is left.
+        ConfigError: TensorFlow is missing, or the dataset is unknown.
+        DataError: the folder is unusable, the download failed or the disk is full. No partial
+            dataset is left.
     """
     prepared = find_prepared(root, name)
     if prepared is not None:
@@ -49,8 +49,7 @@ def prepare(name: str, root: str = "", folder: Path | None = None) -> None:
     missing = [m for m in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(m)]
     if missing:
         raise ConfigError(
-            f"preparing a data set needs {' and '.join(missing)}; "
-            "run pip install 'ssd_jax[prepare]'"
+            f"preparing a dataset needs {' and '.join(missing)}; run pip install 'ssd_jax[prepare]'"
         )
     builder = _make_builder(name, root)
     if splits:
@@ -68,7 +67,7 @@ def prepare(name: str, root: str = "", folder: Path | None = None) -> None:
     fields = TfdsFields()
     builder = open_prepared(root, name)
     for split, info in builder.info.splits.items():
-        # Fill the cache of annotations. Data sets with other features are cached on first use.
+        # Fill the cache of annotations. Datasets with other features are cached on first use.
         with contextlib.suppress(ConfigError):
             PreparedSplit(builder, split, fields).annotations()
         print(f"{name}:{split} has {info.num_examples} images")
@@ -100,7 +99,7 @@ def _build(name: str, builder: Any, downloads: str | None) -> None:
             ) from None
         raise DataError(
             f"{name} could not be built ({type(error).__name__}: {first_line(error)}); "
-            "no partial data set is left: fix the cause and run the command again"
+            "no partial dataset is left: fix the cause and run the command again"
         ) from error
 
 
@@ -136,7 +135,7 @@ def _announce_download(name: str, builder: Any) -> None:
     total = sum(sizes.values())
     for url, size in sizes.items():
         print(f"{_gigabytes(size)}  {url}")
-    needed = 3 * total  # archives, their content and the built data set
+    needed = 3 * total  # archives, their content and the built dataset
     print(
         f"{name}: downloading {_gigabytes(total)} to {builder.data_dir_root / 'downloads'} and "
         f"building {builder.data_dir}; this takes about {_gigabytes(needed)} of disk; "

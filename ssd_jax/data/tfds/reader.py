@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets: finding one, its features and the records of a split.
+"""Prepared TFDS datasets: finding one, its features and the records of a split.
 
 Only ArrayRecord files are read, with random access and without TensorFlow. A record includes its
 image, so reading all annotations of a split means reading all images: it is done once, and the
@@ -35,7 +35,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FEATURES = "tensorflow_datasets.core.features."
 # protobuf's two spellings of the field, and the key of TFDS's first format.
 _CLASS_KEYS = {"pythonClassName", "python_class_name", "type"}
-_ADVICE = "; remove its folder and prepare the data set again"
+_ADVICE = "; remove its folder and prepare the dataset again"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SplitAnnotations:
     boxes: np.ndarray
     """float32 [m, 4], yxyx in [0, 1]."""
     labels: np.ndarray
-    """int64 [m], index in the data set's classes."""
+    """int64 [m], index in the dataset's classes."""
     difficult: np.ndarray
     """bool [m]."""
     crowd: np.ndarray
@@ -59,20 +59,20 @@ class SplitAnnotations:
 
 
 class PreparedSplit:
-    """One split of a prepared data set; can be pickled.
+    """One split of a prepared dataset; can be pickled.
 
     Args:
-        builder: builder of the data set, from `open_prepared`.
+        builder: builder of the dataset, from `open_prepared`.
         name: name of the split, without a slice.
         fields: names of the features of a record.
 
     Attributes:
-        title: name of the data set, without version: voc/2007.
-        classes: names of the data set's classes, in its order.
+        title: name of the dataset, without version: voc/2007.
+        classes: names of the dataset's classes, in its order.
         is_voc: whether the boxes are in VOC's inclusive pixels.
 
     Raises:
-        ConfigError: the data set has no such feature.
+        ConfigError: the dataset has no such feature.
     """
 
     def __init__(self, builder: Any, name: str, fields: TfdsFields) -> None:
@@ -178,12 +178,12 @@ class PreparedSplit:
 
 
 def data_dir(root: str) -> Path:
-    """Return the folder of all data sets: `root`, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Return the folder of all datasets: `root`, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_prepared(root: str, name: str) -> Path | None:
-    """Find the folder of the newest version of a prepared data set; None if there is none.
+    """Find the folder of the newest version of a prepared dataset; None if there is none.
 
     Args:
         root: see `data_dir`.
@@ -199,10 +199,10 @@ def find_prepared(root: str, name: str) -> Path | None:
 
 
 def open_prepared(root: str, name: str) -> Any:
-    """Return TFDS's builder of a prepared data set; see `find_prepared` for the arguments.
+    """Return TFDS's builder of a prepared dataset; see `find_prepared` for the arguments.
 
     Raises:
-        DataError: the data set is not prepared, not in ArrayRecord files, or damaged.
+        DataError: the dataset is not prepared, not in ArrayRecord files, or damaged.
     """
     folder = find_prepared(root, name)
     if folder is None:
@@ -262,7 +262,7 @@ def _find_features(builder: Any, fields: TfdsFields) -> tuple[dict[str, str], tu
         ("crowd", tfds.features.Tensor, "sequences"),
     ):
         name = getattr(fields, field)
-        # A data set may lack the optional features under their default names.
+        # A dataset may lack the optional features under their default names.
         default = "" if field in ("image", "boxes", "labels") else getattr(TfdsFields(), field)
         if name in ("", default) and name not in features:
             continue

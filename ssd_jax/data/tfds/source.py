@@ -1,4 +1,4 @@
-"""TFDS data sets: voc/2007, coco/2017 and others whose features a config names.
+"""TFDS datasets: voc/2007, coco/2017 and others whose features a config names.
 
 TFDS's boxes are [ymin, xmin, ymax, xmax] as fractions of the image. Those of its voc are VOC's
 inclusive pixels (see `formats.voc.to_continuous`), those of coco and of others are continuous.
@@ -18,13 +18,13 @@ from ssd_jax.data.types import Annotation, DataSource, distinct_ids
 
 
 class TfdsSource(DataSource):
-    """Records of TFDS data sets prepared as ArrayRecord files.
+    """Records of TFDS datasets prepared as ArrayRecord files.
 
     Annotations are read when the source is created, images on access. Objects whose box has no
     area inside the image are skipped.
 
     Args:
-        root: folder of all data sets; empty: TFDS's own, see `reader.data_dir`.
+        root: folder of all datasets; empty: TFDS's own, see `reader.data_dir`.
         split: NAME:SPLIT, e.g. voc/2007:train or coco/2017:train[:10%]; several are joined by +,
             and a record that is in two of them counts once.
         classes: names of the classes, without background.
@@ -34,7 +34,7 @@ class TfdsSource(DataSource):
 
     Raises:
         ConfigError: the split or a field is invalid.
-        DataError: a data set is not prepared or is damaged, or, unless `on_finding` returns, an
+        DataError: a dataset is not prepared or is damaged, or, unless `on_finding` returns, an
             object has an unknown class.
     """
 
@@ -78,9 +78,9 @@ class TfdsSource(DataSource):
 
 
 def tfds_classes(root: str, split: str, fields: TfdsFields) -> tuple[str, ...]:
-    """Return the classes of a split's data sets in their order, used or not.
+    """Return the classes of a split's datasets in their order, used or not.
 
-    Classes that occur only in a later one of several joined data sets come last.
+    Classes that occur only in a later one of several joined datasets come last.
 
     Raises:
         ConfigError, DataError: as for `TfdsSource`.
@@ -117,7 +117,7 @@ def _split_items(root: str, split: str) -> Iterator[tuple[Any, str, range]]:
         title, _, part = (text.strip() for text in head.rpartition(":"))
         if not (title and part):
             raise ConfigError(
-                f"split {split!r} has {item.strip()!r}; TFDS's data sets need NAME:SPLIT, "
+                f"split {split!r} has {item.strip()!r}; TFDS's datasets need NAME:SPLIT, "
                 "e.g. voc/2007:train"
             )
         builder = open_prepared(root, title)
@@ -170,7 +170,7 @@ def _annotate(
                 (width, height),
                 on_finding,
                 has_area=False,
-                advice=", and prepare the data set again",
+                advice=", and prepare the dataset again",
             )
         slots = slots[kept[slots]]
         yield Annotation(

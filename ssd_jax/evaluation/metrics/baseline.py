@@ -16,7 +16,7 @@ def detect_mean_boxes(data: EvaluationData) -> DetectionTable | None:
     boxes would score about as well, or lower.
 
     Returns:
-        The detections; None for a data set without objects or with too many images and classes.
+        The detections; None for a dataset without objects or with too many images and classes.
     """
     objects = data.objects
     counted = ~objects.difficult

@@ -48,7 +48,7 @@ _GROUP = 500_000  # detections in memory at once, if no single class has more
 
 @dataclass(frozen=True)
 class CocoResult:
-    """COCO's metrics of a data set."""
+    """COCO's metrics of a dataset."""
 
     figures: dict[str, float]
     """Value of each of `FIGURES`, 0 to 1; nan without objects, where COCO writes -1."""

@@ -59,7 +59,7 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Error analysis of the detections of a data set."""
+    """Error analysis of the detections of a dataset."""
 
     curves: VocResult
     """Precision-recall curves of all detections, by the metric voc."""

@@ -24,7 +24,7 @@ Result = VocResult | CocoResult
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The detections of a data set with their metrics and error analysis."""
+    """The detections of a dataset with their metrics and error analysis."""
 
     name: str
     """Name of the evaluated checkpoint or file."""
@@ -63,7 +63,7 @@ def evaluate_detections(
     box_convention: BoxConvention = "inclusive",
     report_score_threshold: float = REPORT_SCORE_THRESHOLD,
 ) -> Evaluation:
-    """Evaluate the detections of a data set by each metric and analyze their errors.
+    """Evaluate the detections of a dataset by each metric and analyze their errors.
 
     Args:
         name: of the checkpoint or file, for reports.

@@ -66,7 +66,7 @@ class ClassResult(ClassMetrics):
 
 @dataclass(frozen=True)
 class VocResult:
-    """VOC's AP of a data set, with the settings that it was computed with."""
+    """VOC's AP of a dataset, with the settings that it was computed with."""
 
     metric: Metric
     iou_threshold: float

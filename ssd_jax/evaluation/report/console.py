@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ssd_jax.data.errors import printable
+from ssd_jax.config import printable
 from ssd_jax.evaluation.metrics.error_analysis import Analysis
 from ssd_jax.evaluation.metrics.evaluation import Result
 from ssd_jax.evaluation.metrics.voc_ap import VocResult

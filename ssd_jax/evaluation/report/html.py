@@ -21,9 +21,9 @@ from ssd_jax.evaluation.report.formatting import (
     format_difference,
     format_number,
 )
-from ssd_jax.evaluation.report.images import draw_panel
+from ssd_jax.evaluation.report.images import fit_panel
 from ssd_jax.evaluation.report.metrics_json import class_aps, mean_metrics
-from ssd_jax.inference.drawing import contact_sheet, encode_image, label_color
+from ssd_jax.inference.drawing import contact_sheet, draw_boxes, encode_image, label_color
 from ssd_jax.io import atomic_write
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def write_html(
 def write_comparison_html(
     path: Path, a: Evaluation, b: Evaluation, data: EvaluationData, *, images: int = 8
 ) -> None:
-    """Write the report on two evaluations of the same data set by the same metrics.
+    """Write the report on two evaluations of the same dataset by the same metrics.
 
     It shows their metrics and differences, the curves of both in one plot, their errors, and up to
     `images` images on which each has the higher F1. The plots are written as by `write_html`.
@@ -308,10 +308,12 @@ def _draw(data: EvaluationData, k: int, evaluations: Sequence[Evaluation]) -> st
         table = evaluation.detections
         kept = (table.image == k) & (table.score >= evaluations[0].analysis.score_threshold)
         rows = table.select(np.flatnonzero(kept))
-        panels.append(draw_panel(image, rows.boxes, rows.label, data.classes, rows.score))
+        panel = fit_panel(image, rows.boxes)
+        panels.append(draw_boxes(*panel, rows.label, data.classes, rows.score))
     objects = data.objects
     rows_gt = np.flatnonzero(objects.image == k)
-    panels.append(draw_panel(image, objects.boxes[rows_gt], objects.label[rows_gt], data.classes))
+    panel = fit_panel(image, objects.boxes[rows_gt])
+    panels.append(draw_boxes(*panel, objects.label[rows_gt], data.classes))
     sheet = contact_sheet(panels, columns=len(panels), gap=8)
     return _data_url("image/jpeg", encode_image(sheet, ".jpg", quality=_JPEG_QUALITY))
 

@@ -69,8 +69,8 @@ def _draw_sample(sample: Sample, classes: Sequence[str], score_threshold: float)
     drawn = sample.scores >= score_threshold
     boxes, labels, scores = sample.boxes[drawn], sample.labels[drawn], sample.scores[drawn]
     return side_by_side(
-        draw_panel(sample.image, boxes, labels, classes, scores),
-        draw_panel(sample.image, sample.gt_boxes, sample.gt_labels, classes),
+        draw_boxes(*fit_panel(sample.image, boxes), labels, classes, scores),
+        draw_boxes(*fit_panel(sample.image, sample.gt_boxes), sample.gt_labels, classes),
         (
             f"{sample.name}: {len(boxes)} detections, score >= {score_threshold:g}",
             f"ground truth: {len(sample.gt_labels)} objects",
@@ -78,13 +78,7 @@ def _draw_sample(sample: Sample, classes: Sequence[str], score_threshold: float)
     )
 
 
-def draw_panel(
-    image: Image,
-    boxes: Array,
-    labels: Array,
-    classes: Sequence[str],
-    scores: Array | None = None,
-) -> Image:
-    """Draw boxes on an image resized to a panel, see `draw_boxes`."""
+def fit_panel(image: Image, boxes: Array) -> tuple[Image, Array]:
+    """Resize an image and its boxes to the size of a panel."""
     factor = _PANEL_SIDE / max(image.shape[:2])
-    return draw_boxes(resize(image, factor), boxes * factor, labels, classes, scores)
+    return resize(image, factor), boxes * factor

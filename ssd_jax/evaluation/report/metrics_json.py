@@ -14,7 +14,7 @@ from ssd_jax.io import atomic_write
 
 
 def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """Return the metrics of the whole data set, by their names in metrics.json."""
+    """Return the metrics of the whole dataset, by their names in metrics.json."""
     metrics: dict[str, float] = {}
     for result in results:
         if isinstance(result, CocoResult):

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssd_jax import io
 from ssd_jax.config import UserError
 from ssd_jax.evaluation.ground_truth import EvaluationData
 from ssd_jax.evaluation.metrics.evaluation import Evaluation
@@ -29,31 +29,23 @@ def staged(out_dir: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move to `out_dir` together when the block ends.
 
     The folder is created at once, so that a path that is not writable is reported before any work.
-    After an error it is removed, and files in `out_dir` are unchanged.
+    After an error it is removed, and files in `out_dir` are unchanged; see `ssd_jax.io.staged`.
 
     Raises:
         OutputError: a file cannot be written. Other OSErrors of the block, which name a file
             elsewhere, pass.
     """
     target = out_dir.expanduser().absolute()
-    new = [path for path in (target, *target.parents) if not exists(path)]
-    # Inside a folder that exists: its parent may be read-only.
-    name = f".{target.name}.{os.getpid()}.part"
-    part = target.with_name(name) if new else target / name
+    written = [path for path in (target, *target.parents) if path == target or not exists(path)]
     try:
-        part.mkdir(parents=True)
-        yield part
-        if not target.exists():
-            part.rename(target)
-            return
-        for file in sorted(path for path in part.rglob("*") if path.is_file()):
-            destination = target / file.relative_to(part)
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(destination)
+        with io.staged(target) as part:
+            written.append(part)
+            part.mkdir(parents=True)
+            yield part
     except OSError as error:
         # A full disk is reported without a file name.
         if error.filename is not None and not any(
-            Path(str(error.filename)).is_relative_to(folder) for folder in (part, target, *new)
+            Path(str(error.filename)).is_relative_to(folder) for folder in written
         ):
             raise
         why = os.strerror(error.errno) if error.errno else str(error)
@@ -61,11 +53,6 @@ def staged(out_dir: Path) -> Iterator[Path]:
             f"cannot write the results to {out_dir} ({why}); free space, fix the permissions, or "
             "use another folder"
         ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        for path in new:  # folders that are not empty stay
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 def staged_on_main_process(out_dir: Path) -> contextlib.AbstractContextManager[Path]:

@@ -18,7 +18,7 @@ from ssd_jax.io import atomic_write
 def write_results(
     out_dir: Path, detections: DetectionTable, source: DataSource, split: str
 ) -> Path:
-    """Write the detections of a source in the format of its data set.
+    """Write the detections of a source in the format of its dataset.
 
     Returns:
         The path of the written file, out_dir/detections.json with the image and category ids of

@@ -24,13 +24,13 @@ class TestCocoJson:
     def test_boxes_are_corners_in_continuous_pixels(self, tmp_path):
         boxes = [(2, DOG, (10.5, 20, 39.25, 40)), (2, CAT, (0, 0, 100, 80))]
         source = CocoSource(make_coco(tmp_path, boxes=boxes), "train", CLASSES)
-        known = source.annotation(1)
-        assert known.boxes_px.tolist() == [[10.5, 20, 49.75, 60], [0, 0, 100, 80]]
-        assert known.boxes_px.dtype == np.float32
-        assert known.labels.tolist() == [1, 0]  # the order of CLASSES, not of the ids
-        assert known.labels.dtype == np.int32
-        assert known.difficult.dtype == known.crowd.dtype == bool
-        assert (known.image_id, known.width, known.height) == ("2", 100, 80)
+        annotation = source.annotation(1)
+        assert annotation.boxes_px.tolist() == [[10.5, 20, 49.75, 60], [0, 0, 100, 80]]
+        assert annotation.boxes_px.dtype == np.float32
+        assert annotation.labels.tolist() == [1, 0]  # the order of CLASSES, not of the ids
+        assert annotation.labels.dtype == np.int32
+        assert annotation.difficult.dtype == annotation.crowd.dtype == bool
+        assert (annotation.image_id, annotation.width, annotation.height) == ("2", 100, 80)
         example = source[1]
         np.testing.assert_allclose(example.boxes[0], [0.105, 0.25, 0.4975, 0.75])
         assert example.boxes.dtype == np.float32
@@ -44,15 +44,15 @@ class TestCocoJson:
         assert example.boxes.dtype == np.float32
         assert example.labels.shape == example.difficult.shape == example.crowd.shape == (0,)
 
-    def test_labels_follow_the_classes_given(self, tmp_path):
+    def test_labels_follow_the_order_of_classes(self, tmp_path):
         root = make_coco(tmp_path, boxes=[(1, DOG, BOX), (1, CAT, BOX)])
         source = CocoSource(root, "train", ("bird", "dog", "cat"))
         assert source.annotation(0).labels.tolist() == [1, 2]
 
     def test_a_crowd_is_difficult(self, tmp_path):
         boxes = [(1, DOG, BOX, {"iscrowd": k}) for k in (1, 0)] + [(1, DOG, BOX)]
-        known = CocoSource(make_coco(tmp_path, boxes=boxes), "train", CLASSES).annotation(0)
-        assert known.crowd.tolist() == known.difficult.tolist() == [True, False, False]
+        annotation = CocoSource(make_coco(tmp_path, boxes=boxes), "train", CLASSES).annotation(0)
+        assert annotation.crowd.tolist() == annotation.difficult.tolist() == [True, False, False]
 
     def test_boxes_are_clipped_to_the_image(self, tmp_path):
         findings = []
@@ -95,9 +95,9 @@ class TestCocoJson:
         make_coco(tmp_path, "one", boxes=[(1, DOG, BOX)])
         make_coco(tmp_path, "two", images=[2, 3], boxes=[(2, CAT, BOX)])
         source = CocoSource(tmp_path, "one+two + one", CLASSES)
-        known = [source.annotation(i) for i in range(len(source))]
-        assert [k.image_id for k in known] == ["1", "one-2-2", "two-2-2", "3"]
-        assert [k.labels.tolist() for k in known] == [[1], [], [0], []]
+        annotations = [source.annotation(i) for i in range(len(source))]
+        assert [k.image_id for k in annotations] == ["1", "one-2-2", "two-2-2", "3"]
+        assert [k.labels.tolist() for k in annotations] == [[1], [], [0], []]
 
     def test_ids_may_be_text(self, tmp_path):
         size = {"width": 100, "height": 80}
@@ -204,14 +204,14 @@ class TestErrors:
             ),
         ],
     )
-    def test_record_that_cannot_be_used(self, tmp_path, changes, match):
+    def test_invalid_record(self, tmp_path, changes, match):
         root = make_coco(tmp_path)
         path = root / "annotations/instances_train.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         self.check(match, root)
 
     @pytest.mark.parametrize("area", [float("nan"), float("inf"), -1, "1", [1], True, 10**20])
-    def test_area_that_is_no_number(self, tmp_path, area):
+    def test_invalid_area(self, tmp_path, area):
         """The evaluation of files refuses it by the same rule."""
         root = make_coco(tmp_path, boxes=[(1, 7, (10, 20, 30, 40), {"area": area})])
         match = rf"annotation 11 has area {re.escape(repr(area))}; write a number of square pixels"
@@ -220,7 +220,7 @@ class TestErrors:
             read_instances(root / "annotations/instances_train.json")
 
     @pytest.mark.parametrize("area", [{}, {"area": None}, {"area": 0}, {"area": 0.0}])
-    def test_area_that_is_not_known(self, tmp_path, area):
+    def test_missing_area_is_that_of_the_box(self, tmp_path, area):
         """The box's area counts."""
         root = make_coco(tmp_path, boxes=[(1, 7, (10, 20, 30, 40), area)])
         assert CocoSource(root, "train", CLASSES).annotation(0).area.tolist() == [1200]
@@ -243,26 +243,26 @@ class TestErrors:
             ('{"images": [], "annotations": {}}', r"has no list of annotations; it must"),
         ],
     )
-    def test_file_that_cannot_be_used(self, tmp_path, text, match):
+    def test_invalid_file(self, tmp_path, text, match):
         root = make_coco(tmp_path)
         (root / "annotations/instances_train.json").write_text(text, encoding="latin-1")
         self.check(match, root)
 
-    def test_no_folder(self, tmp_path):
+    def test_missing_folder(self, tmp_path):
         self.check(r"data\.root .*nowhere is not a folder", tmp_path / "nowhere")
         self.check(r"annotations is missing; data\.root must be", tmp_path)
 
-    def test_no_such_split(self, tmp_path):
+    def test_missing_split(self, tmp_path):
         root = make_coco(tmp_path)
         (root / "annotations/captions_train.json").write_text("{}")
         self.check(r"instances_val\.json is missing; the splits .* are train$", root, "train+val")
 
-    def test_no_images(self, tmp_path):
+    def test_missing_images(self, tmp_path):
         root = make_coco(tmp_path)
         (root / "train").rename(root / "pictures")
         self.check(r"no folder of images .* put them in train, images/train, images, JPEG", root)
 
-    def test_image_of_another_size(self, tmp_path):
+    def test_image_size_differs_from_the_annotation(self, tmp_path):
         root = make_coco(tmp_path)
         write_image(root / "train/1.jpg", np.zeros((100, 80, 3), np.uint8))
         source = CocoSource(root, "train", CLASSES)
@@ -277,7 +277,7 @@ class TestCocoMini:
         ("split", "images", "boxes", "crowds", "present"),
         [("trainval", 92, 829, 9, 67), ("test", 66, 560, 8, 62)],
     )
-    def test_both_forms_agree(self, shared_data, split, images, boxes, crowds, present):
+    def test_voc_and_coco_versions_agree(self, shared_data, split, images, boxes, crowds, present):
         root = shared_data / "coco-mini"
         classes = coco_classes(root, "trainval")
         assert len(classes) == 80
@@ -287,12 +287,12 @@ class TestCocoMini:
         voc = VocSource(root, split, classes)
         assert len(coco) == len(voc) == images
         assert "no_area" not in [finding.kind for finding in findings]
-        known = {a.image_id: a for a in map(voc.annotation, range(images))}
-        assert len(known) == images
+        annotations = {a.image_id: a for a in map(voc.annotation, range(images))}
+        assert len(annotations) == images
         labels, crowd = [], 0
         for i in range(images):
             one = coco.annotation(i)
-            two = known[one.image_id]
+            two = annotations[one.image_id]
             assert (one.width, one.height) == (two.width, two.height)
             np.testing.assert_array_equal(one.labels, two.labels)
             np.testing.assert_array_equal(one.crowd, two.difficult)

@@ -20,13 +20,13 @@ def open_one(root: Path, text: str | bytes, classes=CLASSES, **more) -> VocSourc
 class TestVocFolder:
     def test_boxes_count_from_one_and_hold_their_last_pixel(self, tmp_path):
         source = open_one(tmp_path, write_xml(write_object("dog", (1, 21, 100, 60))))
-        known = source.annotation(0)
-        assert known.boxes_px.tolist() == [[0, 20, 100, 60]]
-        assert known.boxes_px.dtype == np.float32
-        assert known.labels.tolist() == [1]
-        assert known.labels.dtype == np.int32
-        assert known.difficult.dtype == bool
-        assert (known.image_id, known.width, known.height) == ("a", 100, 80)
+        annotation = source.annotation(0)
+        assert annotation.boxes_px.tolist() == [[0, 20, 100, 60]]
+        assert annotation.boxes_px.dtype == np.float32
+        assert annotation.labels.tolist() == [1]
+        assert annotation.labels.dtype == np.int32
+        assert annotation.difficult.dtype == bool
+        assert (annotation.image_id, annotation.width, annotation.height) == ("a", 100, 80)
         example = source[0]
         assert example.boxes.dtype == np.float32
         np.testing.assert_allclose(example.boxes, [[0, 0.25, 1, 0.75]])
@@ -66,13 +66,13 @@ class TestVocFolder:
 
     def test_optional_fields_may_be_absent(self, tmp_path):
         source = open_one(tmp_path, write_xml(write_object(extra=""), size=None))
-        known = source.annotation(0)
-        assert (known.width, known.height) == (100, 80)
-        assert known.difficult.tolist() == [False]
+        annotation = source.annotation(0)
+        assert (annotation.width, annotation.height) == (100, 80)
+        assert annotation.difficult.tolist() == [False]
 
     def test_size_zero_is_read_from_the_image(self, tmp_path):
-        known = open_one(tmp_path, write_xml(write_object(), size=(0, 0))).annotation(0)
-        assert (known.width, known.height) == (100, 80)
+        annotation = open_one(tmp_path, write_xml(write_object(), size=(0, 0))).annotation(0)
+        assert (annotation.width, annotation.height) == (100, 80)
 
     def test_difficult_is_kept(self, tmp_path):
         text = write_xml(
@@ -146,7 +146,7 @@ class TestVocErrors:
             VocSource(root, split, classes)
         assert "\n" not in str(caught.value)
 
-    def test_no_folder(self, tmp_path):
+    def test_missing_folder(self, tmp_path):
         self.check(r"data\.root .*nowhere is not a folder", tmp_path / "nowhere")
 
     @pytest.mark.parametrize("part", ["Annotations", "JPEGImages", "ImageSets/Main"])
@@ -157,25 +157,25 @@ class TestVocErrors:
         (root / part).rmdir()
         self.check(f"{part} is missing; data.root must be the folder", root)
 
-    def test_no_such_split(self, tmp_path):
+    def test_missing_split(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml()})
         (root / "ImageSets/Main/val.txt").write_text("a\n")
         self.check(r"test\.txt is missing; the splits .* are train, val", root, "train+test")
 
-    def test_no_splits_at_all(self, tmp_path):
+    def test_folder_without_splits(self, tmp_path):
         root = make_folder(tmp_path, {})
         (root / "ImageSets/Main/train.txt").unlink()
         self.check(r"train\.txt is missing.*write one image id per line", root)
 
     def test_empty_split(self, tmp_path):
-        self.check("split 'train' names no image", make_folder(tmp_path, {}))
+        self.check("split 'train' lists no images", make_folder(tmp_path, {}))
 
-    def test_no_annotation(self, tmp_path):
+    def test_missing_annotation(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml()})
         (root / "Annotations/a.xml").unlink()
         self.check(r"a\.xml is missing; add it or remove a from the list", root)
 
-    def test_no_image(self, tmp_path):
+    def test_missing_image(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml(), "b": write_xml()})
         (root / "JPEGImages/b.jpg").unlink()
         self.check(r"b\.jpg is missing \(1 of 2 images", root)
@@ -218,11 +218,11 @@ class TestVocErrors:
             (write_xml(size=("big", 3)), r"a\.xml: <size> has 'big'; write a number"),
         ],
     )
-    def test_annotation_that_cannot_be_used(self, tmp_path, text, match):
+    def test_invalid_annotation(self, tmp_path, text, match):
         self.check(match, make_folder(tmp_path, {"a": text}))
 
     @pytest.mark.parametrize("text", ["10", " 10.0 ", "+1e1", "10."])
-    def test_numbers_as_tools_write_them(self, tmp_path, text):
+    def test_accepted_number_formats(self, tmp_path, text):
         root = make_folder(tmp_path, {"a": write_xml(write_object(box=(1, 2, text, 40)))})
         assert VocSource(root, "train", CLASSES).annotation(0).boxes_px.tolist() == [[0, 1, 10, 40]]
 
@@ -240,19 +240,19 @@ class TestVocErrors:
         self.check(r"a\.xml is not a usable annotation: has a DOCTYPE", root)
 
     @pytest.mark.parametrize("data", [b"", b"no image"])
-    def test_file_that_is_no_image(self, tmp_path, data):
+    def test_invalid_image(self, tmp_path, data):
         source = open_one(tmp_path, write_xml())
         (tmp_path / "JPEGImages/a.jpg").write_bytes(data)
         with pytest.raises(DataError, match=r"a\.jpg is not an image that can be decoded"):
             source.image(0)
 
-    def test_image_that_is_gone(self, tmp_path):
+    def test_image_deleted_after_opening(self, tmp_path):
         source = open_one(tmp_path, write_xml())
         (tmp_path / "JPEGImages/a.jpg").unlink()
         with pytest.raises(DataError, match=r"a\.jpg cannot be read \(No such file"):
             source.image(0)
 
-    def test_image_of_another_size(self, tmp_path):
+    def test_image_size_differs_from_the_annotation(self, tmp_path):
         source = open_one(tmp_path, write_xml(size=(80, 100)))
         with pytest.raises(DataError, match=r"a\.jpg has 100x80 .* annotation says 80x100; fix"):
             source[0]
@@ -267,10 +267,10 @@ class TestDevkit:
 
     def test_years_are_joined_in_order(self, tmp_path):
         source = VocSource(self.make(tmp_path), "2012:val + 2007:train+2012:train", CLASSES)
-        known = [source.annotation(i) for i in range(len(source))]
+        annotations = [source.annotation(i) for i in range(len(source))]
         # One id in two years is two images, and their names say so.
-        assert [k.image_id for k in known] == ["c", "a", "VOC2007-b", "VOC2012-b"]
-        assert [k.labels.tolist() for k in known] == [[], [1], [], [0]]
+        assert [k.image_id for k in annotations] == ["c", "a", "VOC2007-b", "VOC2012-b"]
+        assert [k.labels.tolist() for k in annotations] == [[], [1], [], [0]]
 
     def test_images_come_from_the_same_year(self, tmp_path):
         root = self.make(tmp_path)
@@ -303,7 +303,7 @@ class TestDevkit:
             VocSource(root, split, CLASSES)
         assert "\n" not in str(caught.value)
 
-    def test_a_year_of_a_folder_that_is_no_devkit(self, tmp_path):
+    def test_year_requires_a_devkit(self, tmp_path):
         root = make_folder(tmp_path, {"a": write_xml()})
         with pytest.raises(
             DataError, match=r"VOC2007 is missing; data\.root must be the VOCdevkit"

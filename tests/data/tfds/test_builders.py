@@ -1,4 +1,4 @@
-"""What TFDS's builders get from folders; test_tfds.py compares what comes out of it."""
+"""Records that TFDS's builders get from folders."""
 
 from pathlib import Path
 
@@ -51,20 +51,20 @@ class TestFindSplits:
         assert splits["validation"].images == tmp_path / place
         assert ("train" in splits) == (place in ("images", "JPEGImages"))
 
-    def test_test_images_have_an_annotation_file_of_another_name(self, tmp_path):
+    def test_image_info_files_of_test_splits(self, tmp_path):
         make_coco(tmp_path, "test2017")
         annotations = tmp_path / "annotations"
         (annotations / "instances_test2017.json").rename(annotations / "image_info_test2017.json")
         assert [s.name for s in find_splits("coco/2017", tmp_path)] == ["test"]
 
     @pytest.mark.parametrize("name", ["voc/2007", "coco/2017"])
-    def test_nothing_there(self, tmp_path, name):
+    def test_missing_dataset(self, tmp_path, name):
         (tmp_path / "train2017").mkdir()
         with pytest.raises(DataError, match=rf"--from {tmp_path} has no .*name the folder that "):
             find_splits(name, tmp_path)
 
     @pytest.mark.parametrize("name", ["voc", "voc/2008", "coco/2017_panoptic", "wider_face"])
-    def test_others(self, tmp_path, name):
+    def test_unsupported_datasets(self, tmp_path, name):
         with pytest.raises(ConfigError, match=rf"--from builds voc/2007, .* {name} has to be down"):
             find_splits(name, tmp_path)
 
@@ -100,13 +100,13 @@ class TestVoc:
         assert turned["bbox"] == F.BBox(50 / 80, 60 / 100, 50 / 80, 60 / 100)
 
     @pytest.mark.parametrize("size", [None, (0, 0)])
-    def test_a_size_that_is_not_told_is_that_of_the_image(self, tmp_path, size):
-        (found,) = read_voc(tmp_path, write_xml(write_object(box=(1, 2, 50, 60)), size=size))[
+    def test_missing_size_is_read_from_the_image(self, tmp_path, size):
+        (record,) = read_voc(tmp_path, write_xml(write_object(box=(1, 2, 50, 60)), size=size))[
             "objects"
         ]
-        assert found["bbox"] == F.BBox(2 / 80, 1 / 100, 60 / 80, 50 / 100)
+        assert record["bbox"] == F.BBox(2 / 80, 1 / 100, 60 / 80, 50 / 100)
 
-    def test_there_are_no_annotations_for_the_test_of_2012(self, tmp_path):
+    def test_voc2012_test_has_no_annotations(self, tmp_path):
         text = write_xml(write_object())
         assert read_voc(tmp_path / "new", text, "voc/2012", "test")["objects"] == []
         assert len(read_voc(tmp_path / "train", text, "voc/2012")["objects"]) == 1
@@ -121,7 +121,7 @@ class TestVoc:
             (write_xml(write_object(), size=("x", 2)), "not a number: 'x'"),
         ],
     )
-    def test_annotation_that_cannot_be_used(self, tmp_path, text, match):
+    def test_invalid_annotation(self, tmp_path, text, match):
         with pytest.raises(DataError, match=rf"a\.xml cannot be used: {match}"):
             read_voc(tmp_path, text)
 
@@ -165,7 +165,7 @@ class TestCoco:
         }
         assert (dog["area"], dog["is_crowd"], dog["label"]) == (99.5, True, "dog")
 
-    def test_other_categories_than_those_of_coco(self, tmp_path):
+    def test_categories_must_be_those_of_coco(self, tmp_path):
         with pytest.raises(DataError, match=r"has 1 categories and TFDS's coco 2; read your"):
             read_coco(tmp_path, categories=[{"id": 1, "name": "cell"}])
 
@@ -178,11 +178,11 @@ class TestCoco:
             ({"boxes": [(1, DOG, (1, 2, 3))]}, "image 1 cannot be used: not enough values"),
         ],
     )
-    def test_annotations_that_cannot_be_used(self, tmp_path, content, match):
+    def test_invalid_annotations(self, tmp_path, content, match):
         with pytest.raises(DataError, match=match):
             read_coco(tmp_path, **content)
 
-    def test_json_that_is_none(self, tmp_path):
+    def test_invalid_json(self, tmp_path):
         make_coco(tmp_path, "train2017")
         (tmp_path / "annotations/instances_train2017.json").write_text("{")
         (split,) = find_splits("coco/2017", tmp_path)

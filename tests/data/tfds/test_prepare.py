@@ -1,4 +1,4 @@
-"""The command that builds data sets; TensorFlow, which it needs, only where it is installed."""
+"""The command that builds datasets; TensorFlow, which it needs, only where it is installed."""
 
 import importlib.util
 import signal
@@ -44,19 +44,20 @@ def files(folder: Path) -> set[str]:
 
 class TestArguments:
     def test_help(self, capsys):
-        main(["prepare", "--help"])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["prepare", "--help"])
         assert "--from FOLDER" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
-            ([], "the data set's name is missing, e.g. voc/2007"),
-            (["voc/2007", "coco/2017"], "prepare has no coco/2017"),
-            (["voc/2007", "--form", "x"], "prepare has no --form x"),
-            (["voc/2007", "--from"], "--from: expected one argument"),
+            ([], "NAME is missing .*e.g. voc/2007"),
+            (["voc/2007", "coco/2017"], "unexpected argument 'coco/2017'"),
+            (["voc/2007", "--form", "x"], "unknown argument --form; perhaps you meant --from"),
+            (["voc/2007", "--from"], "--from needs a value"),
         ],
     )
-    def test_wrong(self, arguments, match):
+    def test_invalid_arguments(self, arguments, match):
         with pytest.raises(ConfigError, match=match):
             main(["prepare", *arguments])
 
@@ -92,11 +93,11 @@ class TestBefore:
         out, err = capfd.readouterr()
         assert out == ""
         assert err == (
-            "data: preparing a data set needs tensorflow; run pip install 'ssd_jax[prepare]'\n"
+            "data: preparing a dataset needs tensorflow; run pip install 'ssd_jax[prepare]'\n"
         )
         assert not (tmp_path / "tfds").exists()
 
-    def test_a_folder_without_the_data_set(self, tmp_path):
+    def test_a_folder_without_the_dataset(self, tmp_path):
         with pytest.raises(DataError, match=r"--from .* has no VOC2007/ImageSets/Main/train\.txt"):
             main(["prepare", "voc/2007", "--root", str(tmp_path), "--from", str(tmp_path)])
 
@@ -116,7 +117,7 @@ class TestAnnouncement:
             _split_generators=ask,
         )
 
-    def test_what_is_downloaded(self, tmp_path, capsys):
+    def test_download_is_announced(self, tmp_path, capsys):
         command._announce_download("voc/2007", self.make_builder(tmp_path, 50_000_000))
         assert capsys.readouterr().out.splitlines() == [
             "0.05 GB  http://x/a.tar",
@@ -126,7 +127,7 @@ class TestAnnouncement:
             "removed afterwards",
         ]
 
-    def test_no_room(self, tmp_path, monkeypatch):
+    def test_full_disk(self, tmp_path, monkeypatch):
         free = SimpleNamespace(free=2_900_000_000)
         monkeypatch.setattr(command.shutil, "disk_usage", lambda folder: free)
         builder = self.make_builder(tmp_path, 500_000_000)
@@ -185,7 +186,7 @@ class TestBuild:
         source = TfdsSource(str(tmp_path), "coco/2017:validation", classes)
         assert_same(source, CocoSource(tmp_path / "coco", "val2017", classes))
 
-    def test_what_fails_leaves_nothing(self, tmp_path):
+    def test_failed_build_leaves_no_files(self, tmp_path):
         texts = {"a": write_xml(write_object("dog")), "b": write_xml(write_object("unicorn"))}
         make_folder(tmp_path / "VOC2007", texts)
         done = self.run("voc/2007", "--root", tmp_path / "tfds", "--from", tmp_path)
@@ -195,12 +196,13 @@ class TestBuild:
         assert files(tmp_path / "tfds") == {"voc/.config/metadata.json"}
         assert list((tmp_path / "tfds/voc/2007").iterdir()) == []
 
-    def test_what_is_interrupted_leaves_nothing(self, tmp_path):
+    def test_interrupted_build_leaves_no_files(self, tmp_path):
         make_folder(tmp_path / "VOC2007", {"a": write_xml(), "b": write_xml()})
         program = (
             "import time\n"
             "import ssd_jax.data.tfds.prepare as command\n"
             "from ssd_jax.cli.run import run_main\n"
+            "from ssd_jax.cli.data import main\n"
             "read = command.voc_examples\n"
             "def slowly(*arguments):\n"
             "    for example in read(*arguments):\n"
@@ -208,7 +210,7 @@ class TestBuild:
             "        print('one', flush=True)\n"
             "        time.sleep(60)\n"
             "command.voc_examples = slowly\n"
-            "raise SystemExit(run_main(lambda arguments: command.main(arguments[1:])))\n"
+            "raise SystemExit(run_main(main))\n"
         )
         arguments = ["voc/2007", "--root", tmp_path / "tfds", "--from", tmp_path]
         process = subprocess.Popen(
@@ -233,7 +235,7 @@ class TestBuild:
             ("voc", "voc comes in several configs; name one, e.g. voc/2007"),
         ],
     )
-    def test_names_that_tfds_does_not_have(self, tmp_path, name, match):
+    def test_unknown_dataset(self, tmp_path, name, match):
         done = self.run(name, "--root", tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert match in done.stderr

@@ -1,4 +1,4 @@
-"""Prepared data sets: which one is read, damaged ones, and the file that keeps the objects."""
+"""Prepared datasets: which one is read, damaged ones, and the file that keeps the objects."""
 
 import json
 import os
@@ -58,10 +58,10 @@ class TestAnnotationCache:
         assert reads == ["train"]
         assert labels(second) == labels(first) == [["dog", "cat"], []]
         for i in range(2):
-            mine, its = second.annotation(i), first.annotation(i)
-            assert (mine.image_id, mine.width, mine.height) == (its.image_id, 100, 80)
-            np.testing.assert_array_equal(mine.boxes_px, its.boxes_px)
-            assert mine.boxes_px.dtype == np.float32
+            actual, expected = second.annotation(i), first.annotation(i)
+            assert (actual.image_id, actual.width, actual.height) == (expected.image_id, 100, 80)
+            np.testing.assert_array_equal(actual.boxes_px, expected.boxes_px)
+            assert actual.boxes_px.dtype == np.float32
 
     @pytest.mark.parametrize(
         "damage",
@@ -83,7 +83,7 @@ class TestAnnotationCache:
         assert len(reads) == 2
 
     @pytest.mark.parametrize("name", ["ids", "counts", "boxes", "labels", "crowd"])
-    def test_a_file_that_does_not_fit_is_rebuilt(self, tmp_path, folder, reads, name):
+    def test_stale_cache_is_rebuilt(self, tmp_path, folder, reads, name):
         expected = labels(open_source(tmp_path))
         with np.load(folder / KEPT) as columns:
             columns = dict(columns)
@@ -123,7 +123,7 @@ class TestAnnotationCache:
         assert reads == ["train", "train"]
 
     @pytest.mark.parametrize("call", ["open", "replace"])
-    def test_a_folder_that_cannot_be_written(self, tmp_path, folder, monkeypatch, reads, call):
+    def test_unwritable_folder(self, tmp_path, folder, monkeypatch, reads, call):
         before = sorted(folder.iterdir())
         original = getattr(Path, call)
 
@@ -138,7 +138,7 @@ class TestAnnotationCache:
         assert len(reads) == 2
         assert sorted(folder.iterdir()) == before
 
-    def test_a_file_that_cannot_be_written_to_its_end(self, tmp_path, folder, monkeypatch):
+    def test_incomplete_write_leaves_no_file(self, tmp_path, folder, monkeypatch):
         open_source(tmp_path)
         kept = (folder / KEPT).read_bytes()
         before = sorted(folder.iterdir())
@@ -181,7 +181,7 @@ class TestDamagedRecords:
         damage(shard)
         with pytest.raises(DataError, match=match) as error:
             open_source(tmp_path)
-        assert str(error.value).endswith("remove its folder and prepare the data set again")
+        assert str(error.value).endswith("remove its folder and prepare the dataset again")
         assert "\n" not in str(error.value)
         assert not (folder / KEPT).exists()
 
@@ -215,7 +215,7 @@ class TestDamagedRecords:
 
 
 class TestFindPrepared:
-    def test_the_newest_version_that_is_whole(self, tmp_path):
+    def test_newest_complete_version_is_used(self, tmp_path):
         for name in ("9.0.0", "10.0.0", "11.0.0", "incomplete.ABC_12.0.0", "10.x.0"):
             (tmp_path / "voc/2007" / name).mkdir(parents=True)
             if name != "11.0.0":
@@ -225,7 +225,7 @@ class TestFindPrepared:
         assert find_prepared(str(tmp_path), "voc/2007:11.0.0") is None
         assert find_prepared(str(tmp_path), "voc") is None
 
-    def test_folder_of_all_data_sets(self, tmp_path, monkeypatch):
+    def test_folder_of_all_datasets(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
         assert data_dir("") == tmp_path / "tensorflow_datasets"

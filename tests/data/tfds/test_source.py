@@ -1,4 +1,4 @@
-"""TFDS data sets written by hand, and those made of folders against the folders' own sources."""
+"""TFDS datasets written by hand, and those made of folders against the folders' own sources."""
 
 import os
 import pickle
@@ -38,14 +38,14 @@ def open_one(root: Path, *objects, **more) -> TfdsSource:
 
 
 def open_plain(root: Path, *objects, features=None, fields=None) -> TfdsSource:
-    """A data set that is not VOC, of one image of 100x80."""
+    """A dataset that is not VOC, of one image of 100x80."""
     features = features or plain_features()
     make_tfds(root, {"train": [plain_record(*objects)]}, name="mine", features=features)
     return TfdsSource(str(root), "mine:train", CLASSES, fields)
 
 
-def by_box(known) -> list[tuple]:
-    columns = (known.boxes_px, known.labels, known.difficult, known.crowd)
+def by_box(annotation) -> list[tuple]:
+    columns = (annotation.boxes_px, annotation.labels, annotation.difficult, annotation.crowd)
     return sorted(zip(*(c.tolist() for c in columns), strict=True))
 
 
@@ -55,24 +55,24 @@ def assert_same(source, other) -> None:
     ids = [source.annotation(i).image_id for i in range(len(source))]
     assert sorted(ids) == sorted(where)
     for i, image_id in enumerate(ids):
-        mine, its = source[i], other[where[image_id]]
-        np.testing.assert_array_equal(mine.image, its.image)
-        mine, its = source.annotation(i), other.annotation(where[image_id])
-        assert (mine.width, mine.height) == (its.width, its.height)
-        assert by_box(mine) == by_box(its)
+        actual, expected = source[i], other[where[image_id]]
+        np.testing.assert_array_equal(actual.image, expected.image)
+        actual, expected = source.annotation(i), other.annotation(where[image_id])
+        assert (actual.width, actual.height) == (expected.width, expected.height)
+        assert by_box(actual) == by_box(expected)
         for name in ("boxes_px", "labels", "difficult", "crowd"):
-            assert getattr(mine, name).dtype == getattr(its, name).dtype
+            assert getattr(actual, name).dtype == getattr(expected, name).dtype
 
 
 class TestBoxes:
     def test_voc_counts_from_one_and_boxes_hold_their_last_pixel(self, tmp_path):
         source = open_one(tmp_path, voc_object("dog", (21 / 80, 0.01, 60 / 80, 1), difficult=True))
-        known = source.annotation(0)
-        assert known.boxes_px.tolist() == [[0, 20, 100, 60]]
-        assert known.labels.tolist() == [VOC_CLASSES.index("dog")]
-        assert known.difficult.tolist() == [True]
-        assert known.crowd.tolist() == [False]
-        assert (known.image_id, known.width, known.height) == ("a", 100, 80)
+        annotation = source.annotation(0)
+        assert annotation.boxes_px.tolist() == [[0, 20, 100, 60]]
+        assert annotation.labels.tolist() == [VOC_CLASSES.index("dog")]
+        assert annotation.difficult.tolist() == [True]
+        assert annotation.crowd.tolist() == [False]
+        assert (annotation.image_id, annotation.width, annotation.height) == ("a", 100, 80)
         example = source[0]
         np.testing.assert_allclose(example.boxes, [[0, 0.25, 1, 0.75]])
         assert example.boxes.dtype == np.float32
@@ -81,10 +81,10 @@ class TestBoxes:
 
     def test_others_are_continuous(self, tmp_path):
         source = open_plain(tmp_path, plain_object("dog", (0.25, 0.1, 0.75, 1)))
-        known = source.annotation(0)
-        assert known.boxes_px.tolist() == [[10, 20, 100, 60]]
-        assert known.labels.tolist() == [1]
-        assert known.difficult.tolist() == known.crowd.tolist() == [False]
+        annotation = source.annotation(0)
+        assert annotation.boxes_px.tolist() == [[10, 20, 100, 60]]
+        assert annotation.labels.tolist() == [1]
+        assert annotation.difficult.tolist() == annotation.crowd.tolist() == [False]
 
     def test_left_and_top_border_of_voc_are_clipped(self, tmp_path):
         source = open_one(tmp_path, voc_object(box=(0, 0, 0.5, 0.5)))
@@ -112,9 +112,9 @@ class TestBoxes:
         features = plain_features(is_crowd=np.bool_, is_difficult=np.bool_)
         marks = [(True, False), (False, True), (False, False)]
         objects = [plain_object(is_crowd=c, is_difficult=d) for c, d in marks]
-        known = open_plain(tmp_path, *objects, features=features).annotation(0)
-        assert known.crowd.tolist() == [True, False, False]
-        assert known.difficult.tolist() == [True, True, False]
+        annotation = open_plain(tmp_path, *objects, features=features).annotation(0)
+        assert annotation.crowd.tolist() == [True, False, False]
+        assert annotation.difficult.tolist() == [True, True, False]
 
 
 class TestAgainstFolders:
@@ -228,7 +228,7 @@ class TestClasses:
         make_tfds(tmp_path, {"train": [voc_record("a", voc_object("dog"))]})
         assert len(TfdsSource(str(tmp_path), "voc/2007:train", ("dog",))) == 1
 
-    def test_found_in_the_data_set(self, tmp_path):
+    def test_classes_of_the_dataset(self, tmp_path):
         make_tfds(tmp_path, {"train": [voc_record("a")]})
         make_tfds(tmp_path, {"train": [plain_record()]}, name="mine", features=plain_features())
         config = DataConfig(
@@ -244,8 +244,8 @@ class TestSplits:
         train = [voc_record(f"{k:02d}", voc_object("dog")) for k in range(10)]
         test = [voc_record(f"{k:02d}", voc_object("cat")) for k in (8, 9, 10)]
         make_tfds(tmp_path, {"train": train, "test": test}, per_shard=4)
-        mine = {"train": [plain_record(plain_object())]}
-        make_tfds(tmp_path, mine, name="mine", features=plain_features())
+        splits = {"train": [plain_record(plain_object())]}
+        make_tfds(tmp_path, splits, name="mine", features=plain_features())
         return str(tmp_path)
 
     @pytest.mark.parametrize(
@@ -292,21 +292,21 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("split", "match"),
         [
-            ("train", r"has 'train'; TFDS's data sets need NAME:SPLIT, e\.g\. voc/2007:train"),
-            ("voc/2007:train+test", "has 'test'; TFDS's data sets need"),
-            ("voc/2007:", "has 'voc/2007:'; TFDS's data sets need"),
-            ("", "has ''; TFDS's data sets need"),
+            ("train", r"has 'train'; TFDS's datasets need NAME:SPLIT, e\.g\. voc/2007:train"),
+            ("voc/2007:train+test", "has 'test'; TFDS's datasets need"),
+            ("voc/2007:", "has 'voc/2007:'; TFDS's datasets need"),
+            ("", "has ''; TFDS's datasets need"),
             ("voc/2007:val", r"Unknown split 'val'.*; the splits of voc/2007 are train, test"),
             ("voc/2007:train[:99]", "has 'voc/2007:train\\[:99\\]': Requested slice .* 10 ex"),
             ("voc/2007:train[:", "Error parsing split"),
         ],
     )
-    def test_split_that_is_none(self, root, split, match):
+    def test_invalid_split(self, root, split, match):
         with pytest.raises(ConfigError, match=match) as error:
             TfdsSource(root, split, VOC_CLASSES)
         assert "\n" not in str(error.value)
 
-    def test_no_record(self, root):
+    def test_empty_split(self, root):
         with pytest.raises(DataError, match=r"split 'voc/2007:train\[4:4\]' has no record"):
             TfdsSource(root, "voc/2007:train[4:4]", VOC_CLASSES)
 
@@ -316,7 +316,7 @@ class TestSplits:
         with pytest.raises(IndexError):
             source.image(3)
 
-    def test_no_data_set_of_that_name(self, root, monkeypatch):
+    def test_missing_dataset(self, root, monkeypatch):
         with pytest.raises(DataError) as error:
             TfdsSource(root, "voc/2012:train", VOC_CLASSES)
         assert str(error.value) == (
@@ -363,25 +363,25 @@ class TestFields:
         }
         make_tfds(root, {"train": [record]}, name="mine/big", features=self.features())
 
-    def test_a_data_set_by_its_fields(self, tmp_path):
+    def test_data_set_with_other_feature_names(self, tmp_path):
         self.make(tmp_path)
         config = DataConfig(
             format="tfds", root=str(tmp_path), train_split="mine/big:train", tfds=self.FIELDS
         )
         source = open_source(config, config.train_split, find_classes(config, ()))
-        known = source.annotation(0)
-        assert known.boxes_px.tolist() == [[10, 20, 100, 60]] * 2
-        assert known.labels.tolist() == [1, 0]
-        assert known.difficult.tolist() == [True, True]
-        assert known.crowd.tolist() == [False, True]
+        annotation = source.annotation(0)
+        assert annotation.boxes_px.tolist() == [[10, 20, 100, 60]] * 2
+        assert annotation.labels.tolist() == [1, 0]
+        assert annotation.difficult.tolist() == [True, True]
+        assert annotation.crowd.tolist() == [False, True]
         assert source.image(0).shape == (80, 100, 3)
 
     def test_marks_may_be_absent(self, tmp_path):
         self.make(tmp_path)
         names = {"image": "photo/pixels", "boxes": "boxes", "labels": "faces/kind"}
         for fields in (TfdsFields(**names), TfdsFields(**names, difficult="", crowd="")):
-            known = TfdsSource(str(tmp_path), "mine/big:train", CLASSES, fields).annotation(0)
-            assert known.difficult.tolist() == known.crowd.tolist() == [False, False]
+            annotation = TfdsSource(str(tmp_path), "mine/big:train", CLASSES, fields).annotation(0)
+            assert annotation.difficult.tolist() == annotation.crowd.tolist() == [False, False]
 
     @pytest.mark.parametrize(
         ("field", "name", "match"),
@@ -395,7 +395,7 @@ class TestFields:
             ("boxes", "absolute", "boxes are REL_XYXY; only TFDS's usual REL_YXYX"),
         ],
     )
-    def test_field_that_is_none(self, tmp_path, field, name, match):
+    def test_invalid_feature_name(self, tmp_path, field, name, match):
         self.make(tmp_path)
         names = {f: getattr(self.FIELDS, f) for f in ("image", "boxes", "labels")} | {field: name}
         for read in (

@@ -124,7 +124,7 @@ def test_random_cases_have_crowds_ties_and_many_detections():
 
 
 def fixture_tables(folder):
-    """Tables of the published data set."""
+    """Tables of the published dataset."""
     annotations = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     categories = sorted(c["id"] for c in annotations["categories"])
@@ -197,7 +197,7 @@ def test_iou_equal_to_a_threshold_suffices_with_decimal_corners():
     assert got.figures["AP"] == pytest.approx(0.1)
 
 
-def test_errors_say_what_is_wrong():
+def test_invalid_tables_are_errors():
     det, gt = tables([[0, 2, 0.5, 0, 0, 9, 9]], [[0, 0, 0, 0, 9, 9]])
     with pytest.raises(ValueError, match="detections: label 2 is out of range for 2 classes"):
         evaluate_coco(det, gt, ["a", "b"])

@@ -100,22 +100,26 @@ def random_case(seed):
         corner = rng.integers(1, 20, (n, 2))
         return np.concatenate([corner, corner + rng.integers(0, 15, (n, 2))], axis=1) - VOC_PIXELS
 
-    objects, found = rng.integers(0, 30), rng.integers(0, 80)
+    objects, num_detections = rng.integers(0, 30), rng.integers(0, 80)
     gt = GroundTruth(
         rng.integers(0, 8, objects),
         rng.integers(0, 3, objects),
         boxes(objects),
         rng.random(objects) < 0.3,
     )
-    det_boxes, image, label = boxes(found), rng.integers(0, 12, found), rng.integers(0, 4, found)
+    det_boxes, image, label = (
+        boxes(num_detections),
+        rng.integers(0, 12, num_detections),
+        rng.integers(0, 4, num_detections),
+    )
     if objects:
-        near, of = rng.random(found) < 0.7, rng.integers(0, objects, found)
-        shift = rng.integers(-2, 3, (found, 4)) * (rng.random((found, 1)) < 0.6)
+        near, of = rng.random(num_detections) < 0.7, rng.integers(0, objects, num_detections)
+        shift = rng.integers(-2, 3, (num_detections, 4)) * (rng.random((num_detections, 1)) < 0.6)
         det_boxes[near] = (gt.boxes[of] + shift)[near]
         # Most are of the object's image and class too, so that several find the same one.
-        same = near & (rng.random(found) < 0.7)
+        same = near & (rng.random(num_detections) < 0.7)
         image[same], label[same] = gt.image[of][same], gt.label[of][same]
-    scores = rng.integers(0, 6, found) / 5
+    scores = rng.integers(0, 6, num_detections) / 5
     return DetectionTable(image, label, scores, det_boxes), gt
 
 
@@ -162,7 +166,7 @@ def test_images_have_any_numbers(seed, apart):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
-    # The boxes of the random cases are small; the sizes go with them, one of them often met.
+    # The boxes of the random cases are small, so the size limits are too; one is often met.
     sizes = {"s": (0, 49.0), "m": (49.0, 144.0), "l": (144.0, math.inf)}
     monkeypatch.setattr("ssd_jax.evaluation.metrics.voc_ap.SIZES", sizes)
     det, gt = random_case(seed)
@@ -179,7 +183,7 @@ def test_sizes_equal_the_devkit_loop(seed, monkeypatch):
     np.testing.assert_allclose(result.mean_by_size, means, rtol=0, atol=1e-12)
 
 
-def test_sizes_go_by_the_area_that_is_given():
+def test_sizes_use_the_annotated_area():
     gt = truth([[0, 0, 1, 1, 10, 10, 0]])
     det = table([[0, 0, 0.9, 1, 1, 10, 10]])
     (small,) = evaluate_voc(det, gt, ["a"]).classes
@@ -263,7 +267,7 @@ def test_matches_of_caffe(caffe, difficult):
 def test_published_figures_of_the_cats(fixtures, metric, published, iou_threshold):
     folder = fixtures / "padilla-toy-cats"
     (want,) = json.loads((folder / "expected.json").read_text()).values()
-    objects, found = [], []
+    objects, rows = [], []
     annotations = {p.stem: p for p in (folder / "gts_vocpascal_format").glob("*.xml")}
     detections = {p.stem: p for p in (folder / "dets_classname_abs_xyx2y2").glob("*.txt")}
     for image, name in enumerate(sorted(annotations | detections)):
@@ -273,9 +277,9 @@ def test_published_figures_of_the_cats(fixtures, metric, published, iou_threshol
                 objects.append([image, 0, *box, int(o.findtext("difficult", "0"))])
         if name in detections:
             for line in detections[name].read_text().splitlines():
-                found.append([image, 0, *map(float, line.split()[1:])])
+                rows.append([image, 0, *map(float, line.split()[1:])])
     result = evaluate_voc(
-        table(found), truth(objects), ["cat"], metric=metric, iou_threshold=iou_threshold
+        table(rows), truth(objects), ["cat"], metric=metric, iou_threshold=iou_threshold
     )
     assert round(100 * result.mean_ap, 2) == want[f"IoU {iou_threshold}"][published]
 
@@ -295,7 +299,7 @@ def test_boxes_that_do_not_overlap_never_match():
     np.testing.assert_array_equal(result.recall, [0, 1])
 
 
-def test_looks_at_its_best_object_even_if_taken():
+def test_detection_is_compared_with_its_best_object_even_if_matched():
     gt = truth([[0, 0, 1, 1, 10, 10, 0], [0, 0, 1, 3, 10, 12, 0]])
     det = table([[0, 0, 0.9, 1, 1, 10, 10], [0, 0, 0.8, 1, 1, 10, 10]])
     (result,) = evaluate_voc(det, gt, ["a"]).classes
@@ -326,8 +330,8 @@ def test_recall_of_three_in_ten_reaches_the_point_at_0_3():
 def test_class_without_objects_stays_out_of_the_mean():
     gt = truth([[0, 0, 1, 1, 10, 10, 0], [0, 1, 1, 1, 10, 10, 1]])
     det = table([[0, k, 0.9, 1, 1, 10, 10] for k in range(3)])
-    found, difficult, absent = evaluate_voc(det, gt, ["a", "b", "c"]).classes
-    assert (found.ap, found.num_objects) == (1, 1)
+    first, difficult, absent = evaluate_voc(det, gt, ["a", "b", "c"]).classes
+    assert (first.ap, first.num_objects) == (1, 1)
     assert math.isnan(difficult.ap)
     assert (difficult.num_objects, difficult.num_detections) == (0, 1)
     assert len(difficult.scores) == 0
@@ -345,7 +349,7 @@ def test_nothing_at_all():
     assert average_precision(np.zeros(0), np.zeros(0), metric="voc07") == 0
 
 
-def test_errors_say_what_is_wrong():
+def test_invalid_tables_are_errors():
     gt, det = truth([[0, 0, 1, 1, 9, 9, 0]]), table([[0, 2, 0.5, 1, 1, 9, 9]])
     with pytest.raises(
         ValueError, match="detections: label 2 is out of range for 2 classes; use 0 to 1"

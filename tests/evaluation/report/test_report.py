@@ -62,7 +62,7 @@ def test_metrics_json_keeps_every_digit_and_has_null_for_nan(result, tmp_path):
     }
 
 
-def test_the_mean_has_the_name_of_its_metric(result, tmp_path):
+def test_mean_is_named_after_the_metric(result, tmp_path):
     write_metrics([VocResult("voc", 0.5, "exclusive", result.classes)], tmp_path, {})
     assert "voc/mAP" in json.loads((tmp_path / "metrics.json").read_text())
 
