@@ -1,6 +1,6 @@
 """Train SSD300 on COCO 2017: 25.1 AP on test-dev published, not yet run here.
 
-    python train.py --config configs/ssd300_coco.py --data.root .../coco
+    ssd-jax train --config ssd300_coco --data.root .../coco
 
 AP is the mean over IoU thresholds from 0.50 to 0.95.
 """

@@ -1,6 +1,6 @@
 """Train SSD300 on PASCAL VOC 2007+2012: 77.2 mAP on VOC2007 test published, not yet run here.
 
-    python train.py --config configs/ssd300_voc0712.py --data.root .../VOCdevkit
+    ssd-jax train --config ssd300_voc0712 --data.root .../VOCdevkit
 
 The recipe of the paper, section 3.1; mAP is 11-point. Needs VGG16's ImageNet weights in vgg16.npz,
 see docs/recipe.md; --model.init-from names another file.

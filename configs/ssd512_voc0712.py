@@ -1,6 +1,6 @@
 """Train SSD512 on PASCAL VOC 2007+2012: 79.8 mAP on VOC2007 test published, not yet run here.
 
-    python train.py --config configs/ssd512_voc0712.py --data.root .../VOCdevkit
+    ssd-jax train --config ssd512_voc0712 --data.root .../VOCdevkit
 
 mAP is 11-point. SSD512 has one more feature layer than SSD300.
 """

@@ -1,6 +1,6 @@
 """Train SSD300 from scratch on your own data in VOC or COCO layout, for 20,000 steps on a GPU.
 
-    python train.py --config configs/voc_folder.py --data.root ~/mydata
+    ssd-jax train --config voc_folder --data.root ~/mydata
 
 The layout is detected automatically, and the classes are read from the annotations of the train
 split. For COCO, name the splits after the files: --data.train-split train2017 --data.eval-split

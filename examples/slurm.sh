@@ -20,8 +20,8 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 # Sixteen times the batch, so 16 times the learning rate and a sixteenth of the steps. A task that
 # has ended must not stop the one that still writes the checkpoint (--kill-on-bad-exit, --wait).
-srun --kill-on-bad-exit=0 --wait=0 python train.py \
-    --config configs/ssd300_voc0712.py --workdir runs/ssd300 --resume --distributed \
+srun --kill-on-bad-exit=0 --wait=0 ssd-jax train \
+    --config ssd300_voc0712 --workdir runs/ssd300 --resume --distributed \
     --train.batch-size 512 --optim.base-batch-size 32 \
     --train.steps 7500 --optim.milestones 5000 6250 --train.checkpoint-every 500 \
     --model.dtype bfloat16 --data.num-workers 10 "$@"

@@ -8,8 +8,8 @@
 set -euo pipefail
 
 gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker all --command "
-    cd ssd_jax && . .venv/bin/activate && exec python train.py \
-        --config configs/ssd300_voc0712.py --workdir /mnt/runs/ssd300 --resume --distributed \
+    cd ssd_jax && . .venv/bin/activate && exec ssd-jax train \
+        --config ssd300_voc0712 --workdir /mnt/runs/ssd300 --resume --distributed \
         --train.batch-size $((32 * CHIPS)) --optim.base-batch-size 32 \
         --train.steps $((120000 / CHIPS)) --train.checkpoint-every 500 \
         --optim.milestones $((80000 / CHIPS)) $((100000 / CHIPS)) --model.dtype bfloat16"

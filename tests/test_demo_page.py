@@ -37,9 +37,10 @@ SECOND = change(TINY, model={"classes": ("cat", "ü")})
 MAX_UPLOAD_MB = 1
 # Background jobs of a shell and their children ignore Ctrl-C by default.
 INTERRUPTIBLE = """
-import runpy, signal
+import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("ssd_jax.demo", run_name="__main__", alter_sys=True)
+sys.argv.insert(1, "demo")
+runpy.run_module("ssd_jax", run_name="__main__", alter_sys=True)
 """
 
 pytestmark = pytest.mark.slow
@@ -527,5 +528,5 @@ def test_signals_end_the_server_and_delete_uploads(runs, tmp_path, number, statu
         f"demo: warning: anyone who can reach port {server.port} of this machine can use the "
         "demo app: it has no login"
     )
-    assert rest == ["python -m ssd_jax.demo: interrupted"] * (number == signal.SIGINT)
+    assert rest == ["python -m ssd_jax demo: interrupted"] * (number == signal.SIGINT)
     assert list(server.temporary.glob("ssd_jax_demo_*")) == []

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -42,12 +41,7 @@ def test_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     nbformat = pytest.importorskip("nbformat")
-    for name in ("configs", "ssd_jax"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("train.py", "evaluate.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "docs").mkdir()
-    # `python` in the notebook's commands is this interpreter.
+    # The notebook's `ssd-jax` is the program of this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     monkeypatch.setenv("PATH", path)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -56,7 +50,7 @@ def test_notebook_runs(tmp_path, monkeypatch):
         notebook,
         timeout=900,
         kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path / "docs")}},
+        resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
     for cell in notebook.cells:

@@ -111,7 +111,7 @@ def target_of(device: Any) -> str | None:
 
 
 def predict(config: Config, target: str) -> dict[str, Any]:
-    """Predict the step's speed and memory as `python -m ssd_jax.estimate` does."""
+    """Predict the step's speed and memory as `ssd-jax estimate` does."""
     batch = config.train.batch_size
     cost = step_cost.compile_step(config, describe_devices(parse_target(target)), batch)
     times = cost.times(ACCELERATORS[target], config.model.dtype, 1)

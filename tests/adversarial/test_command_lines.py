@@ -29,12 +29,12 @@ PROGRAMS = {
     "ssd-jax": "ssd_jax.cli.main:main",
     "train.py": "ssd_jax.cli.train:main",
     "evaluate.py": "ssd_jax.cli.evaluate:main",
-    "predict.py": "ssd_jax.cli.predict:main",
+    "ssd-jax predict": "ssd_jax.cli.predict:main",
     "ssd-jax benchmark": "ssd_jax.cli.benchmark:main",
-    "python -m ssd_jax.data": "ssd_jax.cli.data:main",
-    "python -m ssd_jax.export": "ssd_jax.cli.export:main",
-    "python -m ssd_jax.estimate": "ssd_jax.cli.estimate:main",
-    "python -m ssd_jax.weights": "ssd_jax.cli.weights:main",
+    "ssd-jax data": "ssd_jax.cli.data:main",
+    "ssd-jax export": "ssd_jax.cli.export:main",
+    "ssd-jax estimate": "ssd_jax.cli.estimate:main",
+    "ssd-jax weights": "ssd_jax.cli.weights:main",
 }
 
 

@@ -136,10 +136,10 @@ def test_the_table_adds_up():
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Runs `python -m ssd_jax.data show`; status, output and errors."""
+    """Runs `ssd-jax data show`; status, output and errors."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["-m ssd_jax.data", "show", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["ssd-jax data", "show", *map(str, arguments)])
         return run_main(data_main.main), *capfd.readouterr()
 
     return run

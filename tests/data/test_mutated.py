@@ -107,7 +107,7 @@ def test_coco(coco, name):
 def check_folder(root, tmp_path, **data):
     """Exit status, findings, output and peak memory (bytes) of the command."""
     config = change(TINY, model={"classes": CLASSES}, data={"root": str(root), **data})
-    command = [sys.executable, "-W", "error", "-m", "ssd_jax.data", "check"]
+    command = [sys.executable, "-W", "error", "-m", "ssd_jax", "data", "check"]
     command += ["--config", write_config_file(tmp_path / "config.py", config)]
     command += ["--fix-report", tmp_path / "report.json"]
     with (tmp_path / "out.txt").open("w") as out:

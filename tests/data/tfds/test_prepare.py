@@ -144,7 +144,7 @@ class TestAnnouncement:
 @needs_tensorflow
 class TestBuild:
     def run(self, *arguments: object, program: str = "") -> subprocess.CompletedProcess:
-        start = ["-c", program] if program else ["-m", "ssd_jax.data"]
+        start = ["-c", program] if program else ["-m", "ssd_jax", "data"]
         return subprocess.run(
             [sys.executable, *start, "prepare", *map(str, arguments)],
             capture_output=True,
