@@ -13,7 +13,7 @@ from ssd_jax.evaluation.ground_truth import load_ground_truth
 from ssd_jax.inference.detect import DetectFn, StoppedError, detect_source
 from ssd_jax.kernels.conv2d import use_cpu_conv
 from ssd_jax.kernels.winograd import transform_kernel
-from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.models.ssd import init_variables, make_model, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections
 from tests.tiny import TINY, change
@@ -57,7 +57,7 @@ class Wide:
 @functools.cache
 def variables():
     model = make_model(CONFIG.model, CONFIG.priors)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return model, init_variables(model, jax.random.key(0))
 
 
 def table(batch_size):
