@@ -1,6 +1,7 @@
 """Exported files, in their own runtimes, agree with the network."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -109,6 +110,7 @@ def test_exported_file_works_without_this_project(form, batch, checkpoint, run, 
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=out.parent,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
         capture_output=True,
         text=True,
         check=False,

@@ -150,6 +150,7 @@ def assert_close(detections, expected):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_kernels_of_prepared_variables_are_transformed_once(transformed):
     model, weights = variables()
     expected = detect_directly(weights, IMAGES)
@@ -164,6 +165,7 @@ def test_kernels_of_prepared_variables_are_transformed_once(transformed):
     assert len(transformed) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [jnp.array, np.array])
 def test_variables_are_prepared_for_their_current_values(transformed, kind):
     model, weights = variables()
@@ -181,6 +183,7 @@ def test_variables_are_prepared_for_their_current_values(transformed, kind):
     assert_close(detect(inputs, IMAGES), expected)  # without preparation
 
 
+@pytest.mark.slow
 def test_transformed_kernels_are_freed_with_the_prepared_variables(transformed):
     model, weights = variables()
     detect = DetectFn(model, CONFIG)

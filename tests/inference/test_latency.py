@@ -55,6 +55,7 @@ def test_network_and_post_processing_equal_detection(variables):
     np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_figures_and_their_table(run, tmp_path):
     pictures = []
     for k in range(2):

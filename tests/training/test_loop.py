@@ -103,7 +103,7 @@ def test_comparison_requires_the_same_classes(run, tmp_path):
     workdir, _ = run
     other = change(RESOLVED, model={"classes": ("star", "square", "triangle", "circle")})
     model = make_model(other.model, other.priors)
-    weights = model.init_variables(model, jax.random.key(0))
+    weights = init_variables(model, jax.random.key(0))
     write_checkpoint(tmp_path / "other", other, dict(weights))
     arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out"), "--compare"]
     with pytest.raises(ConfigError, match=r"--compare: .*other.* has different classes from"):
@@ -310,6 +310,7 @@ def test_best_metric_must_be_a_metric(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ema_weights_are_evaluated(tmp_path):
     config = change(TINY, optim={"ema_decay": 0.5})
     mean_ap = train(config, tmp_path / "run")
@@ -337,6 +338,7 @@ def test_resume_before_the_first_checkpoint_starts_from_init_from(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_run_stopped_in_an_evaluation_repeats_it(tmp_path, monkeypatch, capsys):
     config = change(
         TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"num_visualizations": 0}
