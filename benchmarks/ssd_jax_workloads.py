@@ -46,14 +46,14 @@ def detect(batch: int, path: Any) -> Program:
 
     from ssd_jax.inference.detect import DetectFn
     from ssd_jax.kernels.conv2d import set_cpu_conv
-    from ssd_jax.models.ssd import make_model
+    from ssd_jax.models.ssd import init_variables, make_model
 
     set_cpu_conv(path)
     config = voc_config()
     model = make_model(config.model, config.priors)
     inputs = images(batch)
     run = DetectFn(model, config)
-    variables = run.prepare(jax.jit(model.init)(jax.random.key(0), inputs[:1]))
+    variables = run.prepare(init_variables(model, jax.random.key(0)))
     return lambda: jax.device_get(run(variables, inputs))
 
 

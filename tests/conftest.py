@@ -17,6 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A program that several tests compile is compiled once; the folder is removed with the process.
 _CACHE = tempfile.TemporaryDirectory(prefix="ssd_jax_tests_")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"

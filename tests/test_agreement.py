@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +21,7 @@ from ssd_jax.export.standalone import Model
 from ssd_jax.export.standalone import read_image as standalone_read_image
 from ssd_jax.inference.detector import Detections, Detector, load_image
 from ssd_jax.inference.results import coco_rows
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from tests.tiny import TINY, change
 
 CONFIG = change(
@@ -44,8 +43,7 @@ MAX_DETECTIONS = CONFIG.eval.detections_per_image
 def checkpoint(tmp_path_factory):
     run = tmp_path_factory.mktemp("agreement") / "run"
     model = make_model(CONFIG.model, CONFIG.priors)
-    image = jnp.zeros((1, 300, 300, 3), jnp.uint8)
-    write_checkpoint(run, CONFIG, jax.jit(model.init)(jax.random.key(0), image))
+    write_checkpoint(run, CONFIG, init_variables(model, jax.random.key(0)))
     return run
 
 

@@ -1,6 +1,6 @@
 """Non-maximum suppression, fast on every platform; equal to `ssd_jax.ops.nms`."""
 
-from functools import partial
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from ssd_jax.kernels.bitmask import (
 from ssd_jax.ops.boxes import AnyArray, pairwise_iou
 from ssd_jax.ops.nms import Detections, check_classes, select_detections
 
+_Program = Callable[[jax.Array, jax.Array], Detections]
+
 # Largest number of candidates of a class for the CPU's program for trained networks.
 _FEW_CANDIDATES = 100
 
@@ -35,20 +37,16 @@ def batched_nms(
     """Detect the objects of a batch: `multiclass_nms` of every image, fields [B, ...].
 
     On CPU, process one image at a time with `lax.map`, which stays in the cache; `vmap` would
-    execute both branches of `multiclass_nms` for every image.
+    execute both branches of the CPU's program for every image.
     """
-    suppress = partial(
-        multiclass_nms,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        topk_candidates=topk_candidates,
-        detections_per_image=detections_per_image,
-    )
+    check_classes(scores[0])
+    boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
+    cpu, default = _programs(score_threshold, iou_threshold, topk_candidates, detections_per_image)
 
     def sequential(boxes: jax.Array, scores: jax.Array) -> Detections:
-        return lax.map(lambda image: suppress(*image), (boxes, scores))
+        return lax.map(lambda image: cpu(*image), (boxes, scores))
 
-    return lax.platform_dependent(boxes, scores, cpu=sequential, default=jax.vmap(suppress))
+    return lax.platform_dependent(boxes, scores, cpu=sequential, default=jax.vmap(default))
 
 
 def multiclass_nms(
@@ -63,7 +61,14 @@ def multiclass_nms(
     """Detect the objects of one image; see `ssd_jax.ops.nms.multiclass_nms`."""
     check_classes(scores)
     boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
-    topk_candidates = min(topk_candidates, len(boxes))
+    cpu, default = _programs(score_threshold, iou_threshold, topk_candidates, detections_per_image)
+    return lax.platform_dependent(boxes, scores, cpu=cpu, default=default)
+
+
+def _programs(
+    score_threshold: float, iou_threshold: float, topk_candidates: int, detections_per_image: int
+) -> tuple[_Program, _Program]:
+    """Return the programs for one image, (boxes, scores) -> detections: CPU's and the default."""
 
     def suppress(boxes: jax.Array, top_scores: jax.Array, top_priors: jax.Array) -> Detections:
         top_boxes = boxes[top_priors]  # [C - 1, k, 4]
@@ -73,11 +78,12 @@ def multiclass_nms(
     def default(boxes: jax.Array, scores: jax.Array) -> Detections:
         by_class = jnp.transpose(scores[:, 1:])
         by_class = jnp.where(by_class > score_threshold, by_class, -jnp.inf)
-        return suppress(boxes, *lax.top_k(by_class, topk_candidates))
+        return suppress(boxes, *lax.top_k(by_class, min(topk_candidates, len(boxes))))
 
     def cpu(boxes: jax.Array, scores: jax.Array) -> Detections:
         candidates = pack_bits(scores[:, 1:] > score_threshold)
-        few = min(_FEW_CANDIDATES, topk_candidates)
+        many = min(topk_candidates, len(boxes))
+        few = min(_FEW_CANDIDATES, many)
 
         def suppress_few() -> Detections:
             return suppress(boxes, *_top_k_of_mask(scores, candidates, few))
@@ -85,13 +91,13 @@ def multiclass_nms(
         def suppress_many() -> Detections:
             # Compared again: a comparison shared with `candidates` would be written to memory in
             # both cases.
-            best = top_k_mask(scores[:, 1:], scores[:, 1:] > score_threshold, topk_candidates)
-            return suppress(boxes, *_top_k_of_mask(scores, best, topk_candidates))
+            best = top_k_mask(scores[:, 1:], scores[:, 1:] > score_threshold, many)
+            return suppress(boxes, *_top_k_of_mask(scores, best, many))
 
         # A trained network has few candidates; most of the work would be for padding.
         return lax.cond(jnp.max(popcount(candidates)) <= few, suppress_few, suppress_many)
 
-    return lax.platform_dependent(boxes, scores, cpu=cpu, default=default)
+    return cpu, default
 
 
 def _top_k_of_mask(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -157,6 +158,12 @@ class SSD(nn.Module):
 def make_model(model: ModelConfig, priors: PriorConfig, axis_name: str | None = None) -> SSD:
     """Make the network that predicts the boxes of `priors`."""
     return SSD(model, priors_per_cell(priors.aspect_ratios), axis_name)
+
+
+def init_variables(model: SSD, key: Array) -> Mapping[str, Any]:
+    """Draw the initial parameters and batch statistics."""
+    size = model.config.image_size
+    return jax.jit(model.init)(key, jnp.zeros((1, size, size, 3), jnp.uint8))
 
 
 def make_inference_cache(model: SSD, variables: Mapping[str, Any]) -> Mapping[str, Any]:

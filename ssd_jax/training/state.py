@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from ssd_jax.models.ssd import SSD
+from ssd_jax.models.ssd import SSD, init_variables
 
 Params: TypeAlias = dict[str, Any]
 
@@ -48,8 +48,7 @@ def create_train_state(
     model: SSD, optimizer: optax.GradientTransformation, key: Array, *, ema: bool = False
 ) -> TrainState:
     """Initialize the parameters from `key`, and the optimizer for those that are trained."""
-    size = model.config.image_size
-    variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3), jnp.uint8))
+    variables = init_variables(model, key)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     trained, _ = split_frozen(params, model.config.frozen_layers)
     return TrainState(

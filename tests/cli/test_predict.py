@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ElementTree
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from ssd_jax.inference.detector import Detections, Detector
 from ssd_jax.inference.inputs import find_inputs
 from ssd_jax.inference.results import voc_xml
 from ssd_jax.inference.video import VideoWriter
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
 
@@ -30,7 +29,7 @@ CONFIG = change(TINY, model={"classes": ("a", "b")})
 def checkpoint(tmp_path_factory):
     run = tmp_path_factory.mktemp("predict") / "run"
     model = make_model(CONFIG.model, CONFIG.priors)
-    write_checkpoint(run, CONFIG, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    write_checkpoint(run, CONFIG, init_variables(model, jax.random.key(0)))
     return run
 
 

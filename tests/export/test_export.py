@@ -1,12 +1,12 @@
 """Exported files, in their own runtimes, agree with the network."""
 
 import json
+import os
 import subprocess
 import sys
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +17,7 @@ from ssd_jax.config import ExtraBlock
 from ssd_jax.export import layers
 from ssd_jax.export.network import Network
 from ssd_jax.inference.detector import Detector
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change, lively
 
@@ -36,9 +36,7 @@ FORMS = {
 
 def checkpoint_of(path, config, seed=0, factor=1.0):
     model = make_model(config.model, config.priors)
-    size = config.model.image_size
-    image = jnp.zeros((1, size, size, 3), jnp.uint8)
-    variables = jax.jit(model.init)(jax.random.key(seed), image)
+    variables = init_variables(model, jax.random.key(seed))
     stats = variables.get("batch_stats", {})
     # Batch norm with statistics that differ from the initial ones.
     rng = np.random.default_rng(seed)
@@ -113,6 +111,7 @@ def test_exported_file_works_without_this_project(form, batch, checkpoint, run, 
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=out.parent,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
         capture_output=True,
         text=True,
         check=False,
@@ -221,8 +220,8 @@ def test_export_of_full_size_networks(form, size, run, tmp_path):
     config = change(module.get_config(), model={"init_from": ""})
     path = tmp_path / "run"
     model = make_model(config.model, config.priors)
-    image = jnp.zeros((1, size, size, 3), jnp.uint8)
-    write_checkpoint(path, config, lively(jax.jit(model.init)(jax.random.key(0), image), 3.0))
+    variables = init_variables(model, jax.random.key(0))
+    write_checkpoint(path, config, lively(variables, 3.0))
     status, lines, err = run("--checkpoint", path, "--to", form, "--out", tmp_path / "f.x")
     assert status == 0, err
     print(lines[-2])

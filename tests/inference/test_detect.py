@@ -13,7 +13,7 @@ from ssd_jax.evaluation.ground_truth import load_ground_truth
 from ssd_jax.inference.detect import DetectFn, StoppedError, detect_source
 from ssd_jax.kernels.conv2d import use_cpu_conv
 from ssd_jax.kernels.winograd import transform_kernel
-from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.models.ssd import init_variables, make_model, model_priors
 from ssd_jax.ops.boxes import decode_boxes
 from ssd_jax.ops.nms import Detections
 from tests.tiny import TINY, change
@@ -57,7 +57,7 @@ class Wide:
 @functools.cache
 def variables():
     model = make_model(CONFIG.model, CONFIG.priors)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return model, init_variables(model, jax.random.key(0))
 
 
 def table(batch_size):
@@ -150,6 +150,7 @@ def assert_close(detections, expected):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_kernels_of_prepared_variables_are_transformed_once(transformed):
     model, weights = variables()
     expected = detect_directly(weights, IMAGES)
@@ -164,6 +165,7 @@ def test_kernels_of_prepared_variables_are_transformed_once(transformed):
     assert len(transformed) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [jnp.array, np.array])
 def test_variables_are_prepared_for_their_current_values(transformed, kind):
     model, weights = variables()
@@ -181,6 +183,7 @@ def test_variables_are_prepared_for_their_current_values(transformed, kind):
     assert_close(detect(inputs, IMAGES), expected)  # without preparation
 
 
+@pytest.mark.slow
 def test_transformed_kernels_are_freed_with_the_prepared_variables(transformed):
     model, weights = variables()
     detect = DetectFn(model, CONFIG)

@@ -16,7 +16,7 @@ from ssd_jax.data.errors import DataError
 from ssd_jax.data.types import Annotation
 from ssd_jax.inference.detect import DetectFn, detect_source
 from ssd_jax.inference.detector import Detections, Detector, load_image, turn_upright
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
 
@@ -27,7 +27,7 @@ SIZES = ((40, 20), (64, 64), (31, 90))
 @functools.cache
 def variables():
     model = make_model(CONFIG.model, CONFIG.priors)
-    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return init_variables(model, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -15,7 +14,7 @@ from ssd_jax.cli import benchmark as benchmark_main
 from ssd_jax.cli.run import run_main
 from ssd_jax.inference import latency as module
 from ssd_jax.inference.detect import DetectFn, make_post_process
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
 
@@ -25,7 +24,7 @@ CONFIG = change(TINY, model={"classes": ("a", "b")})
 @pytest.fixture(scope="module")
 def variables():
     model = make_model(CONFIG.model, CONFIG.priors)
-    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return init_variables(model, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +55,7 @@ def test_network_and_post_processing_equal_detection(variables):
     np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_figures_and_their_table(run, tmp_path):
     pictures = []
     for k in range(2):

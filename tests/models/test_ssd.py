@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 from ssd_jax.config import BASE_LAYERS, ConfigError, ModelConfig, PriorConfig
-from ssd_jax.models.ssd import feature_sizes, make_model, model_priors
+from ssd_jax.models.ssd import feature_sizes, init_variables, make_model, model_priors
 from ssd_jax.models.vgg import VGG16_LAYERS, ConvLayer
 from tests.models.reference import SSD512, SSD512_PRIORS, VOC, reference_image, reference_params
 
@@ -69,7 +69,7 @@ def test_outputs_follow_the_order_of_the_priors():
     )
     priors = PriorConfig(sizes=(16, 32, 64), steps=(8, 16), aspect_ratios=((2,), (2, 3)))
     model = make_model(config, priors)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    params = init_variables(model, jax.random.key(0))["params"]
     flat = traverse_util.flatten_dict(params)
     for name, boxes in (("conv4_3", 4), ("conv7", 6)):
         path = (f"head_{name}", "loc")
@@ -93,7 +93,7 @@ def test_bfloat16_network_returns_float32():
     )
     priors = PriorConfig(sizes=(30, 60), steps=(), aspect_ratios=((2,),))
     model = make_model(config, priors)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    variables = init_variables(model, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     image = jax.random.uniform(jax.random.key(1), (1, 96, 96, 3), maxval=255)
     full = make_model(dataclasses.replace(config, dtype="float32"), priors)

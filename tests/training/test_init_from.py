@@ -6,7 +6,7 @@ import pytest
 
 from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model, write_checkpoint
 from ssd_jax.config import ConfigError
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from ssd_jax.training.loop import train
 from tests.tiny import TINY, change
 
@@ -21,8 +21,8 @@ SHORT = change(
 @pytest.mark.slow
 def test_run_starts_from_a_checkpoint(tmp_path, capsys):
     config = change(SHORT, model={"classes": ("moon", "star")})
-    init = jax.jit(make_model(config.model, config.priors).init)
-    old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
+    model = make_model(config.model, config.priors)
+    old = jax.device_get(init_variables(model, jax.random.key(7)))
     old["params"]["head_conv7"]["conf"]["bias"] = np.arange(12, dtype=np.float32)
     write_checkpoint(tmp_path / "old", config, old)
 

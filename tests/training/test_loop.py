@@ -20,7 +20,7 @@ from ssd_jax.checkpoints.writer import SaveError
 from ssd_jax.config import ConfigError, UserError, from_json
 from ssd_jax.evaluation.report.output_dir import OutputError
 from ssd_jax.inference.detect import StoppedError
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from ssd_jax.training import loop, trainer
 from ssd_jax.training.loop import train
 from ssd_jax.training.metric_writer import LogError
@@ -103,7 +103,7 @@ def test_comparison_requires_the_same_classes(run, tmp_path):
     workdir, _ = run
     other = change(RESOLVED, model={"classes": ("star", "square", "triangle", "circle")})
     model = make_model(other.model, other.priors)
-    weights = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8))
+    weights = init_variables(model, jax.random.key(0))
     write_checkpoint(tmp_path / "other", other, dict(weights))
     arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out"), "--compare"]
     with pytest.raises(ConfigError, match=r"--compare: .*other.* has different classes from"):
@@ -310,6 +310,7 @@ def test_best_metric_must_be_a_metric(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ema_weights_are_evaluated(tmp_path):
     config = change(TINY, optim={"ema_decay": 0.5})
     mean_ap = train(config, tmp_path / "run")
@@ -326,8 +327,8 @@ def test_ema_weights_are_evaluated(tmp_path):
 @pytest.mark.slow
 def test_resume_before_the_first_checkpoint_starts_from_init_from(tmp_path):
     """The run starts from the configured weights, not from random ones."""
-    init = jax.jit(make_model(RESOLVED.model, RESOLVED.priors).init)
-    old = jax.device_get(init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.uint8)))
+    model = make_model(RESOLVED.model, RESOLVED.priors)
+    old = jax.device_get(init_variables(model, jax.random.key(7)))
     write_checkpoint(tmp_path / "old", RESOLVED, old)
     config = change(TINY, model={"init_from": str(tmp_path / "old")}, optim={"ema_decay": 0.9})
     train(config, tmp_path / "one")
@@ -337,6 +338,7 @@ def test_resume_before_the_first_checkpoint_starts_from_init_from(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_run_stopped_in_an_evaluation_repeats_it(tmp_path, monkeypatch, capsys):
     config = change(
         TINY, train={"eval_every": 2, "checkpoint_every": 4}, eval={"num_visualizations": 0}

@@ -136,11 +136,11 @@ def test_steps_after_a_nonfinite_one_do_not_complete():
 
 def make_step(**batch):
     """Build a finite step of a network with initial weights."""
-    from ssd_jax.models.ssd import make_model
+    from ssd_jax.models.ssd import init_variables, make_model
 
     config = change(CONFIG, model={"classes": ("a", "b"), "batch_norm": False})
-    init = jax.jit(make_model(config.model, config.priors).init)
-    variables = jax.device_get(init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8)))
+    model = make_model(config.model, config.priors)
+    variables = jax.device_get(init_variables(model, jax.random.key(0)))
     arrays = {
         "image": np.zeros((2, 64, 64, 3), np.uint8),
         "boxes": np.tile(np.float32([0.1, 0.1, 0.6, 0.6]), (2, 8, 1)),

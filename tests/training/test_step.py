@@ -221,6 +221,7 @@ def test_gradient_accumulation_equals_the_large_batch():
     assert_close(parts.params, whole.params, 1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_takes_less_memory():
     def temporary(parts):
         step, state = build(tiny_config(grad_accumulation_steps=parts))
@@ -230,6 +231,7 @@ def test_gradient_accumulation_takes_less_memory():
     assert temporary(4) < 0.6 * temporary(1)
 
 
+@pytest.mark.slow
 def test_ema_follows_the_weights():
     optim = dataclasses.replace(OPTIM, learning_rate=1e-3, ema_decay=0.5)
     states = [run(1, steps=k, optim=optim)[0] for k in range(4)]
@@ -270,6 +272,7 @@ def test_nonfinite_step_changes_nothing_nor_do_later_ones():
         assert int(state.nonfinite_steps) == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_computation_keeps_float32_state():
     model = dataclasses.replace(TINY, dtype="bfloat16")
     state, losses = run(1, model=model)

@@ -1,13 +1,12 @@
 """Initialization from files of VGG16 weights, in every format."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from ssd_jax.config import BASE_LAYERS, ConfigError
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import init_variables, make_model
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw
 from tests.tiny import TINY, change
@@ -18,8 +17,7 @@ RGB = change(CONFIG, model={"pretrained_channels": "rgb"})
 
 @pytest.fixture(scope="module")
 def variables():
-    init = jax.jit(make_model(CONFIG.model, CONFIG.priors).init)
-    return init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return init_variables(make_model(CONFIG.model, CONFIG.priors), jax.random.key(0))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Output folder of an evaluation, whose files appear together once all are complete."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def staged(out_dir: Path) -> Iterator[Path]:
     target = out_dir.expanduser().absolute()
     written = [path for path in (target, *target.parents) if path == target or not exists(path)]
     try:
+        if exists(target) and not io.is_dir(target):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
         with io.staged(target) as part:
             written.append(part)
             part.mkdir(parents=True)
