@@ -12,7 +12,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
+import tests.typechecking
+
+# Types and shapes of the operations are checked when they are called.
+install_import_hook("ssd_jax.ops", f"{tests.typechecking.__name__}.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A program that several tests compile is compiled once; the folder is removed with the process.
 _CACHE = tempfile.TemporaryDirectory(prefix="ssd_jax_tests_")

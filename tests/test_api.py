@@ -15,6 +15,8 @@ from ssd_jax.data.formats.synthetic import SHAPES
 from tests.runs import write_run
 from tests.tiny import TINY, change
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).parent.parent
 CONFIG = change(TINY, model={"classes": SHAPES}, eval={"report": False})
 

@@ -25,6 +25,8 @@ from ssd_jax.config import (
 from ssd_jax.config_file import load_config
 from ssd_jax.models.ssd import model_priors
 
+pytestmark = pytest.mark.smoke
+
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 
 from ssd_jax.kernels.radix_select import float_sort_key, kth_largest
 from ssd_jax.ops.boxes import AnyArray
@@ -50,7 +50,7 @@ def multibox_loss(
     loc: Float[AnyArray, "P 4"],
     conf: Float[AnyArray, "P C"],
     targets: Targets,
-    num_positives: Float[AnyArray, ""] | float,
+    num_positives: Num[AnyArray, ""] | float,
     *,
     neg_pos_ratio: float,
 ) -> MultiboxLoss:

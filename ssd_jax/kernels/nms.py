@@ -16,7 +16,7 @@ from ssd_jax.kernels.bitmask import (
     top_k_mask,
     unpack_bits,
 )
-from ssd_jax.ops.boxes import AnyArray, pairwise_iou
+from ssd_jax.ops.boxes import AnyArray, Scalar, pairwise_iou
 from ssd_jax.ops.nms import Detections, check_classes, select_detections
 
 _Program = Callable[[jax.Array, jax.Array], Detections]
@@ -29,8 +29,8 @@ def batched_nms(
     boxes: Float[jax.Array, "B P 4"],
     scores: Float[jax.Array, "B P C"],
     *,
-    score_threshold: float,
-    iou_threshold: float,
+    score_threshold: Scalar,
+    iou_threshold: Scalar,
     topk_candidates: int,
     detections_per_image: int,
 ) -> Detections:
@@ -53,8 +53,8 @@ def multiclass_nms(
     boxes: Float[AnyArray, "P 4"],
     scores: Float[AnyArray, "P C"],
     *,
-    score_threshold: float,
-    iou_threshold: float,
+    score_threshold: Scalar,
+    iou_threshold: Scalar,
     topk_candidates: int,
     detections_per_image: int,
 ) -> Detections:
@@ -66,7 +66,7 @@ def multiclass_nms(
 
 
 def _programs(
-    score_threshold: float, iou_threshold: float, topk_candidates: int, detections_per_image: int
+    score_threshold: Scalar, iou_threshold: Scalar, topk_candidates: int, detections_per_image: int
 ) -> tuple[_Program, _Program]:
     """Return the programs for one image, (boxes, scores) -> detections: CPU's and the default."""
 
@@ -113,7 +113,7 @@ def _top_k_of_mask(
 
 
 def nms_mask(
-    boxes: Float[AnyArray, "k 4"], valid: Bool[AnyArray, " k"], iou_threshold: float
+    boxes: Float[AnyArray, "k 4"], valid: Bool[AnyArray, " k"], iou_threshold: Scalar
 ) -> Bool[jax.Array, " k"]:
     """Mark the boxes that greedy non-maximum suppression keeps; see `ssd_jax.ops.nms.nms_mask`."""
     boxes, remaining = jnp.asarray(boxes), jnp.asarray(valid)

@@ -15,6 +15,9 @@ from jaxtyping import Float
 AnyArray: TypeAlias = jax.Array | np.ndarray
 """A JAX array, or a NumPy array that becomes a constant under jit, as the priors do."""
 
+Scalar: TypeAlias = Float[AnyArray, ""] | float
+"""A number, which may be an argument of a compiled function."""
+
 # Smallest side that is encoded: the logarithm of 0 is infinite, and sides far below a thousandth of
 # a pixel cannot be learned.
 _MIN_SIDE = 1e-6

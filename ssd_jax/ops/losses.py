@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Num
 
 from ssd_jax.ops.boxes import AnyArray
 from ssd_jax.ops.matching import Targets
@@ -43,7 +43,7 @@ def multibox_loss(
     loc: Float[AnyArray, "P 4"],
     conf: Float[AnyArray, "P C"],
     targets: Targets,
-    num_positives: Float[AnyArray, ""] | float,
+    num_positives: Num[AnyArray, ""] | float,
     *,
     neg_pos_ratio: float,
 ) -> MultiboxLoss:

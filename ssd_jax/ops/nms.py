@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Float32, Int32
 
-from ssd_jax.ops.boxes import AnyArray, pairwise_iou
+from ssd_jax.ops.boxes import AnyArray, Scalar, pairwise_iou
 
 
 class Detections(NamedTuple):
@@ -24,7 +24,7 @@ class Detections(NamedTuple):
 
 
 def nms_mask(
-    boxes: Float[AnyArray, "k 4"], valid: Bool[AnyArray, " k"], iou_threshold: float
+    boxes: Float[AnyArray, "k 4"], valid: Bool[AnyArray, " k"], iou_threshold: Scalar
 ) -> Bool[jax.Array, " k"]:
     """Mark the boxes that greedy non-maximum suppression keeps.
 
@@ -48,8 +48,8 @@ def multiclass_nms(
     boxes: Float[AnyArray, "P 4"],
     scores: Float[AnyArray, "P C"],
     *,
-    score_threshold: float,
-    iou_threshold: float,
+    score_threshold: Scalar,
+    iou_threshold: Scalar,
     topk_candidates: int,
     detections_per_image: int,
 ) -> Detections:

@@ -29,6 +29,8 @@ from ssd_jax.weights.finetune import init_from
 from tests.runs import write_run
 from tests.tiny import TINY, change
 
+pytestmark = pytest.mark.smoke
+
 CONFIG = change(
     TINY,
     model={

@@ -15,6 +15,8 @@ from ssd_jax.cli.train import main as train
 from ssd_jax.config import ConfigError, from_json
 from ssd_jax.config_file import describe_config, find_configs, load_config
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from ssd_jax.data import pipeline
 from ssd_jax.data.pipeline import eval_batches, train_batches
 from ssd_jax.data.sources import Annotation, DataError, Example, SyntheticSource
 
+pytestmark = pytest.mark.smoke
+
 MEAN = (123.0, 117.0, 104.0)
 
 

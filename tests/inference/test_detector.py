@@ -20,6 +20,8 @@ from ssd_jax.models.ssd import init_variables, make_model
 from tests.data.folders import write_image
 from tests.tiny import TINY, change
 
+pytestmark = pytest.mark.smoke
+
 CONFIG = change(TINY, model={"classes": ("a", "b")}, eval={"score_threshold": 0.3})
 SIZES = ((40, 20), (64, 64), (31, 90))
 

@@ -14,6 +14,8 @@ from ssd_jax.ops.boxes import (
     xyxy_to_cxcywh,
 )
 
+pytestmark = pytest.mark.smoke
+
 VARIANCES = (0.1, 0.2)
 
 

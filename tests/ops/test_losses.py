@@ -10,6 +10,8 @@ from ssd_jax.ops import losses as reference
 from ssd_jax.ops.losses import MultiboxLoss, smooth_l1
 from ssd_jax.ops.matching import Targets, make_targets
 
+pytestmark = pytest.mark.smoke
+
 IMPLEMENTATIONS = pytest.mark.parametrize("ops", [reference, kernel], ids=["reference", "kernel"])
 SEED = 20161208  # of the golden figures
 

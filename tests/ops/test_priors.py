@@ -4,6 +4,8 @@ import pytest
 from ssd_jax.ops.boxes import cxcywh_to_xyxy
 from ssd_jax.ops.priors import make_priors, num_priors, priors_per_cell
 
+pytestmark = pytest.mark.smoke
+
 FEATURES_300 = (38, 19, 10, 5, 3, 1)
 RATIOS_300 = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 STEPS_300 = (8, 16, 32, 64, 100, 300)

@@ -43,6 +43,7 @@ def read_lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.smoke
 def test_output_files(run):
     workdir, mean_ap = run
     config = from_json((workdir / "config.json").read_text())
@@ -126,6 +127,7 @@ def test_several_metrics_and_saved_detections(run, tmp_path):
     assert lines == sum(c["detections"] for c in ours["per_class"].values())
 
 
+@pytest.mark.smoke
 def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(run, tmp_path, monkeypatch):
     straight, mean_ap = run
     workdir = tmp_path / "resumed"

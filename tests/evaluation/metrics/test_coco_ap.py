@@ -11,6 +11,8 @@ import pytest
 from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.metrics.coco_ap import FIGURES, evaluate_coco
 
+pytestmark = pytest.mark.smoke
+
 # Our names -> those of the published file.
 PUBLISHED = {
     **{name: name for name in FIGURES},

@@ -9,6 +9,8 @@ import pytest
 from ssd_jax.data.tables import DetectionTable, GroundTruth
 from ssd_jax.evaluation.metrics.voc_ap import average_precision, evaluate_voc, match_detections
 
+pytestmark = pytest.mark.smoke
+
 # From continuous pixels to the devkit's, which count from 1 and include the last one.
 VOC_PIXELS = np.array([1, 1, 0, 0])
 
