@@ -30,8 +30,8 @@ def test_every_name_can_be_imported():
     assert set(ssd_jax.__all__) <= set(dir(ssd_jax))
     for name in ssd_jax.__all__:
         assert getattr(ssd_jax, name) is not None
-    with pytest.raises(AttributeError, match="module 'ssd_jax' has no attribute 'trian'"):
-        ssd_jax.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'ssd_jax' has no attribute 'traiin'"):
+        ssd_jax.traiin  # noqa: B018
 
 
 def test_names_are_those_of_their_modules():

@@ -109,6 +109,7 @@ def test_scaling_and_checkpoints_are_measured():
     assert times["size_mb"] == pytest.approx(2 * 4 * 26.285486, rel=0.01)
 
 
+@pytest.mark.slow
 def test_post_processing_of_made_up_predictions_gives_detections():
     loc, conf = predictions(1, 8732)
     detections = ssd_jax_workloads.suppress(loc, conf)()

@@ -63,8 +63,8 @@ def test_every_command_module_is_a_command():
     ("arguments", "message"),
     [
         ([], "ssd-jax: the command is missing; use one of train, evaluate, "),
-        (["trian"], "ssd-jax: unknown command 'trian'; perhaps you meant train; see --help"),
-        (["data", "chek"], "ssd-jax data: unknown command 'chek'; perhaps you meant check"),
+        (["traiin"], "ssd-jax: unknown command 'traiin'; perhaps you meant train; see --help"),
+        (["data", "checkk"], "ssd-jax data: unknown command 'checkk'; perhaps you meant check"),
         (["train", "--stepz", "3"], "ssd-jax train: unknown argument --stepz; perhaps you meant"),
         (["train", "--config", "quikstart"], "unknown config quikstart; perhaps you meant quick"),
         (["train", "--config", "conf/quickstart.py"], "file not found: conf/quickstart.py; perh"),
@@ -105,7 +105,7 @@ def test_module_and_script_run_the_program():
     ("arguments", "absent"),
     [
         (["--help"], {"tyro", "numpy", "jax"}),
-        (["trian"], {"tyro", "numpy", "jax"}),
+        (["traiin"], {"tyro", "numpy", "jax"}),
         (["train", "--stepz", "3"], {"numpy", "jax", "rich"}),
         (["predict", "--zzz"], {"numpy", "jax", "cv2"}),
     ],

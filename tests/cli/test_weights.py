@@ -46,6 +46,7 @@ def assert_forward_is_golden(golden, checkpoint):
         assert np.abs(np.asarray(ours)[:, index] - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_imported_checkpoint_gives_the_recorded_outputs(golden, checkpoint):
     assert_forward_is_golden(golden, checkpoint)
 

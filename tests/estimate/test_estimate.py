@@ -188,6 +188,7 @@ def test_lowered_step_takes_the_arrays_of_shard_batch():
     }
 
 
+@pytest.mark.slow
 def test_measured_cost_of_a_step():
     config = tiny_config()
     lowered = step_cost.lower_step(config, jax.local_devices()[:2], batch=4)

@@ -128,6 +128,7 @@ def test_exported_file_works_without_this_project(form, batch, checkpoint, run, 
 
 
 # A StableHLO file is the network's own program.
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [name for name in FORMS if name != "stablehlo"], indirect=True)
 @pytest.mark.parametrize(
     "change_",

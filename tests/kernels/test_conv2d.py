@@ -78,7 +78,9 @@ def arguments(layer, batch, seed=0):
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "winograd", "auto"])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "layer", [*LAYERS[:4], *(pytest.param(layer, marks=pytest.mark.slow) for layer in LAYERS[4:])]
+)
 def test_equals_the_plain_convolution(layer, algorithm):
     relu = layer[0] % 2 == 1
     *inputs, grad = arguments(layer, batch=2)

@@ -58,6 +58,7 @@ def test_outputs_equal_ssd_pytorch(golden):
         assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_outputs_follow_the_order_of_the_priors():
     """A head with one bias per box gives each prior the bias of its box."""
     config = ModelConfig(
@@ -82,6 +83,7 @@ def test_outputs_follow_the_order_of_the_priors():
     np.testing.assert_allclose(loc[0, :, 2:], sizes, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_network_returns_float32():
     config = dataclasses.replace(
         VOC,

@@ -50,18 +50,21 @@ def assert_close(ours, theirs):
     assert np.abs(np.asarray(ours) - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_outputs_equal_torchvision(recorded):
     expected, _, _, _, (loc, conf) = recorded
     assert_close(loc[0, expected["prior_index"]], expected["loc"])
     assert_close(conf[0, expected["prior_index"]], expected["conf"])
 
 
+@pytest.mark.slow
 def test_priors_equal_torchvision(recorded):
     expected, config, *_ = recorded
     corners = cxcywh_to_xyxy(model_priors(config.model, config.priors)) * 300
     np.testing.assert_allclose(corners[expected["prior_index"]], expected["anchors"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_detections_equal_torchvision(recorded):
     expected, config, model, variables, _ = recorded
     detections = DetectFn(model, config)(variables, seeded_image(RECORDED[0])[None])
@@ -80,6 +83,7 @@ def in_pixels(detections, b, width, height):
     }
 
 
+@pytest.mark.slow
 def test_names_cover_torchvisions_state_dict(recorded):
     expected, config, *_ = recorded
     assert set(torchvision_ssd_names(config.model)) == set(map(str, expected["names"]))

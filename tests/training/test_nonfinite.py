@@ -151,6 +151,7 @@ def make_step(**batch):
     return NonFiniteStep(7, ("first", "second"), arrays | batch, variables, config)
 
 
+@pytest.mark.slow
 def test_finite_step_names_no_image():
     diagnosis = diagnose(make_step())
     assert diagnosis.finite

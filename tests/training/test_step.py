@@ -132,6 +132,7 @@ def test_batch_without_objects_is_finite_and_only_decays_the_weights():
     assert_close(after.params, decayed, 1e-7)
 
 
+@pytest.mark.slow
 def test_frozen_layers_are_constant_and_not_differentiated():
     model = dataclasses.replace(TINY, freeze_before="conv5_1")
     before, _ = run(1, steps=0, model=model)
@@ -212,6 +213,7 @@ def test_five_steps_follow_the_reference(golden, path):
 WITHOUT_NORM = dataclasses.replace(TINY, batch_norm=False)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_equals_the_large_batch():
     """The loss is divided by the positives of all parts together; a part may have none."""
     batch = tiny_batch(empty=(0, 1, 5))
@@ -290,6 +292,7 @@ def test_stop_flag_of_one_device_reaches_all():
     assert float(metrics["stop"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_number_and_size_of_all_reduces(batch_norm):
     """One for all sums of the step; batch norm has one a layer forward and one backward.
@@ -310,6 +313,7 @@ def test_number_and_size_of_all_reduces(batch_norm):
     assert sum(one.times * one.size for one in all_reduces) == 4 * (values + sums + 2 * statistics)
 
 
+@pytest.mark.slow
 def test_one_device_has_no_all_reduce_and_copies_no_weights():
     optim = dataclasses.replace(OPTIM, bias_lr_multiplier=2.0, decay_biases=False)
     step, state = build(tiny_config(model=WITHOUT_NORM, optim=optim))
