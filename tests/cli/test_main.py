@@ -64,7 +64,7 @@ def test_every_command_module_is_a_command():
     [
         ([], "ssd-jax: the command is missing; use one of train, evaluate, "),
         (["traiin"], "ssd-jax: unknown command 'traiin'; perhaps you meant train; see --help"),
-        (["data", "checkk"], "ssd-jax data: unknown command 'checkk'; perhaps you meant check"),
+        (["data", "checkx"], "ssd-jax data: unknown command 'checkx'; perhaps you meant check"),
         (["train", "--stepz", "3"], "ssd-jax train: unknown argument --stepz; perhaps you meant"),
         (["train", "--config", "quikstart"], "unknown config quikstart; perhaps you meant quick"),
         (["train", "--config", "conf/quickstart.py"], "file not found: conf/quickstart.py; perh"),
