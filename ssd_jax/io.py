@@ -146,7 +146,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         with staged(path) as part:
             part.write_bytes(data)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write the file: {error.strerror}", str(path)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def reason(error: BaseException) -> str:

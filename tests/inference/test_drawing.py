@@ -235,7 +235,7 @@ def test_save_image_takes_rgb_and_leaves_no_other_file(tmp_path):
 
 
 def test_save_image_errors_name_the_file(tmp_path):
-    with pytest.raises(OSError, match=r"cannot write the file: No such file.*missing.a\.png"):
+    with pytest.raises(OSError, match=r"No such file.*missing.a\.png"):
         save_image(tmp_path / "missing" / "a.png", gray(3, 3))
     for name in ("a.pnk", "a"):
         with pytest.raises(ValueError, match=r"use \.png or \.jpg"):
