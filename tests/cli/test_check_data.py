@@ -453,7 +453,7 @@ class TestCommand:
         report = json.loads((tmp_path / "out.json").read_text())
         assert len(report["splits"]["training"]["classes"]) == 5000
 
-    def test_a_prior_size_is_proposed(self, run, tmp_path):
+    def test_prior_size_is_proposed(self, run, tmp_path):
         # 12x12 and 7x7 pixels of 100x80 are 7.7x9.6 and 4.5x5.6 in the input of 64x64.
         small = [write_object("cat", (x, 1, x + 11, 12)) for x in (1, 21, 41)]
         root = make_voc(

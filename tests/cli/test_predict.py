@@ -216,7 +216,7 @@ def test_checkpoint_is_required():
         predict_main.main(["x.png"])
 
 
-def test_a_number_is_a_camera_unless_a_file_has_that_name(tmp_path, monkeypatch):
+def test_number_is_a_camera_unless_a_file_has_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1").write_bytes(b"")
     camera, file = find_inputs(["0", "1"])
@@ -247,7 +247,7 @@ class Camera:
         pass
 
 
-def test_a_camera_runs_until_it_is_interrupted(predict, tmp_path, monkeypatch):
+def test_camera_runs_until_it_is_interrupted(predict, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cv2, "VideoCapture", Camera)
         status, errors = predict("0", "--out", tmp_path, "--batch-size", "1")

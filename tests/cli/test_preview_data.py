@@ -97,7 +97,7 @@ def test_priors_of_an_object_are_those_of_a_double_loop(rule, boxes):
     np.testing.assert_allclose(matches.best_iou, best, atol=1e-6)
 
 
-def test_the_samples_are_the_first_images_of_the_training():
+def test_samples_are_the_first_images_of_the_training():
     source = open_source(CAFFE.data, CAFFE.data.train_split, SHAPES)
     with train_batches(
         source, CAFFE.data, image_size=64, mean=CAFFE.model.image_mean, batch_size=4, seed=3
@@ -114,7 +114,7 @@ def test_the_samples_are_the_first_images_of_the_training():
     assert len({s.record.image_id for s in samples}) == 6
 
 
-def test_the_table_adds_up():
+def test_table_adds_up():
     owners = [[-1, 0, 0, 1, -1], [-1, -1, -1, 0, 0], [-1] * 5]
     matches = [
         show.PriorMatches(np.array(owners[0]), None, np.array([2, 1, 0]), np.array([0.8, 0.4, 0])),
@@ -211,7 +211,7 @@ def test_drawn_and_counted_matches_equal_make_targets(
     assert f"; {weak} (" in out
 
 
-def test_an_image_without_objects(run, monkeypatch, tmp_path):
+def test_image_without_objects(run, monkeypatch, tmp_path):
     root = make_folder(tmp_path / "data", {"1": write_xml()})
     data = {"format": "voc", "root": str(root), "train_split": "train", "eval_split": "train"}
     config = change(TINY, model={"classes": ("cat",)}, data=data)
@@ -223,7 +223,7 @@ def test_an_image_without_objects(run, monkeypatch, tmp_path):
     assert [len(c[4]) for c in calls] == [0, 0]
 
 
-def test_the_record_is_drawn_beside_the_sample(monkeypatch):
+def test_record_is_drawn_beside_the_sample(monkeypatch):
     """The original keeps its shape, in the middle; difficult objects and crowds are counted."""
     drawn, captions = [], []
     monkeypatch.setattr(
@@ -284,14 +284,14 @@ def test_without_a_config(run):
     assert "--config is missing" in err
 
 
-def test_a_folder_that_cannot_be_written(run, tmp_path):
+def test_folder_that_cannot_be_written(run, tmp_path):
     path = write_config_file(tmp_path / "tiny.py", CAFFE)
     status, out, err = run("--config", path, "--out", path, "--count", "1")
     assert (status, out) == (2, "")
     assert f"--out: {path} cannot be written (File exists)" in " ".join(err.split())
 
 
-def test_the_folder_has_the_configs_name(monkeypatch, tmp_path):
+def test_folder_has_the_configs_name(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(show, "show", lambda config, out, count: calls.append((out, count)))
     path = write_config_file(tmp_path / "tiny.py", CAFFE)

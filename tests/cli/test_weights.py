@@ -201,7 +201,7 @@ def test_folder_instead_of_a_file(tmp_path, monkeypatch, capsys):
     assert "is a folder" in error
 
 
-def test_an_existing_folder_is_kept(checkpoint, tmp_path, monkeypatch, capsys):
+def test_existing_folder_is_kept(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "x.npz").write_bytes(b"x")
     status, error = command(monkeypatch, capsys, "import", tmp_path / "x.npz", "--out", tmp_path)
     assert status == 2
@@ -258,7 +258,7 @@ def test_damaged_torch_file_is_one_error_line(tmp_path, monkeypatch, capsys):
         assert not out.exists()
 
 
-def test_a_zip_that_would_unpack_to_too_much_is_refused(tmp_path, monkeypatch):
+def test_zip_that_would_unpack_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("ssd_jax.weights.files.MAX_BYTES", 1000)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000))
     with pytest.raises(WeightsError, match=r"bomb.npz would unpack to"):

@@ -127,7 +127,7 @@ class TestAugment:
         np.testing.assert_allclose(ours[1], expected[1], atol=1e-6)
         np.testing.assert_array_equal(ours[2], expected[2])
 
-    def test_the_generator_decides(self, name):
+    def test_generator_decides(self, name):
         def run(seed):
             boxes, labels = np.array([[0.2, 0.2, 0.8, 0.7]], np.float32), np.ones(1, np.int32)
             return self.run(name, np.random.default_rng(seed), noise(), boxes, labels)
@@ -259,14 +259,14 @@ class TestExpand:
 
 
 class TestView:
-    def test_the_canvas_is_the_mean(self):
+    def test_canvas_is_the_mean(self):
         image = np.zeros((5, 5, 3), np.uint8)
         out = resample(*cut(image, np.array([-3, -1, 6, 8])), 9, FILL)
         expected = np.full((9, 9, 3), (123, 117, 104), np.uint8)
         expected[1:6, 3:8] = 0
         np.testing.assert_array_equal(out, expected)
 
-    def test_the_canvas_of_a_large_photograph_is_small(self, monkeypatch):
+    def test_canvas_of_a_large_photograph_is_small(self, monkeypatch):
         """A square keeps its position, and intermediate images have at most (2 * 8 * 10)^2 pixels,
         apart from those that the aspect of the view adds."""
         image = np.zeros((600, 900, 3), np.uint8)

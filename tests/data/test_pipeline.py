@@ -99,7 +99,7 @@ def test_shapes_types_and_padding():
             assert (batch["labels"] == labels[:, None] * mask).all()
 
 
-def test_an_epoch_has_each_record_once_in_a_new_order():
+def test_epoch_has_each_record_once_in_a_new_order():
     with train(Tiny(12)) as batches:
         epochs = [np.concatenate([b["index"] for b in take(batches, 3)]) for _ in range(4)]
     assert all(sorted(e) == list(range(12)) for e in epochs)
@@ -107,7 +107,7 @@ def test_an_epoch_has_each_record_once_in_a_new_order():
     assert tuple(range(12)) not in {tuple(e) for e in epochs}
 
 
-def test_a_batch_may_span_epochs():
+def test_batch_may_span_epochs():
     with train(Tiny(3)) as batches:
         stream = np.concatenate([b["index"] for b in take(batches, 6)])
     for epoch in stream.reshape(8, 3):
@@ -250,7 +250,7 @@ class TestResume:
                 assert_equal(one, two)
 
     @pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.nightly)])
-    def test_the_next_500_records_with_any_number_of_workers(self, workers):
+    def test_next_500_records_with_any_number_of_workers(self, workers):
         with train(Tiny(70)) as batches:
             take(batches, 23)
             state = batches.get_state()

@@ -110,7 +110,7 @@ class TestOpenSource:
 
 
 class TestShapes:
-    def test_a_scene_depends_on_stream_and_index_only(self):
+    def test_scene_depends_on_stream_and_index_only(self):
         few, many, other = (
             SyntheticSource(5, "train"),
             SyntheticSource(50, "train"),
@@ -155,7 +155,7 @@ class TestShapes:
         assert worst <= 3 / fine
         assert cut >= 10  # some are cut by the border: the test has seen them
 
-    def test_the_image_shows_the_object_where_its_box_is(self):
+    def test_image_shows_the_object_where_its_box_is(self):
         """The pixels that the last object changes are those of its box, to a pixel."""
         from ssd_jax.data.formats.synthetic import Scene, draw_scene
 

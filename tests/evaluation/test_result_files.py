@@ -310,7 +310,7 @@ def test_invalid_files_are_reported(cats, tmp_path):
         read_detections(detections, truth)
 
 
-def test_a_file_of_a_class_without_objects_is_ignored(cats, tmp_path, capsys):
+def test_file_of_a_class_without_objects_is_ignored(cats, tmp_path, capsys):
     annotations, detections = cats
     metrics = evaluate(detections, annotations, tmp_path / "without")
     other = detections / "comp4_det_test_dining_table.txt"

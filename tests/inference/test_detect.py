@@ -67,7 +67,7 @@ def table(batch_size):
 
 
 @pytest.mark.slow
-def test_the_batch_size_does_not_matter():
+def test_batch_size_does_not_matter():
     one, three = table(1), table(3)
     assert len(one.score) > 0
     np.testing.assert_array_equal(one.image, three.image)

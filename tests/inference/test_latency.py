@@ -84,7 +84,7 @@ def test_figures_and_their_table(run, tmp_path):
     assert "…" not in text  # it fits a terminal
 
 
-def test_the_command(run, tmp_path, monkeypatch, capfd):
+def test_command(run, tmp_path, monkeypatch, capfd):
     def call(*arguments):
         line = ["ssd-jax benchmark", "--checkpoint", run, "--out", tmp_path, *arguments]
         monkeypatch.setattr(sys, "argv", list(map(str, line)))

@@ -234,7 +234,7 @@ def test_bfloat16_stays_bfloat16(algorithm, geometry):
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.pmap], ids=["jit", "pmap"])
-def test_a_changed_algorithm_is_not_served_by_an_earlier_program(transform, monkeypatch):
+def test_changed_algorithm_is_not_served_by_an_earlier_program(transform, monkeypatch):
     """Also within one function, and for the gradient, whose rule is traced later."""
     traced = []
 

@@ -33,7 +33,7 @@ def test_max_pool_3x3():
 
 
 @pytest.mark.parametrize("ceil", [False, True])
-def test_the_first_of_equal_cells_gets_the_gradient(ceil):
+def test_first_of_equal_cells_gets_the_gradient(ceil):
     x = np.random.default_rng(0).integers(3, size=(2, 7, 5, 3)).astype(np.float32)
     pooled, vjp = jax.vjp(partial(max_pool_2x2, ceil=ceil), jnp.asarray(x))
     grad = np.random.default_rng(1).normal(size=pooled.shape).astype(np.float32)

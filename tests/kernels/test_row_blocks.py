@@ -33,7 +33,7 @@ def test_small_maps_are_one_block_and_large_ones_several(shape, blocks):
     per_image=st.integers(1, 4),
     columns=st.integers(1, 5),
 )
-def test_a_block_is_a_slice_of_the_padded_map(images, rows, per_image, columns):
+def test_block_is_a_slice_of_the_padded_map(images, rows, per_image, columns):
     if per_image > 1:
         rows = 2 * rows + 2
     maps = np.random.default_rng(0).normal(size=(2, images, rows * per_image, columns, 2))

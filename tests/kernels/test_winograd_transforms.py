@@ -33,7 +33,7 @@ def test_result_gradient_is_the_transpose_of_result(tile):
 
 
 @TILES
-def test_a_reversed_kernel_has_the_same_factors(tile):
+def test_reversed_kernel_has_the_same_factors(tile):
     kernel = RNG.normal(size=(3, 5))
     transforms = tile.kernel(kernel)
     flipped = [transforms[k] for k in tile.flip_permutation]

@@ -105,7 +105,7 @@ def test_bfloat16_network_returns_float32():
         assert 0 < float(jnp.abs(a - b).max()) < 0.05 * float(jnp.abs(b).max())
 
 
-def test_an_image_too_small_for_the_layers_is_reported():
+def test_image_too_small_for_the_layers_is_reported():
     config = dataclasses.replace(VOC, image_size=128)
     with pytest.raises(ConfigError, match=r"model.image_size 128 leaves no cell for conv10_2"):
         feature_sizes(config)

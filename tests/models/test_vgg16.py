@@ -133,7 +133,7 @@ def test_fc6_and_fc7_are_subsampled():
 
 
 @pytest.mark.parametrize("program", ["torchvision", "keras"])
-def test_a_full_classifier_gives_a_complete_base(convs, program):
+def test_full_classifier_gives_a_complete_base(convs, program):
     """One weight of each fc layer finds its place, however the program flattens its input."""
     by_torch = program == "torchvision"
     shape = (4096, 25088) if by_torch else (25088, 4096)

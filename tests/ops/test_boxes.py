@@ -85,7 +85,7 @@ def test_iou_of_a_box_with_itself_is_1(boxes):
     np.testing.assert_array_equal(np.diag(pairwise_iou(boxes, boxes)), 1)
 
 
-def test_a_box_without_area_has_zero_iou_and_gradient():
+def test_box_without_area_has_zero_iou_and_gradient():
     point, line, inverted = [0.5, 0.5, 0.5, 0.5], [0.2, 0.5, 0.8, 0.5], [0.8, 0.8, 0.2, 0.2]
     flat = jnp.array([point, line, inverted])
     full = jnp.array([[0.0, 0.0, 1.0, 1.0]])
@@ -137,7 +137,7 @@ def test_encode_inverts_decode(offsets, priors):
 
 
 @pytest.mark.parametrize("box", [[0.5, 0.5, 0.5, 0.5], [0.1, 0.3, 0.7, 0.3], [0.6, 0.6, 0.4, 0.4]])
-def test_a_box_without_area_has_finite_offsets_and_gradient(box):
+def test_box_without_area_has_finite_offsets_and_gradient(box):
     priors = jnp.array([[0.5, 0.5, 0.2, 0.2]])
     assert np.all(np.isfinite(encode_boxes(jnp.array([box]), priors, VARIANCES)))
     gradient = jax.grad(lambda b: encode_boxes(b, priors, VARIANCES).sum())(jnp.array([box]))

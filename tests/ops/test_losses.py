@@ -166,7 +166,7 @@ def test_rows_of_very_different_size_do_not_underflow(ops):
 
 
 @IMPLEMENTATIONS
-def test_a_prediction_that_overflows_at_a_negative_does_not_reach_the_loss(ops):
+def test_prediction_that_overflows_at_a_negative_does_not_reach_the_loss(ops):
     rng = np.random.default_rng(3)
     loc, conf, targets = random_case(rng)
     wild = np.where(targets.label[:, None] > 0, loc, np.inf)

@@ -128,7 +128,7 @@ def test_two_boxes_with_the_same_best_prior(ops):
 
 
 @IMPLEMENTATIONS
-def test_a_forced_match_stays_if_another_box_overlaps_the_prior_more(ops):
+def test_forced_match_stays_if_another_box_overlaps_the_prior_more(ops):
     iou = jnp.array([[0.9, 0.8], [0.7, 0.0]])
     both = np.array([True, True])
     np.testing.assert_array_equal(matches_of(ops, iou, both, 0.5, "bipartite"), [0, 0])
@@ -151,7 +151,7 @@ def test_bipartite_matching_of_a_chain_of_dependent_pairs(ops):
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
-def test_a_box_without_area_is_not_matched_and_targets_are_finite(ops, voc_priors, rule):
+def test_box_without_area_is_not_matched_and_targets_are_finite(ops, voc_priors, rule):
     boxes = jnp.array([[0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.6, 0.7]])
     targets = targets_of(
         ops, voc_priors, boxes, jnp.array([3, 5]), jnp.array([True, True]), rule=rule
@@ -172,7 +172,7 @@ def test_boxes_below_the_threshold_still_get_a_prior(ops, voc_priors, rule):
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("rule", RULES)
-def test_an_image_without_objects_is_background(ops, voc_priors, rule):
+def test_image_without_objects_is_background(ops, voc_priors, rule):
     padding = (np.full((3, 4), np.nan, np.float32), np.full(3, 9, np.int32), np.zeros(3, bool))
     nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
     for boxes, labels, mask in (padding, nothing):
@@ -247,7 +247,7 @@ def test_jit_and_vmap_equal_eager(ops, golden, voc_priors, rule):
 
 
 @IMPLEMENTATIONS
-def test_an_unknown_rule_is_reported(ops, monkeypatch):
+def test_unknown_rule_is_reported(ops, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would report it first
     with pytest.raises(ValueError, match="'bipartite' or 'per_object'"):
         ops.match_priors(jnp.zeros((1, 2)), jnp.ones(1, bool), threshold=0.5, rule="best")

@@ -140,7 +140,7 @@ def test_kept_boxes_do_not_overlap_and_suppressed_ones_overlap_a_kept_box(
 
 
 @IMPLEMENTATIONS
-def test_a_chain_of_boxes_keeps_every_other(ops):
+def test_chain_of_boxes_keeps_every_other(ops):
     left = np.arange(75) * 0.3
     boxes = np.stack([left, np.zeros(75), left + 1, np.ones(75)], axis=1).astype(np.float32)
     keep = jit_mask(ops, boxes, np.ones(75, bool), 0.5)  # neighbours overlap by 0.7 / 1.3

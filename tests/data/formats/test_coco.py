@@ -49,7 +49,7 @@ class TestCocoJson:
         source = CocoSource(root, "train", ("bird", "dog", "cat"))
         assert source.annotation(0).labels.tolist() == [1, 2]
 
-    def test_a_crowd_is_difficult(self, tmp_path):
+    def test_crowd_is_difficult(self, tmp_path):
         boxes = [(1, DOG, BOX, {"iscrowd": k}) for k in (1, 0)] + [(1, DOG, BOX)]
         annotation = CocoSource(make_coco(tmp_path, boxes=boxes), "train", CLASSES).annotation(0)
         assert annotation.crowd.tolist() == annotation.difficult.tolist() == [True, False, False]
@@ -78,7 +78,7 @@ class TestCocoJson:
         source = CocoSource(make_coco(tmp_path, folder=tmp_path / folder), "train", CLASSES)
         assert source.image(1).shape == (80, 100, 3)
 
-    def test_the_folder_with_the_most_images_is_taken(self, tmp_path):
+    def test_folder_with_the_most_images_is_taken(self, tmp_path):
         """A folder of the right name that holds something else hides nothing."""
         make_coco(tmp_path, folder=tmp_path / "JPEGImages")
         (tmp_path / "train").mkdir()

@@ -93,7 +93,7 @@ class TestVocFolder:
         source = open_one(tmp_path, write_xml(write_object(extra=part)))
         assert len(source.annotation(0).labels) == 1
 
-    def test_an_image_without_objects(self, tmp_path):
+    def test_image_without_objects(self, tmp_path):
         source = open_one(tmp_path, write_xml())
         example = source[0]
         assert example.boxes.shape == (0, 4)

@@ -97,7 +97,7 @@ class TestBefore:
         )
         assert not (tmp_path / "tfds").exists()
 
-    def test_a_folder_without_the_dataset(self, tmp_path):
+    def test_folder_without_the_dataset(self, tmp_path):
         with pytest.raises(DataError, match=r"--from .* has no VOC2007/ImageSets/Main/train\.txt"):
             main(["prepare", "voc/2007", "--root", str(tmp_path), "--from", str(tmp_path)])
 

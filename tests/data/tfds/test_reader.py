@@ -73,7 +73,7 @@ class TestAnnotationCache:
         ],
         ids=["empty", "cut", "nonsense", "one byte"],
     )
-    def test_a_damaged_file_is_rebuilt(self, tmp_path, folder, reads, damage):
+    def test_damaged_file_is_rebuilt(self, tmp_path, folder, reads, damage):
         expected = labels(open_source(tmp_path))
         good = (folder / KEPT).read_bytes()
         (folder / KEPT).write_bytes(damage(good))
@@ -155,12 +155,12 @@ class TestAnnotationCache:
 
 
 class TestDamagedRecords:
-    def test_an_image_that_cannot_be_decoded(self, tmp_path):
+    def test_image_that_cannot_be_decoded(self, tmp_path):
         make_tfds(tmp_path, {"train": [voc_record("a"), voc_record("b", image=b"no image")]})
         with pytest.raises(DataError, match=r"train\[1\] cannot be read \(its image cannot be dec"):
             open_source(tmp_path)
 
-    def test_an_image_that_was_cut_off(self, tmp_path):
+    def test_image_that_was_cut_off(self, tmp_path):
         image = jpeg(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8))
         make_tfds(tmp_path, {"train": [voc_record("a", image=image[:-900])]})
         source = open_source(tmp_path)
@@ -194,7 +194,7 @@ class TestDamagedRecords:
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
-    def test_a_feature_of_another_module_is_not_imported(self, tmp_path, folder, monkeypatch, key):
+    def test_feature_of_another_module_is_not_imported(self, tmp_path, folder, monkeypatch, key):
         (tmp_path / "planted.py").write_text("raise SystemExit('it was imported')")
         monkeypatch.syspath_prepend(tmp_path)
         path = folder / "features.json"
@@ -233,6 +233,6 @@ class TestFindPrepared:
         monkeypatch.setenv("TFDS_DATA_DIR", "~/others")
         assert data_dir("") == tmp_path / "others"
 
-    def test_the_command_is_quoted(self):
+    def test_command_is_quoted(self):
         with pytest.raises(DataError, match=r"prepare voc/2007 --root '/no where'$"):
             reader.open_prepared("/no where", "voc/2007")

@@ -108,7 +108,7 @@ class TestBoxes:
         assert example.boxes.dtype == np.float32
         assert example.labels.shape == example.difficult.shape == example.crowd.shape == (0,)
 
-    def test_a_crowd_is_difficult(self, tmp_path):
+    def test_crowd_is_difficult(self, tmp_path):
         features = plain_features(is_crowd=np.bool_, is_difficult=np.bool_)
         marks = [(True, False), (False, True), (False, False)]
         objects = [plain_object(is_crowd=c, is_difficult=d) for c, d in marks]
@@ -224,7 +224,7 @@ class TestClasses:
         assert source.annotation(1).labels.tolist() == [0]
         assert [e.item for e in errors] == ["object 1 (dog)", "object 3 (dog)"]
 
-    def test_a_class_without_objects_needs_no_label(self, tmp_path):
+    def test_class_without_objects_needs_no_label(self, tmp_path):
         make_tfds(tmp_path, {"train": [voc_record("a", voc_object("dog"))]})
         assert len(TfdsSource(str(tmp_path), "voc/2007:train", ("dog",))) == 1
 

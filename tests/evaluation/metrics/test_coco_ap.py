@@ -182,7 +182,7 @@ def test_metrics_without_objects_are_nan(detections, objects):
     assert result.classes[0].num_objects == 0
 
 
-def test_the_default_area_is_that_of_the_box():
+def test_default_area_is_that_of_the_box():
     det, gt = tables([[0, 0, 0.5, 0, 0, 32, 32]], [[0, 0, 0, 0, 32, 32]])
     box = evaluate_coco(det, gt, ["a"]).figures
     assert (box["APs"], box["APm"]) == pytest.approx((1, 1))  # 32^2 is both

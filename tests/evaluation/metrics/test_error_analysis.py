@@ -48,7 +48,7 @@ def test_curves_and_delta_ap_are_of_all_detections():
     assert high.images.tp.sum() == true_positives
 
 
-def test_a_score_equal_to_the_threshold_counts():
+def test_score_equal_to_the_threshold_counts():
     gt = truth([[0, 0, 1, 1, 10, 10, 0]])
     det = table([[0, 0, 0.3, 1, 1, 10, 10]])
     assert analyze_errors(det, gt, ["a"], 1, score_threshold=0.3).images.tp.tolist() == [1]

@@ -89,7 +89,7 @@ def test_outcomes_equal_the_loop(seed):
     assert counts == {**{k: kinds.count(k) for k in OUTCOMES[2:]}, "missed": len(missed)}
 
 
-def test_the_random_cases_reach_every_outcome():
+def test_random_cases_reach_every_outcome():
     seen = {kind for seed in range(50) for kind in by_loop(*errors_case(seed))[0]}
     assert seen == set(OUTCOMES)
 
@@ -206,7 +206,7 @@ def test_no_true_positives(objects, detections):
     assert increases["missed"] == 1 if objects else math.isnan(increases["missed"])
 
 
-def test_a_higher_iou_threshold_gives_localization_errors():
+def test_higher_iou_threshold_gives_localization_errors():
     gt = truth([[0, 0, 1, 1, 10, 10, 0]])
     det = table([[0, 0, 0.9, 1, 1, 10, 14]])
     assert OUTCOMES[classify_outcomes(det, gt, 1).kind[0]] == "true positive"
@@ -232,7 +232,7 @@ def test_iou_equal_to_the_threshold_suffices():
     assert kinds == ["true positive", "duplicate", "classification"]
 
 
-def test_a_classification_error_has_the_first_of_equal_objects():
+def test_classification_error_has_the_first_of_equal_objects():
     gt = truth([[0, 2, 1, 1, 10, 10, 0], [0, 1, 1, 1, 10, 10, 0]])
     det = table([[0, 0, 0.9, 1, 1, 10, 10]])
     assert classify_outcomes(det, gt, 3).object.tolist() == [0]

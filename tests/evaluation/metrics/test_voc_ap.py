@@ -196,7 +196,7 @@ def test_sizes_use_the_annotated_area():
         evaluate_voc(det, gt, ["a"], area=np.zeros(2))
 
 
-def test_the_random_cases_reach_every_outcome():
+def test_random_cases_reach_every_outcome():
     seen = set()
     for seed in range(50):
         det, gt = random_case(seed)

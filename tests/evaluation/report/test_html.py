@@ -124,7 +124,7 @@ def test_control_characters_are_escaped(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["note"] == odd
 
 
-def test_the_same_evaluation_gives_the_same_bytes(tmp_path):
+def test_same_evaluation_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_evaluation(tmp_path / name, *case(2), extra={})
     for path in ("report.html", "analysis.json", "metrics.json", "plots/curves.svg"):
