@@ -120,7 +120,7 @@ def test_exported_file_works_without_this_project(form, batch, checkpoint, run, 
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("detections "))
     detections = json.loads(line.removeprefix("detections "))
-    (expected,) = Detector.from_checkpoint(checkpoint, threshold=0.2)(picture)
+    expected = Detector.from_checkpoint(checkpoint, threshold=0.2)(picture)
     assert [name for name, _, _ in detections] == [expected.names[k] for k in expected.labels]
     assert len(detections) > 5
     np.testing.assert_allclose([score for _, score, _ in detections], expected.scores, atol=1e-3)
