@@ -242,7 +242,7 @@ def test_threshold_and_classes_filter_without_another_detection(
     path = photo(tmp_path / "photo.png")
     page = Page(browser, server.address)
     page.upload(path)
-    (expected,) = detectors["first"](path, threshold=0.5)
+    expected = detectors["first"](path, threshold=0.5)
     page.wait_message(f"photo.png (130 x 90 pixels): {len(expected)} detections above 0.50: ")
     assert page.rows == table(expected)
     assert page.run(
@@ -263,7 +263,7 @@ def test_threshold_and_classes_filter_without_another_detection(
     # Another threshold, after the upload is deleted.
     for upload in server.uploads():
         upload.unlink()
-    (fewer,) = detectors["first"](path, threshold=0.7)
+    fewer = detectors["first"](path, threshold=0.7)
     assert 0 < len(fewer) < len(expected)
     page.set_threshold(0.7)
     page.wait_message(f"{len(fewer)} detections above 0.70: ")
@@ -286,10 +286,10 @@ def test_selecting_another_checkpoint(server, browser, detectors, tmp_path):
     path = photo(tmp_path / "photo.png", seed=2)
     page = Page(browser, server.address)
     page.upload(path)
-    (expected,) = detectors["first"](path, threshold=0.5)
+    expected = detectors["first"](path, threshold=0.5)
     page.wait(lambda: page.rows == table(expected))
     page.choose("checkpoint", "second")
-    (other,) = detectors["second"](path, threshold=0.5)
+    other = detectors["second"](path, threshold=0.5)
     assert table(other) != table(expected)
     page.wait(lambda: page.rows == table(other), seconds=180)  # the server compiles the network
 
@@ -339,7 +339,7 @@ def test_two_simultaneous_users(server, browser, detectors, tmp_path):
             page.upload(path)
     for window, page, path in zip(windows, pages, paths, strict=True):
         browser.switch_to.window(window)
-        (expected,) = detectors["first"](path, threshold=0.6)
+        expected = detectors["first"](path, threshold=0.6)
         page.wait(lambda page=page, expected=expected: page.rows == table(expected))
         assert page.message.startswith(path.name)
     browser.close()
