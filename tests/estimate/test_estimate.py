@@ -215,6 +215,7 @@ def test_memory_counts_donated_buffers_once():
     assert step_cost.measure(tiny_config(), lowered, compiled, 4, seconds=1.0).memory == 1175
 
 
+@pytest.mark.slow
 def test_accumulation_has_the_same_flops():
     flops = []
     for parts in (1, 2):

@@ -26,6 +26,7 @@ def assert_close(ours, theirs):
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_priors_equal_the_double_loop(imported):
     config = imported[0]
     expected = reference.priors()
@@ -33,12 +34,14 @@ def test_priors_equal_the_double_loop(imported):
     np.testing.assert_allclose(model_priors(config.model, config.priors), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_outputs_equal_the_recorded_ones(imported, golden):
     expected = np.load(golden / "ssd512.npz")
     for ours, name in zip(imported[3], ("loc", "conf"), strict=True):
         assert_close(ours[expected["prior_index"]], expected[name])
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_detections_equal_the_recorded_ones(imported, golden):
     config, model, variables, _ = imported

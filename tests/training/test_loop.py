@@ -296,6 +296,7 @@ def test_signal_does_not_wait_for_the_compiler(tmp_path, monkeypatch, capsys):
     assert "stopping now: nothing is to be saved" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_profiler_trace(tmp_path):
     config = change(TINY, train={"steps": 8, "profile_steps": 2}, eval={"num_visualizations": 0})
     train(config, tmp_path / "run")

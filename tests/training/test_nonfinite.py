@@ -159,6 +159,7 @@ def test_finite_step_names_no_image():
     assert describe(make_step(), diagnosis).startswith("step 7: finite in this share of the batch")
 
 
+@pytest.mark.slow
 def test_overflowing_weights_name_no_single_image():
     step = make_step()
     step.variables["params"]["head_conv7"]["conf"]["bias"][:] = np.inf
