@@ -48,6 +48,11 @@ def commands(page):
     return found
 
 
+def matching_files(word):
+    """Return the files that a pattern matches; a word without a match is kept, as by a shell."""
+    return (sorted(map(str, Path().glob(word))) if "*" in word else []) or [word]
+
+
 def reason_not_run(command):
     return next((reason for part, reason in NOT_RUN.items() if part in command), None)
 
@@ -142,8 +147,18 @@ def test_commands_of_a_page(page, workspace, network, monkeypatch, capfd):
         # [ARGUMENT] is optional; the shell expands the home folder and unquoted patterns.
         words = shlex.split(re.sub(r"\[[^]]*\]", "", command))
         words = [str(Path(word).expanduser()) if word.startswith("~") else word for word in words]
+        words = [file for word in words for file in matching_files(word)]
         if "--config" in words:
             assert words[words.index("--config") + 1] in find_configs()
+        if "--workdir" in words:
+            workdir = Path(words[words.index("--workdir") + 1])
+            if "--resume" not in words:
+                shutil.rmtree(workdir, ignore_errors=True)
+            elif not (workdir / "metrics.jsonl").exists():  # the page does not train it first
+                shutil.rmtree(workdir)
+                train = ["train", "--config", "voc_folder", "--data.root", "mydata"]
+                monkeypatch.setattr(sys, "argv", ["ssd-jax", *train, "--workdir", str(workdir)])
+                assert run_main(main) == 0
         monkeypatch.setattr(sys, "argv", words)
         status = run_main(main)
         assert status == 0, (command, capfd.readouterr().err)
