@@ -9,16 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssd_jax.checkpoints.reader import checkpoint_step, find_checkpoint, read_config, restore_model
+from ssd_jax.checkpoints.reader import find_checkpoint, read_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.config_file import load_config
-from ssd_jax.data.sources import open_source
-from ssd_jax.distributed import is_main_process, use_compilation_cache
-from ssd_jax.evaluation.evaluate import evaluate_source
+from ssd_jax.distributed import is_main_process
+from ssd_jax.evaluation.checkpoints import default_out_dir, evaluate_checkpoints
 from ssd_jax.evaluation.metrics.evaluation import Evaluation
-from ssd_jax.evaluation.report.output_dir import staged_on_main_process
-from ssd_jax.inference.detect import DetectFn
-from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.training import loop
 
 
@@ -73,22 +69,10 @@ def evaluate(
             "checkpoint's config"
         )
     config = dataclasses.replace(saved, data=config.data, eval=config.eval)
-    use_compilation_cache(config.runtime.compilation_cache_dir)
-    set_cpu_conv(config.runtime.cpu_conv)
-    source = open_source(config.data, config.data.eval_split, config.model.classes)
-    step = checkpoint_step(path)
-    with staged_on_main_process(
-        Path(out_dir) if out_dir else path.parent.parent / "eval" / path.name
-    ) as staged_dir:
-        model, variables = restore_model(path, config)
-        return evaluate_source(
-            DetectFn(model, config),
-            variables,
-            source,
-            config,
-            out_dir=staged_dir,
-            console=Console(highlight=False, soft_wrap=True, quiet=not is_main_process()),
-            name=path.name,
-            extra={} if step is None else {"step": step},
-            save_detections=save_detections,
-        )
+    (evaluation,) = evaluate_checkpoints(
+        {".": (path, config)},
+        Path(out_dir) if out_dir else default_out_dir(path),
+        console=Console(highlight=False, soft_wrap=True, quiet=not is_main_process()),
+        save_detections=save_detections,
+    )
+    return evaluation

@@ -525,8 +525,8 @@ def test_signals_end_the_server_and_delete_uploads(runs, tmp_path, number, statu
     assert out == ""
     warning, *rest = log.splitlines()
     assert warning == (
-        f"demo: warning: anyone who can reach port {server.port} of this machine can use the "
-        "demo app: it has no login"
+        f"python -m ssd_jax demo: warning: anyone who can reach port {server.port} of this machine "
+        "can use the demo app: it has no login"
     )
     assert rest == ["python -m ssd_jax demo: interrupted"] * (number == signal.SIGINT)
     assert list(server.temporary.glob("ssd_jax_demo_*")) == []

@@ -27,16 +27,14 @@ MAY_IMPORT = {
     "weights": BASE | {"models", "checkpoints"},
     "data": BASE | {"weights.class_names"},
     "inference": BASE | {"distributed", "ops", "kernels", "models", "checkpoints", "data"},
-    "evaluation": BASE | {"distributed", "data", "inference"},
+    "evaluation": BASE | {"distributed", "kernels", "checkpoints", "data", "inference"},
     "training": BASE
     | {"distributed", "ops", "kernels", "models", "weights", "checkpoints"}
     | {"data", "inference", "evaluation"},
     "export": BASE | {"ops", "kernels", "models", "checkpoints", "data", "inference"},
     "estimate": BASE | {"kernels", "models", "data", "training"},
     "demo": BASE | {"checkpoints", "data", "inference"},
-    "api": BASE
-    | {"config_file", "distributed", "kernels", "checkpoints", "data", "inference"}
-    | {"evaluation", "training"},
+    "api": BASE | {"config_file", "distributed", "checkpoints", "evaluation", "training"},
     "cli": BASE
     | {"config_file", "distributed", "ops", "kernels", "models", "weights", "checkpoints", "data"}
     | {"inference", "evaluation", "training", "export", "estimate", "demo"},

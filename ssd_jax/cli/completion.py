@@ -1,7 +1,9 @@
 """Shell completion of the program `ssd-jax`, written by tyro."""
 
+import functools
+import operator
 from collections.abc import Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import tyro
 from tyro import conf
@@ -10,7 +12,7 @@ from ssd_jax.cli import benchmark, data, demo, estimate, evaluate, export, predi
 from ssd_jax.cli.arguments import make_registry
 from ssd_jax.config import Config, ConfigError
 
-_COMMANDS = {
+COMMANDS = {
     "train": train.TrainArgs,
     "evaluate": evaluate.CheckpointArgs,
     "predict": predict.PredictArgs,
@@ -21,6 +23,7 @@ _COMMANDS = {
     "estimate": estimate.EstimateArgs,
     "demo": demo.DemoArgs,
 }
+"""Arguments of the commands, and of their subcommands, by name."""
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -36,7 +39,7 @@ def print_completion(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise ConfigError(f"--print-completion needs one of {', '.join(SHELLS)}")
     tyro.cli(
-        _union(_COMMANDS),
+        _union(COMMANDS),
         prog="ssd-jax",
         args=["--tyro-print-completion", *arguments],
         registry=make_registry(Config()),
@@ -49,4 +52,4 @@ def _union(commands: Any) -> Any:
     if not isinstance(commands, dict):
         return commands
     kinds = [Annotated[_union(kind), conf.subcommand(name)] for name, kind in commands.items()]
-    return Union[tuple(kinds)]  # noqa: UP007 - of a variable number
+    return functools.reduce(operator.or_, kinds)

@@ -21,12 +21,6 @@ from ssd_jax.cli.arguments import (
 from ssd_jax.config import Config, ConfigError, Range
 from ssd_jax.io import is_dir
 
-if typing.TYPE_CHECKING:
-    from rich.console import Console
-
-    from ssd_jax.evaluation.ground_truth import EvaluationData
-    from ssd_jax.evaluation.metrics.evaluation import Evaluation
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointArgs(ProcessArgs):
@@ -111,49 +105,22 @@ def main(arguments: Sequence[str]) -> None:
 def _evaluate_checkpoints(args: CheckpointArgs, arguments: Sequence[str]) -> None:
     from rich.console import Console
 
-    from ssd_jax.checkpoints.reader import checkpoint_step, find_checkpoint, restore_model
-    from ssd_jax.data.sources import open_source
-    from ssd_jax.distributed import is_main_process, use_compilation_cache
-    from ssd_jax.evaluation.evaluate import evaluate_source
-    from ssd_jax.evaluation.ground_truth import load_ground_truth
-    from ssd_jax.evaluation.report.output_dir import staged_on_main_process
-    from ssd_jax.inference.detect import DetectFn
-    from ssd_jax.kernels.conv2d import set_cpu_conv
+    from ssd_jax.checkpoints.reader import find_checkpoint
+    from ssd_jax.distributed import is_main_process
+    from ssd_jax.evaluation.checkpoints import default_out_dir, evaluate_checkpoints
 
     checkpoint = find_checkpoint(args.checkpoint, best=args.best)
-    checkpoints = _read_configs(checkpoint, args.compare, arguments)
-    config = checkpoints[0][1]
-    out_dir, parts = checkpoint.parent.parent / "eval" / checkpoint.name, _parts(args.compare)
+    configs = _read_configs(checkpoint, args.compare, arguments)
+    checkpoints = dict(zip(_parts(args.compare), configs, strict=True))
+    out_dir = default_out_dir(checkpoint)
     if args.compare is not None:
         out_dir = out_dir / "comparison"
     out_dir = args.out or out_dir
-    use_compilation_cache(config.runtime.compilation_cache_dir)
-    set_cpu_conv(config.runtime.cpu_conv)
-    source = open_source(config.data, config.data.eval_split, config.model.classes)
     console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
-    evaluations = []
-    # One process writes.
-    with staged_on_main_process(out_dir) as staged_dir:
-        # A checkpoint that cannot be restored is reported before anything is detected.
-        models = [restore_model(*each) for each in checkpoints]
-        for (path, each), (model, variables), part in zip(checkpoints, models, parts, strict=True):
-            step = checkpoint_step(path)
-            evaluation = evaluate_source(
-                DetectFn(model, each),
-                variables,
-                source,
-                each,
-                out_dir=staged_dir / part,
-                console=console,
-                name=_name(path),
-                extra={} if step is None else {"step": step},
-                save_detections=args.save_detections,
-            )
-            evaluations.append(evaluation)
-        if args.compare is not None and is_main_process():
-            images = config.eval.num_report_images
-            _compare(staged_dir, evaluations, load_ground_truth(source), console, images=images)
-    for evaluation, part in zip(evaluations, parts, strict=True):
+    evaluations = evaluate_checkpoints(
+        checkpoints, out_dir, console=console, save_detections=args.save_detections
+    )
+    for evaluation, part in zip(evaluations, checkpoints, strict=True):
         console.print(
             f"mAP {evaluation.results[0].mean_ap:.4f}; metrics and images are in {out_dir / part}",
             markup=False,
@@ -187,39 +154,13 @@ def _read_configs(
     return checkpoints
 
 
-def _name(checkpoint: Path) -> str:
-    """Return the name of a checkpoint in reports: its run and step, or its folder."""
-    path = checkpoint.absolute()
-    if path.parent.name == "checkpoints":
-        return f"{path.parent.parent.name}, step {path.name}"
-    return path.name
-
-
-def _compare(
-    out_dir: Path,
-    evaluations: Sequence["Evaluation"],
-    data: "EvaluationData",
-    console: "Console",
-    *,
-    images: int,
-) -> None:
-    """Print two evaluations side by side and write them to the folder."""
-    from ssd_jax.evaluation.report.console import print_comparison
-    from ssd_jax.evaluation.report.output_dir import write_comparison
-
-    a, b = evaluations
-    write_comparison(out_dir, a, b, data, images=images)
-    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
-    print_comparison(a.results, b.results, console)
-
-
 def _evaluate_files(args: FilesArgs) -> None:
     # JAX, which takes seconds to import, is not needed here.
     from rich.console import Console
 
     from ssd_jax.evaluation.metrics.evaluation import MetricName, evaluate_detections
-    from ssd_jax.evaluation.report.console import print_errors, print_metrics
-    from ssd_jax.evaluation.report.output_dir import staged, write_evaluation
+    from ssd_jax.evaluation.report.console import print_comparison, print_errors, print_metrics
+    from ssd_jax.evaluation.report.output_dir import staged, write_comparison, write_evaluation
     from ssd_jax.evaluation.result_files import read_annotations, read_detections
 
     names = typing.get_args(MetricName)
@@ -249,7 +190,9 @@ def _evaluate_files(args: FilesArgs) -> None:
             print_errors(evaluation.analysis, console)
             evaluations.append(evaluation)
         if args.compare is not None:
-            _compare(out_dir, evaluations, data, console, images=8)
+            a, b = evaluations
+            write_comparison(out_dir, a, b, data)
+            print_comparison(a, b, console)
     for part in _parts(args.compare):
         console.print(f"metrics.json and report.html are in {args.out / part}", markup=False)
     if args.compare is not None:

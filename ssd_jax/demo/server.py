@@ -21,6 +21,7 @@ from ssd_jax.demo.guard import (
     with_timeouts,
 )
 from ssd_jax.demo.logs import shorten_tracebacks
+from ssd_jax.streams import program_name
 
 # Features of Gradio that contact other machines or expose more than the app.
 _DISABLED = ("share", "inbrowser", "run_history", "enable_monitoring", "mcp_server", "pwa")
@@ -49,8 +50,8 @@ def serve(
             url = _launch(app, host, port, AllowedHosts(host, allowed_hosts), max_upload_mb)
             if host not in LOCAL_HOSTS:
                 print(
-                    f"demo: warning: anyone who can reach port {port} of this machine can use the "
-                    "demo app: it has no login",
+                    f"{program_name()}: warning: anyone who can reach port {port} of this machine "
+                    "can use the demo app: it has no login",
                     file=sys.stderr,
                 )
             print(f"{url} is ready; press Ctrl-C to stop", flush=True)

@@ -39,7 +39,7 @@ def batched_nms(
     On CPU, process one image at a time with `lax.map`, which stays in the cache; `vmap` would
     execute both branches of the CPU's program for every image.
     """
-    check_classes(scores[0])
+    check_classes(scores)
     boxes, scores = jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
     cpu, default = _programs(score_threshold, iou_threshold, topk_candidates, detections_per_image)
 
@@ -68,7 +68,7 @@ def multiclass_nms(
 def _programs(
     score_threshold: Scalar, iou_threshold: Scalar, topk_candidates: int, detections_per_image: int
 ) -> tuple[_Program, _Program]:
-    """Return the programs for one image, (boxes, scores) -> detections: CPU's and the default."""
+    """Make the program for one image, (boxes, scores) -> detections, for CPU and for the others."""
 
     def suppress(boxes: jax.Array, top_scores: jax.Array, top_priors: jax.Array) -> Detections:
         top_boxes = boxes[top_priors]  # [C - 1, k, 4]

@@ -83,11 +83,11 @@ def multiclass_nms(
     return select_detections(top_boxes, top_scores, keep, detections_per_image)
 
 
-def check_classes(scores: Float[AnyArray, "P C"]) -> None:
+def check_classes(scores: Float[AnyArray, "*n C"]) -> None:
     """Raise ValueError if background is the only class of the scores."""
-    if scores.shape[1] < 2:
+    if scores.shape[-1] < 2:
         raise ValueError(
-            f"scores has {scores.shape[1]} column; give background and at least one class"
+            f"scores has {scores.shape[-1]} column; give background and at least one class"
         )
 
 

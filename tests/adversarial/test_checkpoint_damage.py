@@ -103,7 +103,7 @@ def stopped(monkeypatch):
 
     make_state()
     monkeypatch.setattr("ssd_jax.inference.detector.Detector.__init__", init)
-    monkeypatch.setattr("ssd_jax.evaluation.evaluate.evaluate_source", stop)
+    monkeypatch.setattr("ssd_jax.evaluation.checkpoints.evaluate_source", stop)
     monkeypatch.setattr("ssd_jax.inference.detect.DetectFn", lambda *_: None)
     monkeypatch.setattr("ssd_jax.export.network.Network.__init__", init)
     monkeypatch.setattr(jax, "eval_shape", eval_shape)

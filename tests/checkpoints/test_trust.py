@@ -77,7 +77,7 @@ def test_evaluate_uses_the_local_compilation_cache(run, monkeypatch, arguments, 
         used.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssd_jax.distributed.use_compilation_cache", use)
+    monkeypatch.setattr("ssd_jax.evaluation.checkpoints.use_compilation_cache", use)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", str(run), *arguments])
     assert run_main(evaluate_main.main) == 130
     assert used == [folder]

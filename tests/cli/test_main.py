@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ssd_jax.cli import completion
 from ssd_jax.cli.main import COMMANDS, main, run
 from ssd_jax.cli.train import main as train
 from ssd_jax.config import ConfigError, from_json
@@ -206,6 +207,10 @@ def test_bash_completion(program, words, expected):
     script += '_tyro_ssd_jax; printf "%s\\n" "${COMPREPLY[@]}"\n'
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == expected
+
+
+def test_completion_knows_every_command():
+    assert list(completion.COMMANDS) == list(COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["fish"], ["bash", "zsh"]])

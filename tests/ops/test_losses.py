@@ -147,7 +147,10 @@ def test_loss_and_gradient_of_the_reference(ops, golden, voc_priors):
 def test_zero_positives_give_no_loss_and_no_gradient(ops):
     rng = np.random.default_rng(2)
     loc, conf, targets = random_case(rng, positives=0)
-    total = lambda loc, conf: sum(loss_of(ops, loc, conf, targets, 0))  # noqa: E731
+
+    def total(loc, conf):
+        return sum(loss_of(ops, loc, conf, targets, 0))
+
     value, gradients = jax.value_and_grad(total, argnums=(0, 1))(loc, conf)
     assert value == 0
     for gradient in gradients:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ssd_jax.config import printable
 from ssd_jax.evaluation.metrics.error_analysis import Analysis
-from ssd_jax.evaluation.metrics.evaluation import Result
+from ssd_jax.evaluation.metrics.evaluation import Evaluation, Result
 from ssd_jax.evaluation.metrics.voc_ap import VocResult
 from ssd_jax.evaluation.report.formatting import (
     METRIC_NAMES,
@@ -72,9 +72,10 @@ def print_errors(analysis: Analysis, console: Console) -> None:
     )
 
 
-def print_comparison(a: Sequence[Result], b: Sequence[Result], console: Console) -> None:
-    """Print the AP of each class in two evaluations, and the differences."""
-    for result_a, result_b in zip(a, b, strict=True):
+def print_comparison(a: Evaluation, b: Evaluation, console: Console) -> None:
+    """Print the names of two evaluations, the AP of each class, and the differences."""
+    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    for result_a, result_b in zip(a.results, b.results, strict=True):
         means = _compare(result_a.mean_ap, result_b.mean_ap)
         table = _table("mean", list(zip(("A", "B", "B - A"), means, strict=True)))
         aps_b = class_aps(result_b)
