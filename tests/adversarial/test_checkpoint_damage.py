@@ -18,6 +18,7 @@ from ssd_jax.cli import export
 from ssd_jax.config import UserError, to_json
 from ssd_jax.inference.drawing import save_image
 from ssd_jax.models.ssd import make_model
+from ssd_jax.training.metric_writer import read_scores
 from ssd_jax.training.optimizer import make_optimizer
 from ssd_jax.training.state import TrainState
 from tests.tiny import TINY, change
@@ -136,7 +137,7 @@ def resume(run, *, save):
     if save:
         later = state.replace(step=np.int32(6))
         with contextlib.closing(checkpoints):
-            checkpoints.open()
+            checkpoints.open(read_scores(run, CONFIG.train.best_metric))
             assert checkpoints.best == (5, 0.5)
             checkpoints.save(state, run_progress, CONFIG)
             checkpoints.save(later, run_progress, CONFIG)

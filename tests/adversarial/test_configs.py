@@ -80,7 +80,7 @@ def test_hostile_arguments(pairs):
 
     def parse():
         try:
-            return override(TINY, arguments, description="")
+            return override(TINY, arguments)
         except SystemExit as exit_:  # --help
             return TINY if exit_.code in (0, None) else None
 
