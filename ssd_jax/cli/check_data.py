@@ -22,7 +22,7 @@ from rich.table import Table
 from ssd_jax.config import Config, ConfigError, printable
 from ssd_jax.data.errors import KINDS, DataError, Finding
 from ssd_jax.data.prior_sizes import QUANTILES, propose_size
-from ssd_jax.data.sources import find_classes, open_source
+from ssd_jax.data.sources import detect_format, find_classes, open_source
 from ssd_jax.data.validation import (
     Findings,
     SplitStatistics,
@@ -82,8 +82,12 @@ def check(config: Config, console: Console) -> Report:
     """Validate annotations and images of both splits.
 
     Raises:
-        ConfigError: the config is invalid, whatever the data.
+        ConfigError: the config is invalid, or data.root is not the folder of a dataset.
     """
+    try:
+        detect_format(config.data)
+    except DataError as error:
+        raise ConfigError(error.finding.message) from None
     findings = Findings()
     best_iou = make_best_iou(config)
     classes = _find_classes(config, findings)

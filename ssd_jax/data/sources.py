@@ -37,7 +37,7 @@ def open_source(
         ConfigError: the split or the classes cannot be used with this format.
         DataError: the data is missing or cannot be used.
     """
-    format_ = _detect_format(data)
+    format_ = detect_format(data)
     if format_ == "voc":
         return VocSource(data.root, split, classes, on_finding)
     if format_ == "coco":
@@ -84,7 +84,7 @@ def find_classes(
         return tuple(classes)
     if data.class_file:
         return read_class_names(Path(data.class_file), "data.class_file")
-    format_ = _detect_format(data)
+    format_ = detect_format(data)
     if format_ == "shapes":
         return SHAPES
     if format_ == "coco":
@@ -102,14 +102,14 @@ def find_classes(
     return names
 
 
-def _detect_format(data: DataConfig) -> str:
+def detect_format(data: DataConfig) -> str:
     """Return data.format; if it is auto, detect the layout of the folder.
 
     Raises:
         ConfigError: the folder has VOC's layout and COCO's.
-        DataError: the folder has neither.
+        DataError: the folder cannot be read, or has neither.
     """
-    if data.format != "auto":
+    if data.format not in ("auto", "voc", "coco"):
         return data.format
     base = Path(data.root).expanduser()
     try:
@@ -120,6 +120,8 @@ def _detect_format(data: DataConfig) -> str:
             f"data.root {base} is not a folder that can be read ({reason(error)}); "
             "name the folder of the dataset"
         ) from None
+    if data.format != "auto":
+        return data.format
     voc = bool(names & {"Annotations", "ImageSets"}) or any(base.glob("VOC*/Annotations"))
     coco = "annotations" in names and any((base / "annotations").glob("*.json"))
     if voc and coco:

@@ -206,10 +206,15 @@ class TestKinds:
         kinds = [error.kind for error in find(configure(root, classes=()))]
         assert kinds == ["data_set", "unreadable_image"]
 
-    def test_missing_folder(self, tmp_path):
-        """It is one finding, although both splits and the classes lie there."""
-        (error,) = find(configure(tmp_path / "none", classes=()))
-        assert "none is not a folder" in str(error)
+    @pytest.mark.parametrize("format_", ["auto", "voc", "coco"])
+    def test_missing_folder(self, tmp_path, format_):
+        config = change(configure(tmp_path / "none", classes=()), data={"format": format_})
+        with pytest.raises(ConfigError, match="none is not a folder"):
+            find(config)
+
+    def test_folder_in_no_layout(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"is neither VOC's .* nor COCO's"):
+            find(change(configure(tmp_path), data={"format": "auto"}))
 
     def test_opaque_alpha_channel_is_accepted(self, tmp_path):
         for kind in (np.uint8, np.uint16):
