@@ -2,8 +2,8 @@
 
     ssd-jax train --config ssd300_voc0712 --data.root .../VOCdevkit
 
-The recipe of the paper, section 3.1; mAP is 11-point. Needs VGG16's ImageNet weights in vgg16.npz,
-see docs/recipe.md; --model.init-from names another file.
+The recipe of the paper, section 3.1; mAP is 11-point. VGG16's ImageNet weights, from which it
+starts, are downloaded; see docs/weights.md.
 """
 
 import ssd_jax.config as cfg
@@ -18,7 +18,7 @@ CLASSES = (
 def get_config() -> cfg.Config:
     """Return the paper's recipe; values that equal the defaults are given for reference."""
     return cfg.Config(
-        model=cfg.ModelConfig(classes=CLASSES, init_from="vgg16.npz"),
+        model=cfg.ModelConfig(classes=CLASSES, init_from="vgg16-imagenet"),
         data=cfg.DataConfig(
             format="voc",
             root="VOCdevkit",

@@ -18,7 +18,7 @@ def get_config() -> cfg.Config:
     config = ssd300_voc0712.get_config()
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, freeze_before="conv5_1", pretrained_scale=0.02),
+        model=dataclasses.replace(config.model, freeze_before="conv5_1"),
         data=dataclasses.replace(
             config.data,
             root="voc",

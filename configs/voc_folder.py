@@ -5,8 +5,7 @@
 The layout is detected automatically, and the classes are read from the annotations of the train
 split. For COCO, name the splits after the files: --data.train-split train2017 --data.eval-split
 val2017. With fewer than about ten thousand images start from VGG16's weights: --model.init-from
-vgg16.npz --model.no-batch-norm --optim.learning-rate 1e-3, and --model.pretrained-scale 0.02 if
-the file does not contain conv6.
+vgg16-imagenet --model.no-batch-norm --optim.learning-rate 1e-3.
 """
 
 import ssd_jax.config as cfg

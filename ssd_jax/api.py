@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssd_jax.checkpoints.reader import find_checkpoint, read_config
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.config_file import load_config
 from ssd_jax.distributed import is_main_process
 from ssd_jax.evaluation.checkpoints import default_out_dir, evaluate_checkpoints
 from ssd_jax.evaluation.metrics.evaluation import Evaluation
 from ssd_jax.training import loop
+from ssd_jax.weights.trained import find_trained, read_trained_config
 
 
 def train(config: Config | str | Path, workdir: str | Path, *, resume: bool = False) -> float:
@@ -48,19 +48,20 @@ def evaluate(
     """Evaluate a checkpoint and write the output files.
 
     Args:
-        checkpoint: folder of a run or of one of its checkpoints.
+        checkpoint: run, checkpoint, file of weights or name of published weights, see
+            `ssd_jax.weights.trained.find_trained`.
         config: its `data` and `eval` sections replace those saved with the checkpoint; its network
             must be the same.
         best: whether to use the run's best checkpoint instead of its newest.
         out_dir: folder of metrics.json, report.html and the images; default: eval/STEP in the
-            run's folder.
+            run's folder, or eval/NAME for a file of weights.
         save_detections: whether to also write the detections.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or the files cannot be written.
     """
-    path = find_checkpoint(Path(checkpoint), best=best, field="checkpoint")
-    saved = read_config(path)
+    path = find_trained(checkpoint, best=best, field="checkpoint")
+    saved = read_trained_config(path)
     if config is None:
         config = saved
     elif (config.model, config.priors) != (saved.model, saved.priors):

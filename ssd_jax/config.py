@@ -208,16 +208,9 @@ class ModelConfig:
     image_mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)
     """RGB mean subtracted from the image (0 to 255)."""
     init_from: str = ""
-    """Checkpoint or file of weights to start from: a run, one of its checkpoints, VGG16's weights,
-    or another file that docs/weights.md lists. The class heads keep the rows of classes with the
-    same name. Empty: random initialization."""
-    pretrained_channels: Literal["auto", "bgr", "rgb"] = "auto"
-    """Channel order that conv1_1 expects in the file of init_from. auto: by the layout of the file;
-    bgr, as Caffe's, for arrays named conv1_1/w."""
-    pretrained_scale: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
-    """Scale applied to the output of the last layer if init_from holds a base network alone.
-    conv5_3 of VGG16 gives values about 50 times as large as randomly initialized layers expect, so
-    use 0.02 if conv6 is not in the file."""
+    """Weights to start from, of a detector or of a base network alone: a name that ssd-jax weights
+    list shows, a run, one of its checkpoints, a file of weights, or hf://USER/REPO. The class heads
+    keep the rows of classes with the same name. Empty: random initialization."""
     freeze_before: str = ""
     """First layer of the base to train, e.g. conv3_1; earlier layers are frozen. Empty: train all
     layers."""

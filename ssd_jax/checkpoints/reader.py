@@ -1,6 +1,7 @@
 """Read networks from checkpoints alone, and write checkpoints without a training run."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ssd_jax.checkpoints.items import (
 from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.config import Config, ConfigError, UserError, from_json, to_json
 from ssd_jax.io import exists, reason, staged
-from ssd_jax.models.ssd import SSD, make_model
+from ssd_jax.models.ssd import SSD, make_model, variable_shapes
 
 BEST = "best"
 """File in a run's checkpoints/ that holds the step of the best checkpoint."""
@@ -108,7 +109,7 @@ def read_config(checkpoint: Path) -> Config:
         raise ConfigError(f"{checkpoint} has no valid config: {error}") from None
 
 
-def read_variables(checkpoint: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_variables(checkpoint: Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the parameters and batch statistics of a checkpoint.
 
     They are the moving averages if the checkpoint has some.
@@ -159,10 +160,7 @@ def restore_model(checkpoint: Path, config: Config) -> tuple[SSD, dict[str, Any]
         ConfigError: a shape differs; names the first array.
     """
     model = make_model(config.model, config.priors)
-    size = config.model.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
-    like = jax.eval_shape(model.init, jax.random.key(0), image)
-    return model, read_variables(checkpoint, like)
+    return model, read_variables(checkpoint, variable_shapes(model))
 
 
 def write_checkpoint(run: Path, config: Config, variables: dict[str, Any]) -> None:

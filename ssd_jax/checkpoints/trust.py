@@ -26,7 +26,7 @@ LOCAL_FIELDS = _split(
 
 TRUSTED_FIELDS = _split(
     model="""classes image_size width_multiplier feature_layers extras batch_norm dtype image_mean
-        pretrained_channels pretrained_scale freeze_before""",
+        freeze_before""",
     priors="sizes steps aspect_ratios variances clip clip_wh",
     # Annotations and images are only read.
     data="""format root train_split eval_split tfds max_objects use_difficult keep_empty augment

@@ -51,6 +51,16 @@ CommaSeparated = Annotated[
     ),
 ]
 """Values joined by commas."""
+Checkpoint = Annotated[
+    str,
+    conf.arg(
+        metavar="CHECKPOINT",
+        help="Trained network: a run, e.g. runs/quickstart, one of its checkpoints, a file of "
+        "weights, hf://USER/REPO, or a name that ssd-jax weights list shows, e.g. "
+        "ssd300-vgg16-coco, which is downloaded when it is first used.",
+    ),
+]
+"""Argument that `ssd_jax.weights.trained.find_trained` resolves."""
 
 _HELP = {"-h", "--help"}
 

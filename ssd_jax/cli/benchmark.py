@@ -38,11 +38,11 @@ def main(arguments: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from ssd_jax.checkpoints.reader import find_checkpoint
     from ssd_jax.inference.latency import benchmark, print_benchmark
+    from ssd_jax.weights.trained import find_trained
 
     console = Console(highlight=False, soft_wrap=True)
-    checkpoint = find_checkpoint(args.checkpoint, best=args.best)
+    checkpoint = find_trained(args.checkpoint, best=args.best)
     sizes = [int(size) for size in args.batch_sizes]
     figures = benchmark(checkpoint, sizes, [each.name for each in inputs])
     print_benchmark(figures, console)

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro import conf
@@ -20,8 +19,9 @@ class DemoArgs(Args):
     checkpoints of one run.
     """
 
-    checkpoint: Annotated[tuple[Path, ...], conf.arg(metavar="DIR [DIR ...]")]
-    """Folder of a run, of runs or of a checkpoint, e.g. runs/quickstart."""
+    checkpoint: Annotated[tuple[str, ...], conf.arg(metavar="CHECKPOINT [CHECKPOINT ...]")]
+    """Runs, folders of runs, checkpoints, files of weights or names of published weights, see
+    ssd-jax weights list."""
     best: Flag = False
     """Use the best checkpoint of each run instead of its newest."""
     host: str = "127.0.0.1"

@@ -11,6 +11,7 @@ from tyro import conf
 
 from ssd_jax.cli.arguments import (
     Args,
+    Checkpoint,
     CommaSeparated,
     Flag,
     ProcessArgs,
@@ -42,18 +43,16 @@ class CheckpointArgs(ProcessArgs):
         )
     }
 
-    checkpoint: Annotated[Path, conf.arg(metavar="DIR")]
-    """Folder of a run or of one of its checkpoints, e.g. runs/quickstart. To evaluate files use
-    --detections instead."""
+    checkpoint: Checkpoint
     best: Flag = False
     """Use the run's best checkpoint instead of its newest. For --compare name the file
     checkpoints/best of the other run instead."""
-    compare: Annotated[Path | None, conf.arg(metavar="DIR")] = None
-    """Another run or checkpoint to evaluate on the same data; writes comparison.html and
+    compare: Annotated[str | None, conf.arg(metavar="CHECKPOINT")] = None
+    """Another trained network to evaluate on the same data; writes comparison.html and
     comparison.json, and the files of each to a/ and b/."""
     out: Annotated[Path | None, conf.arg(metavar="DIR")] = None
     """Folder of metrics.json, report.html and the images; default: eval/STEP in the run's folder,
-    with --compare eval/STEP/comparison."""
+    eval/NAME for a file of weights; with --compare its subfolder comparison."""
     save_detections: Flag = False
     """Also write the detections: detections.json in the format of COCO's server, or
     detections/comp4_det_SPLIT_CLASS.txt in that of VOC's."""
@@ -105,11 +104,11 @@ def main(arguments: Sequence[str]) -> None:
 def _evaluate_checkpoints(args: CheckpointArgs, arguments: Sequence[str]) -> None:
     from rich.console import Console
 
-    from ssd_jax.checkpoints.reader import find_checkpoint
     from ssd_jax.distributed import is_main_process
     from ssd_jax.evaluation.checkpoints import default_out_dir, evaluate_checkpoints
+    from ssd_jax.weights.trained import find_trained
 
-    checkpoint = find_checkpoint(args.checkpoint, best=args.best)
+    checkpoint = find_trained(args.checkpoint, best=args.best)
     configs = _read_configs(checkpoint, args.compare, arguments)
     checkpoints = dict(zip(_parts(args.compare), configs, strict=True))
     out_dir = default_out_dir(checkpoint)
@@ -129,22 +128,22 @@ def _evaluate_checkpoints(args: CheckpointArgs, arguments: Sequence[str]) -> Non
         console.print(f"comparison.html is in {out_dir}", markup=False)
 
 
-def _parts(compare: Path | None) -> tuple[str, ...]:
+def _parts(compare: str | Path | None) -> tuple[str, ...]:
     """Return the folder of each evaluation inside the output folder."""
     return (".",) if compare is None else ("a", "b")
 
 
 def _read_configs(
-    checkpoint: Path, compare: Path | None, arguments: Sequence[str]
+    checkpoint: Path, compare: str | None, arguments: Sequence[str]
 ) -> list[tuple[Path, Config]]:
     """Return each checkpoint with its config; that of --compare shares the first one's data."""
-    from ssd_jax.checkpoints.reader import find_checkpoint, read_config
+    from ssd_jax.weights.trained import find_trained, read_trained_config
 
-    config = override(read_config(checkpoint), arguments, CheckpointArgs)
+    config = override(read_trained_config(checkpoint), arguments, CheckpointArgs)
     checkpoints = [(checkpoint, config)]
     if compare is not None:
-        other = find_checkpoint(compare, field="--compare")
-        saved = read_config(other)
+        other = find_trained(compare, field="--compare")
+        saved = read_trained_config(other)
         if saved.model.classes != config.model.classes:
             raise ConfigError(
                 f"--compare: {other} has different classes from {checkpoint}; name a checkpoint of "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tyro import conf
 
 from ssd_jax import __version__
-from ssd_jax.cli.arguments import Args, Flag, parse_args
+from ssd_jax.cli.arguments import Args, Checkpoint, Flag, parse_args
 from ssd_jax.config import ConfigError, Range
 from ssd_jax.io import atomic_write, exists
 
@@ -62,8 +62,7 @@ class ExportArgs(Args):
 
     main_flag: ClassVar[str] = "--checkpoint"
 
-    checkpoint: Annotated[Path, conf.arg(metavar="DIR")]
-    """Folder of a run or of one of its checkpoints, e.g. runs/quickstart."""
+    checkpoint: Checkpoint
     best: Flag = False
     """Use the run's best checkpoint instead of its newest."""
     to: Literal["stablehlo", "onnx", "savedmodel", "tflite"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from tyro import conf
 
-from ssd_jax.cli.arguments import Args, CommaSeparated, Flag, parse_args
+from ssd_jax.cli.arguments import Args, Checkpoint, CommaSeparated, Flag, parse_args
 from ssd_jax.config import COMPILATION_CACHE_DIR, ConfigError, Range, printable, shorten
 from ssd_jax.inference.inputs import Input, check_outputs, find_inputs
 from ssd_jax.io import atomic_write
@@ -41,8 +41,7 @@ class InputArgs(Args):
 
     inputs: Annotated[tuple[str, ...], conf.Positional, conf.arg(metavar="INPUT [INPUT ...]")] = ()
     """Images, videos, folders, quoted patterns or indices of cameras."""
-    checkpoint: Annotated[Path, conf.arg(metavar="DIR")]
-    """Folder of a run or of one of its checkpoints, e.g. runs/quickstart."""
+    checkpoint: Checkpoint
     best: Flag = False
     """Use the run's best checkpoint instead of its newest."""
     out: Annotated[Path, conf.arg(metavar="DIR")] = Path("predictions")
@@ -88,15 +87,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _predict(args: PredictArgs, inputs: Sequence[Input]) -> int:
-    from ssd_jax.checkpoints.reader import find_checkpoint
     from ssd_jax.distributed import use_compilation_cache
     from ssd_jax.inference.detector import Detector
+    from ssd_jax.weights.trained import find_trained
 
     use_compilation_cache(args.compilation_cache_dir)
     images = [each for each in inputs if each.kind == "image"]
     videos = [each for each in inputs if each.kind != "image"]
     detector = Detector.from_checkpoint(
-        find_checkpoint(args.checkpoint, best=args.best),
+        find_trained(args.checkpoint, best=args.best),
         # Fewer images than a batch are not padded.
         batch_size=args.batch_size if videos else min(args.batch_size, len(images)),
         threshold=args.score_threshold,

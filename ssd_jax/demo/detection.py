@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_jax.checkpoints.reader import find_checkpoint, read_config
 from ssd_jax.config import ConfigError, UserError
 from ssd_jax.data.images import decode_image
 from ssd_jax.inference.detector import Detections, Detector, turn_upright
 from ssd_jax.inference.drawing import Image, resize
+from ssd_jax.io import is_file
+from ssd_jax.weights.trained import find_trained, read_trained_config
 
 _MIN_SIDE, _MAX_SIDE = 800, 1600  # longer side of the displayed image in pixels
 
@@ -61,7 +62,7 @@ class LazyDetector:
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self.names = read_config(checkpoint).model.classes
+        self.names = read_trained_config(checkpoint).model.classes
         self._lock = threading.Lock()
         self._detector: Detector | None = None
 
@@ -99,18 +100,18 @@ class LazyDetector:
         return DemoResult(file.name, width, height, resize(image, scale), scale, detections)
 
 
-def find_detectors(paths: Sequence[Path], *, best: bool = False) -> dict[str, LazyDetector]:
-    """Find the checkpoints in `paths`; return their detectors by display name, without duplicates.
+def find_detectors(sources: Sequence[str | Path], *, best: bool = False) -> dict[str, LazyDetector]:
+    """Find trained networks; return their detectors by display name, without duplicates.
 
     Args:
-        paths: checkpoints, runs (newest or best checkpoint) or folders of runs (one of each run).
+        sources: see `ssd_jax.weights.trained.find_trained`; or folders of runs.
         best: whether to use the best checkpoint of a run.
 
     Raises:
-        ConfigError: a path contains no checkpoint.
+        UserError: a source has no checkpoint, or the weights cannot be downloaded.
     """
     checkpoints = dict.fromkeys(
-        checkpoint.absolute() for path in paths for checkpoint in _find_checkpoints(path, best)
+        checkpoint.absolute() for source in sources for checkpoint in _find_all(source, best)
     )
     counts = Counter(map(_display_name, checkpoints))
     return {
@@ -119,21 +120,23 @@ def find_detectors(paths: Sequence[Path], *, best: bool = False) -> dict[str, La
     }
 
 
-def _find_checkpoints(path: Path, best: bool) -> list[Path]:
+def _find_all(source: str | Path, best: bool) -> list[Path]:
     try:
-        return [find_checkpoint(path, best=best)]
+        return [find_trained(source, best=best)]
     except ConfigError:
-        checkpoints = []
+        path, checkpoints = Path(source), []
         for run in sorted(path.iterdir()) if path.is_dir() else ():
             if (run / "checkpoints").is_dir():
                 with contextlib.suppress(ConfigError):  # a run without a checkpoint yet
-                    checkpoints.append(find_checkpoint(run, best=best))
+                    checkpoints.append(find_trained(run, best=best))
         if not checkpoints:
             raise
         return checkpoints
 
 
 def _display_name(checkpoint: Path) -> str:
+    if is_file(checkpoint):
+        return checkpoint.stem
     folder = checkpoint.parent
     run = folder.parent if folder.name == "checkpoints" else folder
     return f"{run.name}, step {checkpoint.name}"

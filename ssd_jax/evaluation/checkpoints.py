@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssd_jax.checkpoints.reader import checkpoint_step, restore_model
+from ssd_jax.checkpoints.reader import checkpoint_step
 from ssd_jax.config import Config
 from ssd_jax.data.sources import open_source
 from ssd_jax.distributed import is_main_process, use_compilation_cache
@@ -15,11 +15,15 @@ from ssd_jax.evaluation.metrics.evaluation import Evaluation
 from ssd_jax.evaluation.report.console import print_comparison
 from ssd_jax.evaluation.report.output_dir import staged_on_main_process, write_comparison
 from ssd_jax.inference.detect import DetectFn
+from ssd_jax.io import is_file
 from ssd_jax.kernels.conv2d import set_cpu_conv
+from ssd_jax.weights.trained import restore_trained
 
 
 def default_out_dir(checkpoint: Path) -> Path:
-    """Return the output folder of a checkpoint's evaluation, eval/STEP in its run."""
+    """Return the output folder of an evaluation: eval/STEP in the run, or eval/NAME of a file."""
+    if is_file(checkpoint):
+        return Path("eval", checkpoint.stem)
     return checkpoint.parent.parent / "eval" / checkpoint.name
 
 
@@ -33,8 +37,8 @@ def evaluate_checkpoints(
     """Evaluate one checkpoint, or two and compare them, and write the output files together.
 
     Args:
-        checkpoints: each checkpoint with its config, by the subfolder of its files. The first
-            config selects the source and the settings of the process.
+        checkpoints: each result of `find_trained` with its config, by the subfolder of its files.
+            The first config selects the source and the settings of the process.
         out_dir: folder of the subfolders and of the comparison, see `write_comparison`.
         console: prints the tables.
         save_detections: also write the detections, see `evaluate_source`.
@@ -50,7 +54,7 @@ def evaluate_checkpoints(
     # One process writes.
     with staged_on_main_process(out_dir) as staged_dir:
         # A checkpoint that cannot be restored is reported before anything is detected.
-        models = [restore_model(*each) for each in checkpoints.values()]
+        models = [restore_trained(*each) for each in checkpoints.values()]
         for (part, (path, each)), (model, variables) in zip(
             checkpoints.items(), models, strict=True
         ):
@@ -76,7 +80,7 @@ def evaluate_checkpoints(
 
 
 def _name(checkpoint: Path) -> str:
-    """Return the name of a checkpoint in reports: its run and step, or its folder."""
+    """Return the name of a checkpoint in reports: its run and step, or its folder or file."""
     path = checkpoint.absolute()
     if path.parent.name == "checkpoints":
         return f"{path.parent.parent.name}, step {path.name}"

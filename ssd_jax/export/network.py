@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
 from ssd_jax.config import Config
 from ssd_jax.inference.detect import detect_step
 from ssd_jax.kernels.conv2d import use_cpu_conv
 from ssd_jax.models.ssd import SSD, make_model, model_priors
 from ssd_jax.ops.nms import Detections
+from ssd_jax.weights.trained import find_trained, read_trained_config, restore_trained
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Network:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path, score_threshold: float, *, best: bool = False
+        cls, source: str | Path, score_threshold: float, *, best: bool = False
     ) -> "Network":
-        """Read the network of a run or checkpoint.
+        """Read a trained network, see `ssd_jax.weights.trained.find_trained`.
 
         Raises:
             UserError: it cannot be read.
         """
-        checkpoint = find_checkpoint(path, best=best)
-        config = read_config(checkpoint)
-        _, variables = restore_model(checkpoint, config)
+        checkpoint = find_trained(source, best=best)
+        config = read_trained_config(checkpoint)
+        _, variables = restore_trained(checkpoint, config)
         config = replace(
             config,
             # Other types are for training on accelerators.

@@ -1,7 +1,7 @@
 """Python API: a trained detector for images of any size.
 
 Examples:
-    >>> detector = Detector.from_checkpoint("runs/quickstart")
+    >>> detector = Detector.from_pretrained("ssd300-vgg16-coco")
     >>> detections = detector("photo.jpg")
     >>> drawn = detections.draw(load_image("photo.jpg"))
 """
@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import PIL.Image
 
-from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
 from ssd_jax.config import Config
 from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.errors import DataError
@@ -29,6 +28,11 @@ from ssd_jax.inference.drawing import Array, Image, draw_boxes, resize
 from ssd_jax.io import reason
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import SSD
+from ssd_jax.weights import hub
+from ssd_jax.weights.exporters import export_arrays
+from ssd_jax.weights.files import WeightsError, write_arrays
+from ssd_jax.weights.registry import find_entry
+from ssd_jax.weights.trained import find_trained, read_trained_config, restore_trained
 
 
 class SupportsArray(Protocol):
@@ -120,6 +124,7 @@ class Detector:
         self.names = config.model.classes
         self.batch_size = batch_size
         self.threshold = _check_threshold(threshold)
+        self.config = config
         self._image_size = config.model.image_size
         # Lower-scoring boxes never affect higher-scoring ones, so one compiled program without a
         # threshold serves every threshold.
@@ -131,26 +136,62 @@ class Detector:
     def from_checkpoint(
         cls, path: str | Path, *, batch_size: int = 8, threshold: float = 0.5
     ) -> Self:
-        """Load the newest checkpoint of a run, or one of its checkpoints/STEP.
+        """Load a trained network.
 
         Compiled programs are cached in ~/.cache/ssd_jax, unless another cache folder is set in JAX
         or `jax_enable_compilation_cache` is off.
 
         Args:
-            path: of the run or the checkpoint.
+            path: a run (its newest checkpoint), one of its checkpoints/STEP, a file of weights, or
+                what `from_pretrained` takes.
             batch_size: see `Detector`.
             threshold: see `Detector`.
 
         Raises:
             ConfigError: no checkpoint found.
             CheckpointError: the checkpoint is damaged.
+            WeightsError: the file cannot be read or downloaded.
         """
         use_compilation_cache()
-        checkpoint = find_checkpoint(Path(path), field="path")
-        config = read_config(checkpoint)
+        checkpoint = find_trained(path, field="path")
+        config = read_trained_config(checkpoint)
         set_cpu_conv(config.runtime.cpu_conv)
-        model, variables = restore_model(checkpoint, config)
+        model, variables = restore_trained(checkpoint, config)
         return cls(model, config, variables, batch_size=batch_size, threshold=threshold)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, batch_size: int = 8, threshold: float = 0.5) -> Self:
+        """Load published weights, which are downloaded and verified when they are first used.
+
+        Args:
+            name: of the weights, see `ssd-jax weights list`; or hf://USER/REPO for a detector on
+                the Hugging Face Hub.
+            batch_size: see `Detector`.
+            threshold: see `Detector`.
+
+        Raises:
+            WeightsError: the name is unknown, or the weights cannot be downloaded.
+        """
+        if not name.startswith(hub.PREFIX):
+            find_entry(name)
+        return cls.from_checkpoint(name, batch_size=batch_size, threshold=threshold)
+
+    def save(self, path: str | Path) -> None:
+        """Save the detector as one safetensors file, with its config, classes and priors.
+
+        Everything that takes a checkpoint takes the file.
+
+        Args:
+            path: new file that ends in .safetensors.
+
+        Raises:
+            WeightsError: the file exists, has another suffix or cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise WeightsError(f"{path} must end in .safetensors")
+        arrays = export_arrays(self.config, jax.device_get(self._variables), "safetensors")
+        write_arrays(path, arrays.values, arrays.metadata)
 
     # A path is an iterable of strings, too.
     @overload

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.data.augmentation import preprocess_eval
 from ssd_jax.data.sources import SyntheticSource
 from ssd_jax.inference.detect import DetectFn, make_post_process
 from ssd_jax.inference.detector import Detector, load_image
 from ssd_jax.inference.drawing import Image
 from ssd_jax.kernels.conv2d import set_cpu_conv
+from ssd_jax.weights.trained import read_trained_config, restore_trained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def benchmark(
     """Measure the detection speed of a checkpoint at each batch size.
 
     Args:
-        checkpoint: folder of the checkpoint.
+        checkpoint: result of `find_trained`.
         batch_sizes: to measure.
         files: images to detect in; none: generated scenes in memory.
 
@@ -57,9 +57,9 @@ def benchmark(
     """
     # The compile times are not to be shortened by cached programs.
     jax.config.update("jax_compilation_cache_dir", None)
-    config = read_config(checkpoint)
+    config = read_trained_config(checkpoint)
     set_cpu_conv(config.runtime.cpu_conv)
-    model, variables = restore_model(checkpoint, config)
+    model, variables = restore_trained(checkpoint, config)
     images: list[Image | str] = list(files) or list(_scenes())
     for file in files:
         load_image(file)

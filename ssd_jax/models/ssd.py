@@ -166,6 +166,13 @@ def init_variables(model: SSD, key: Array) -> Mapping[str, Any]:
     return jax.jit(model.init)(key, jnp.zeros((1, size, size, 3), jnp.uint8))
 
 
+def variable_shapes(model: SSD) -> Mapping[str, Any]:
+    """Return the shapes of the parameters and batch statistics."""
+    size = model.config.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
 def make_inference_cache(model: SSD, variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the collection INFERENCE_CACHE for the variables; empty if no layer uses it."""
     size = model.config.image_size

@@ -14,7 +14,8 @@ from ssd_jax.data.pipeline import TrainBatches
 from ssd_jax.distributed import broadcast_json
 from ssd_jax.training.metric_writer import read_scores
 from ssd_jax.training.state import TrainState
-from ssd_jax.weights.finetune import find_init, init_from
+from ssd_jax.weights.finetune import init_from
+from ssd_jax.weights.trained import find_trained
 
 
 class Start(NamedTuple):
@@ -31,9 +32,9 @@ class Start(NamedTuple):
 
 
 def check_initial_weights(config: ModelConfig) -> None:
-    """Raise ConfigError if the file or checkpoint of the initial weights is missing."""
+    """Find the initial weights, or download them; raise UserError if they are missing."""
     if config.init_from:
-        find_init(Path(config.init_from))
+        find_trained(config.init_from, field="model.init_from")
 
 
 def start_run(state: TrainState, batches: TrainBatches, config: Config) -> Start:

@@ -1,20 +1,21 @@
-"""Initialization of a new network from a checkpoint or a file of weights."""
+"""Initialization of a new network from trained weights."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
-from ssd_jax.checkpoints.reader import BEST, find_checkpoint, read_config, read_variables
-from ssd_jax.config import BASE_LAYERS, Config, ConfigError
-from ssd_jax.io import is_dir, is_file
-from ssd_jax.weights.files import SUFFIXES, WeightsError, read_arrays
-from ssd_jax.weights.importers import import_arrays
-from ssd_jax.weights.name_maps import detect_format
+from ssd_jax.checkpoints.reader import read_config, read_variables
+from ssd_jax.config import Config, ConfigError
+from ssd_jax.io import is_file
+from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.trained import find_trained, import_file
 
 Flat = dict[tuple[str, ...], Any]
+
+_CONV5_3_SCALE = np.float32(0.02)
+"""VGG16's conv5_3 gives values about 50 times as large as randomly initialized layers expect."""
 
 
 class InitReport(NamedTuple):
@@ -26,6 +27,8 @@ class InitReport(NamedTuple):
     """Classes whose rows of the class heads are transferred, if the classes differ."""
     new_classes: tuple[str, ...]
     """Classes whose rows are randomly initialized."""
+    rescaled: tuple[str, ...]
+    """Layers whose output was scaled for the randomly initialized layer that follows."""
     reinitialized: tuple[str, ...]
     """Layers that the checkpoint or file lacks; they are randomly initialized."""
     notes: tuple[str, ...]
@@ -39,27 +42,15 @@ class InitReport(NamedTuple):
                 f"class heads: {', '.join(('background', *self.transferred))} transferred; "
                 f"randomly initialized: {', '.join(self.new_classes) or 'none'}"
             )
+        if self.rescaled:
+            parts.append(f"scaled by {_CONV5_3_SCALE:g}: {', '.join(self.rescaled)}")
         if self.reinitialized:
             parts.append(f"randomly initialized layers: {', '.join(self.reinitialized)}")
         return "; ".join([*parts, *self.notes])
 
 
-def find_init(path: Path) -> Path:
-    """Find the file of weights, or the checkpoint, that model.init_from names.
-
-    Raises:
-        ConfigError: it does not exist.
-    """
-    named_as_file = path.suffix.lower() in SUFFIXES and not is_dir(path)
-    if named_as_file or (is_file(path) and path.name != BEST):
-        if not is_file(path):
-            raise ConfigError(f"model.init_from: file not found: {path}")
-        return path
-    return find_checkpoint(path, field="model.init_from")
-
-
 def init_from(variables: Mapping[str, Any], config: Config) -> tuple[dict[str, Any], InitReport]:
-    """Initialize a new network from config.model.init_from, a checkpoint or a file of weights.
+    """Initialize a new network from the trained weights that config.model.init_from names.
 
     Background and the classes of the same name keep their rows of the class heads. All other
     classes, and layers that the checkpoint or file lacks, keep their random initialization.
@@ -72,14 +63,18 @@ def init_from(variables: Mapping[str, Any], config: Config) -> tuple[dict[str, A
         ConfigError: an array has another shape (the first one is named), or the file is invalid.
         CheckpointError: the checkpoint is damaged.
     """
-    source = find_init(Path(config.model.init_from))
+    source = find_trained(config.model.init_from, field="model.init_from")
     if is_file(source):
-        saved, saved_config, summary = _read_file(source, variables, config)
+        try:
+            imported = import_file(source, base=variables["params"]["base"])
+        except WeightsError as error:
+            raise ConfigError(f"model.init_from: {error}") from None
+        tree = {"params": imported.params, "batch_stats": imported.batch_stats}
+        saved_config, summary = imported.config, (imported.summary,)
     else:
-        saved_config, summary = read_config(source), ()
-        saved = traverse_util.flatten_dict(read_variables(source))
-    if saved and all(path[1] == "base" for path in saved):
-        _scale_last_layer(saved, config.model.pretrained_scale)
+        tree, saved_config, summary = read_variables(source), read_config(source), ()
+    saved: Flat = traverse_util.flatten_dict(tree)
+    rescaled = _scale_conv5_3(saved)
     classes, saved_classes = config.model.classes, saved_config.model.classes
 
     result: Flat = {}
@@ -109,34 +104,21 @@ def init_from(variables: Mapping[str, Any], config: Config) -> tuple[dict[str, A
         num_loaded=num_loaded,
         transferred=tuple(name for name in compared if name in saved_classes),
         new_classes=tuple(name for name in compared if name not in saved_classes),
+        rescaled=rescaled,
         reinitialized=tuple(reinitialized),
         notes=(*summary, *_differences(config, saved_config, heads=heads)),
     )
     return {"batch_stats": {}} | traverse_util.unflatten_dict(result), report
 
 
-def _read_file(
-    path: Path, variables: Mapping[str, Any], config: Config
-) -> tuple[Flat, Config, tuple[str, ...]]:
-    """Return the arrays of a file of weights, the config they need, and their description."""
-    channels: str | None = config.model.pretrained_channels
-    try:
-        arrays = read_arrays(path)
-        if channels == "auto":
-            channels = "bgr" if detect_format(arrays.values) == "vgg16" else None
-        network = import_arrays(path, arrays, channels=channels, base=variables["params"]["base"])
-    except WeightsError as error:
-        raise ConfigError(f"model.init_from: {error}") from None
-    tree = {"params": network.params, "batch_stats": network.batch_stats}
-    return traverse_util.flatten_dict(tree), network.config, (network.summary,)
-
-
-def _scale_last_layer(saved: Flat, scale: float) -> None:
-    """Scale the output of the last layer of a base network that has no layers after it."""
-    last = max((path[2] for path in saved), key=BASE_LAYERS.index)
+def _scale_conv5_3(saved: Flat) -> tuple[str, ...]:
+    """Scale the output of conv5_3 if it is the last layer of a base network; return the layers."""
+    layer = ("params", "base", "conv5_3", "conv")
+    if (*layer, "kernel") not in saved or ("params", "base", "conv6", "conv", "kernel") in saved:
+        return ()
     for leaf in ("kernel", "bias"):
-        path = ("params", "base", last, "conv", leaf)
-        saved[path] = saved[path] * np.float32(scale)
+        saved[*layer, leaf] = saved[*layer, leaf] * _CONV5_3_SCALE
+    return ("/".join(layer[1:]),)
 
 
 def _is_class_head(path: tuple[str, ...]) -> bool:

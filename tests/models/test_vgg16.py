@@ -204,7 +204,9 @@ def test_imagenet_convolutions_become_the_base(imagenet):
     for layer in BASE_LAYERS[:13]:
         expected = file[f"{layer}/w"]
         expected = expected[:, :, ::-1] if layer == "conv1_1" else expected
+        expected = expected * np.float32(0.02) if layer == "conv5_3" else expected
         np.testing.assert_array_equal(base[layer]["conv"]["kernel"], expected)
+    assert report.rescaled == ("base/conv5_3/conv",)
     assert len(traverse_util.flatten_dict(variables["params"])) == 26 + 45
 
 

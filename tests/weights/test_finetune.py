@@ -43,7 +43,7 @@ def start(saved, config):
 def test_same_classes_load_every_array(saved):
     (old, _, result), report = start(saved, OLD)
     assert report.num_loaded == len(old) == len(result)
-    assert report[1:] == ((), (), (), ())
+    assert report[1:] == ((), (), (), (), ())
     for path, value in old.items():
         np.testing.assert_array_equal(result[path], value)
 

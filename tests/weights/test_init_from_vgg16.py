@@ -12,7 +12,7 @@ from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw
 from tests.tiny import TINY, change
 
 CONFIG = change(TINY, model={"classes": ("a",), "batch_norm": False})
-RGB = change(CONFIG, model={"pretrained_channels": "rgb"})
+SCALE = np.float32(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +43,18 @@ def start(variables, path, config=CONFIG):
 
 def assert_layers_equal(base, arrays, layers=BASE_LAYERS[:13]):
     for name in layers:
-        np.testing.assert_array_equal(base[name]["conv"]["kernel"], arrays[f"{name}/w"])
-        np.testing.assert_array_equal(base[name]["conv"]["bias"], arrays[f"{name}/b"])
+        # Without conv6, conv5_3 is scaled. The arrays take BGR, the network RGB.
+        scale = SCALE if name == "conv5_3" else np.float32(1)
+        kernel = arrays[f"{name}/w"][:, :, ::-1] if name == "conv1_1" else arrays[f"{name}/w"]
+        np.testing.assert_array_equal(base[name]["conv"]["kernel"], kernel * scale)
+        np.testing.assert_array_equal(base[name]["conv"]["bias"], arrays[f"{name}/b"] * scale)
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_layers_equal_the_file(variables, arrays, tmp_path, suffix):
     path = tmp_path / f"vgg.{suffix}"
     np.savez(path, **arrays) if suffix == "npz" else save_file(arrays, path)
-    base, report = start(variables, path, RGB)
+    base, report = start(variables, path)
     assert report.num_loaded == 26
     assert report.reinitialized[:2] == ("base/conv6/conv", "base/conv7/conv")
     assert_layers_equal(base, arrays)
@@ -97,20 +100,24 @@ def test_plain_names_are_bgr_by_default(variables, arrays, tmp_path):
 def test_part_of_the_layers(variables, arrays, tmp_path):
     part = {name: value for name, value in arrays.items() if not name.startswith("conv5")}
     np.savez(tmp_path / "vgg.npz", **part, other=np.zeros(1))
-    base, report = start(variables, tmp_path / "vgg.npz", RGB)
+    base, report = start(variables, tmp_path / "vgg.npz")
     assert_layers_equal(base, arrays, BASE_LAYERS[:10])
     assert report.reinitialized[0] == "base/conv5_1/conv"
     assert "unused: other" in str(report)
 
 
-def test_pretrained_scale_applies_to_the_last_layer(variables, arrays, tmp_path):
+@pytest.mark.parametrize("complete", [False, True])
+def test_conv5_3_is_scaled_only_before_a_random_conv6(variables, arrays, tmp_path, complete):
+    for name in ("conv6", "conv7") if complete else ():
+        conv = variables["params"]["base"][name]["conv"]
+        arrays |= {f"{name}/w": np.array(conv["kernel"]), f"{name}/b": np.array(conv["bias"])}
     np.savez(tmp_path / "vgg.npz", **arrays)
-    config = change(RGB, model={"pretrained_scale": 0.02})
-    base, _ = start(variables, tmp_path / "vgg.npz", config)
-    assert_layers_equal(base, arrays, BASE_LAYERS[:12])
+    base, report = start(variables, tmp_path / "vgg.npz")
     for key, leaf in (("w", "kernel"), ("b", "bias")):
-        expected = arrays[f"conv5_3/{key}"] * np.float32(0.02)
+        expected = arrays[f"conv5_3/{key}"] * (np.float32(1) if complete else SCALE)
         np.testing.assert_array_equal(base["conv5_3"]["conv"][leaf], expected)
+    assert report.rescaled == (() if complete else ("base/conv5_3/conv",))
+    assert ("scaled by 0.02: base/conv5_3/conv" in str(report)) != complete
 
 
 def without(arrays, name):
@@ -128,7 +135,7 @@ def without(arrays, name):
         (lambda a: a | {"conv2_1/b": a["conv2_1/b"] * np.nan}, "conv2_1/b is not finite"),
         (lambda a: {"conv1_1/x": np.zeros(3, "f")}, "contains no layer of VGG16"),
         (lambda a: {"fc8/w": np.zeros(3, "f")}, "has an unknown layout"),
-        (lambda a: {"vgg.0.weight": np.zeros(3, "f")}, "model.pretrained_channels is auto"),
+        (lambda a: {"vgg.0.weight": np.zeros(3, "f")}, "ssd-jax weights import .* --channels"),
     ],
 )
 def test_invalid_arrays_are_named(variables, arrays, tmp_path, change_, message):
