@@ -26,15 +26,16 @@ MAY_IMPORT = {
     "checkpoints": BASE | {"distributed", "models"},
     "weights": BASE | {"models", "checkpoints"},
     "data": BASE | {"weights.class_names"},
-    "inference": BASE | {"distributed", "ops", "kernels", "models", "checkpoints", "data"},
-    "evaluation": BASE | {"distributed", "kernels", "checkpoints", "data", "inference"},
+    "inference": BASE
+    | {"distributed", "ops", "kernels", "models", "weights", "checkpoints", "data"},
+    "evaluation": BASE | {"distributed", "kernels", "weights", "checkpoints", "data", "inference"},
     "training": BASE
     | {"distributed", "ops", "kernels", "models", "weights", "checkpoints"}
     | {"data", "inference", "evaluation"},
-    "export": BASE | {"ops", "kernels", "models", "checkpoints", "data", "inference"},
+    "export": BASE | {"ops", "kernels", "models", "weights", "data", "inference"},
     "estimate": BASE | {"kernels", "models", "data", "training"},
-    "demo": BASE | {"checkpoints", "data", "inference"},
-    "api": BASE | {"config_file", "distributed", "checkpoints", "evaluation", "training"},
+    "demo": BASE | {"weights", "data", "inference"},
+    "api": BASE | {"config_file", "distributed", "weights", "evaluation", "training"},
     "cli": BASE
     | {"config_file", "distributed", "ops", "kernels", "models", "weights", "checkpoints", "data"}
     | {"inference", "evaluation", "training", "export", "estimate", "demo"},

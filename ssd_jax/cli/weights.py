@@ -1,19 +1,21 @@
-"""Commands on weights of other programs: list, download, describe, import, and export to them.
+"""Commands on weights: list, download, describe, import, export and upload.
 
 docs/weights.md lists the published weights and the formats.
 """
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from tyro import conf
 
-from ssd_jax.cli.arguments import Args, ConfigArgs, Flag, override, parse_args
+from ssd_jax.cli.arguments import Args, Checkpoint, ConfigArgs, Flag, override, parse_args
 from ssd_jax.cli.run import run_subcommand
 from ssd_jax.config import ConfigError, shorten
-from ssd_jax.io import exists
+from ssd_jax.io import MAX_CONFIG, exists, read_text
 from ssd_jax.streams import print_error
 from ssd_jax.weights.files import WeightsError
 from ssd_jax.weights.name_maps import Layout
@@ -43,18 +45,41 @@ class ImportArgs(ConfigArgs):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArgs(Args):
-    """Export a checkpoint to the format of ssd.pytorch, torchvision or safetensors."""
+    """Export a trained network to the format of ssd.pytorch, torchvision or safetensors.
+
+    A safetensors file holds the config too: it is a complete detector in one file.
+    """
 
     subcommand: ClassVar[str] = "export"
 
-    checkpoint: Annotated[Path, conf.Positional, conf.arg(metavar="CHECKPOINT")]
-    """Folder of a run or of one of its checkpoints."""
+    checkpoint: Annotated[Checkpoint, conf.Positional]
     best: Flag = False
     """Use the run's best checkpoint instead of its newest."""
     to: Literal["ssd.pytorch", "torchvision", "safetensors"]
     """Program that reads the file."""
     out: Annotated[Path, conf.arg(metavar="FILE")]
     """New .pth or .safetensors file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushArgs(Args):
+    """Upload a detector with a model card to the Hugging Face Hub.
+
+    The card describes its data, its metrics if it was evaluated, its licence and its use. Log in
+    first: hf auth login.
+    """
+
+    subcommand: ClassVar[str] = "push"
+
+    checkpoint: Annotated[Checkpoint, conf.Positional]
+    repo: Annotated[str, conf.Positional, conf.arg(metavar="USER/REPO")]
+    """Repository, which is created if it does not exist."""
+    best: Flag = False
+    """Use the run's best checkpoint instead of its newest."""
+    license: str = ""
+    """Licence of the weights, as an identifier of the Hub, e.g. apache-2.0; empty: not stated."""
+    private: Flag = False
+    """Make a new repository private."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +116,14 @@ class InfoArgs(Args):
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """List, download, describe, import or export weights."""
+    """List, download, describe, import, export or upload weights."""
     commands = {
         "list": list_weights,
         "download": download_weights,
         "info": describe_weights,
         "import": import_weights,
         "export": export_weights,
+        "push": push_weights,
     }
     return run_subcommand(commands, arguments)
 
@@ -266,17 +292,57 @@ def export_weights(arguments: Sequence[str]) -> None:
     """Export a checkpoint to the format of ssd.pytorch, torchvision or safetensors."""
     args = parse_args(ExportArgs, arguments)
 
-    from ssd_jax.checkpoints.reader import find_checkpoint, read_config, restore_model
     from ssd_jax.weights.exporters import export_arrays, export_notes
     from ssd_jax.weights.files import write_arrays
+    from ssd_jax.weights.trained import find_trained, read_trained_config, restore_trained
 
     if args.to == "safetensors" and args.out.suffix != ".safetensors":
         raise ConfigError(f"--out: {args.out} must end in .safetensors")
-    checkpoint = find_checkpoint(args.checkpoint, best=args.best)
-    config = read_config(checkpoint)
-    _, variables = restore_model(checkpoint, config)
+    checkpoint = find_trained(args.checkpoint, best=args.best, field="CHECKPOINT")
+    config = read_trained_config(checkpoint)
+    _, variables = restore_trained(checkpoint, config)
     arrays = export_arrays(config, variables, args.to)
     write_arrays(args.out, arrays.values, arrays.metadata)
     for note in export_notes(config, args.to):
         print(note)
     print(f"{args.out} is written for {args.to}; it expects RGB")
+
+
+def push_weights(arguments: Sequence[str]) -> None:
+    """Upload a detector with a model card to the Hugging Face Hub."""
+    args = parse_args(PushArgs, arguments)
+
+    from safetensors.numpy import save
+
+    from ssd_jax.checkpoints.reader import checkpoint_step
+    from ssd_jax.weights import hub
+    from ssd_jax.weights.exporters import export_arrays
+    from ssd_jax.weights.model_card import make_card
+    from ssd_jax.weights.trained import find_trained, read_trained_config, restore_trained
+
+    checkpoint = find_trained(args.checkpoint, best=args.best, field="CHECKPOINT")
+    config = read_trained_config(checkpoint)
+    _, variables = restore_trained(checkpoint, config)
+    # The folder of the data is of no use elsewhere, and may tell who trained.
+    data = dataclasses.replace(config.data, root=Path(config.data.root).name)
+    config = dataclasses.replace(config, data=data)
+    repo = args.repo.removeprefix(hub.PREFIX)
+    card = make_card(
+        repo,
+        config,
+        step=checkpoint_step(checkpoint),
+        metrics=_read_metrics(checkpoint),
+        license_id=args.license,
+    )
+    arrays = export_arrays(config, variables, "safetensors")
+    print(hub.push(repo, save(arrays.values, arrays.metadata), card, private=args.private))
+
+
+def _read_metrics(checkpoint: Path) -> dict[str, Any] | None:
+    """Read the metrics of a checkpoint's evaluation in its run; None if there are none."""
+    path = checkpoint.parent.parent / "eval" / checkpoint.name / "metrics.json"
+    try:
+        metrics = json.loads(read_text(path, MAX_CONFIG))
+    except (OSError, ValueError):
+        return None
+    return metrics if isinstance(metrics, dict) else None

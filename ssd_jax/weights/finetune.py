@@ -63,6 +63,7 @@ def init_from(variables: Mapping[str, Any], config: Config) -> tuple[dict[str, A
         ConfigError: an array has another shape (the first one is named), or the file is invalid.
         CheckpointError: the checkpoint is damaged.
     """
+    summary: tuple[str, ...] = ()
     source = find_trained(config.model.init_from, field="model.init_from")
     if is_file(source):
         try:
@@ -72,7 +73,7 @@ def init_from(variables: Mapping[str, Any], config: Config) -> tuple[dict[str, A
         tree = {"params": imported.params, "batch_stats": imported.batch_stats}
         saved_config, summary = imported.config, (imported.summary,)
     else:
-        tree, saved_config, summary = read_variables(source), read_config(source), ()
+        tree, saved_config = read_variables(source), read_config(source)
     saved: Flat = traverse_util.flatten_dict(tree)
     rescaled = _scale_conv5_3(saved)
     classes, saved_classes = config.model.classes, saved_config.model.classes

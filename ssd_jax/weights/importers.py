@@ -36,6 +36,8 @@ _CHANNELS = {
     "torchvision-vgg16": "rgb",
     "vgg16_reducedfc": "bgr",
     "keras-vgg16": "bgr",
+    # Caffe's arrays, converted to NumPy.
+    "vgg16": "bgr",
 }
 
 
@@ -78,7 +80,7 @@ def import_arrays(
             shape differs, or channels or classes do not fit. The message names the file.
     """
     values = {name.removeprefix("module."): v for name, v in arrays.values.items()}
-    if layout is None and CONFIG_KEY in arrays.metadata:
+    if CONFIG_KEY in arrays.metadata:
         return _import_own(path, WeightFile(values, arrays.metadata))
     layout = layout or name_maps.detect_format(values)
     if layout is None:
@@ -89,11 +91,10 @@ def import_arrays(
         )
     channels = channels or _CHANNELS.get(layout)
     if channels is None:
-        option = "--channels is missing" if base is None else "model.pretrained_channels is auto"
         raise WeightsError(
-            f"{option}: {path} can be rgb or bgr. Trained by ssd.pytorch or torchvision: rgb; "
-            "converted from Caffe: bgr. If in doubt evaluate both: the incorrect order loses about "
-            "five points of mAP"
+            f"{path} does not tell the channel order of its images; make a checkpoint with ssd-jax "
+            f"weights import {path} --channels rgb, or bgr, --out DIR. Trained by ssd.pytorch: "
+            "rgb; converted from Caffe: bgr. The incorrect order loses about five points of mAP"
         )
     if layout in ("ssd.pytorch", "torchvision-ssd"):
         imported = _import_ssd(path, values, layout, tuple(classes))

@@ -67,15 +67,13 @@ def import_file(path: Path, *, base: Any = None) -> Imported:
         WeightsError: the file cannot be read or imported. The message names it.
     """
     entry = _find_entry(path)
-    if entry is not None and entry.layout not in typing.get_args(Layout):
+    if entry is None:
+        return import_arrays(path, read_arrays(path), base=base)
+    if entry.layout not in typing.get_args(Layout):
         raise WeightsError(f"{entry.name}: {entry.note}")
-    return import_arrays(
-        path,
-        read_arrays(path),
-        layout=entry.layout if entry else None,
-        channels=entry.channels if entry else None,
-        base=base,
-    )
+    layout = typing.cast(Layout, entry.layout)
+    arrays = read_arrays(path)
+    return import_arrays(path, arrays, layout=layout, channels=entry.channels, base=base)
 
 
 def _find_entry(path: Path) -> PublishedWeights | None:
