@@ -12,6 +12,7 @@ from flax import traverse_util
 from ssd_jax.config import (
     BASE_LAYERS,
     Config,
+    ConfigError,
     EvalConfig,
     ModelConfig,
     PriorConfig,
@@ -215,7 +216,10 @@ def _import_vgg16(
 
 def _import_own(path: Path, arrays: WeightFile) -> Imported:
     """Import what `exporters` wrote: the same network, bit for bit."""
-    config = from_json(arrays.metadata[CONFIG_KEY])
+    try:
+        config = from_json(arrays.metadata[CONFIG_KEY])
+    except (ConfigError, TypeError) as error:
+        raise WeightsError(f"{path} has no valid config: {error}") from None
     shapes = {"/".join(p): s for p, s in _shapes(config.model, config.priors).items()}
     if missing := sorted(set(shapes) - set(arrays.values)):
         raise WeightsError(f"{path} lacks {first_of(missing)}")
