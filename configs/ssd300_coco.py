@@ -1,8 +1,10 @@
 """Train SSD300 on COCO 2017: 25.1 AP on test-dev published, not yet run here.
 
-    ssd-jax train --config ssd300_coco --data.root .../coco
+    ssd-jax data prepare coco/2017
+    ssd-jax train --config ssd300_coco
 
-AP is the mean over IoU thresholds from 0.50 to 0.95.
+AP is the mean over IoU thresholds from 0.50 to 0.95. To read the images from a folder instead:
+--data.format coco --data.root .../coco --data.train-split train2017 --data.eval-split val2017.
 """
 
 import dataclasses
@@ -35,10 +37,8 @@ def get_config() -> cfg.Config:
         priors=dataclasses.replace(config.priors, sizes=(21, 45, 99, 153, 207, 261, 315)),
         data=dataclasses.replace(
             config.data,
-            format="coco",
-            root="coco",
-            train_split="train2017",
-            eval_split="val2017",
+            train_split="coco/2017:train",
+            eval_split="coco/2017:validation",
             max_objects=128,
         ),
         optim=dataclasses.replace(config.optim, milestones=(280_000, 360_000)),

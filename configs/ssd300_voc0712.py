@@ -1,9 +1,11 @@
 """Train SSD300 on PASCAL VOC 2007+2012: 77.2 mAP on VOC2007 test published, not yet run here.
 
-    ssd-jax train --config ssd300_voc0712 --data.root .../VOCdevkit
+    ssd-jax data prepare voc/2007 voc/2012
+    ssd-jax train --config ssd300_voc0712
 
 The recipe of the paper, section 3.1; mAP is 11-point. VGG16's ImageNet weights, from which it
-starts, are downloaded; see docs/weights.md.
+starts, are downloaded. To read the images from a VOCdevkit instead: --data.format voc --data.root
+.../VOCdevkit --data.train-split 2007:trainval+2012:trainval --data.eval-split 2007:test.
 """
 
 import ssd_jax.config as cfg
@@ -20,10 +22,9 @@ def get_config() -> cfg.Config:
     return cfg.Config(
         model=cfg.ModelConfig(classes=CLASSES, init_from="vgg16-imagenet"),
         data=cfg.DataConfig(
-            format="voc",
-            root="VOCdevkit",
-            train_split="2007:trainval+2012:trainval",
-            eval_split="2007:test",
+            format="tfds",
+            train_split="voc/2007:train+voc/2007:validation+voc/2012:train+voc/2012:validation",
+            eval_split="voc/2007:test",
             num_workers=8,
         ),
         optim=cfg.OptimConfig(

@@ -21,7 +21,8 @@ def get_config() -> cfg.Config:
         model=dataclasses.replace(config.model, freeze_before="conv5_1"),
         data=dataclasses.replace(
             config.data,
-            root="voc",
+            format="voc",
+            root="VOC",
             train_split="trainval",
             eval_split="test",
             num_workers=0,

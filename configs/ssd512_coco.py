@@ -1,6 +1,7 @@
 """Train SSD512 on COCO 2017: 28.8 AP on test-dev published, not yet run here.
 
-    ssd-jax train --config ssd512_coco --data.root .../coco
+    ssd-jax data prepare coco/2017
+    ssd-jax train --config ssd512_coco
 
 AP is the mean over IoU thresholds from 0.50 to 0.95.
 """

@@ -1,6 +1,7 @@
 """Train SSD512 on PASCAL VOC 2007+2012: 79.8 mAP on VOC2007 test published, not yet run here.
 
-    ssd-jax train --config ssd512_voc0712 --data.root .../VOCdevkit
+    ssd-jax data prepare voc/2007 voc/2012
+    ssd-jax train --config ssd512_voc0712
 
 mAP is 11-point. SSD512 has one more feature layer than SSD300.
 """

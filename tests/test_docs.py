@@ -14,6 +14,7 @@ import pytest
 from ssd_jax.cli.main import main
 from ssd_jax.cli.run import run_main
 from ssd_jax.config_file import find_configs, load_config
+from ssd_jax.weights.registry import ENTRIES
 from tests.data.folders import make_coco, make_folder, write_image, write_object, write_xml
 from tests.runs import write_run
 from tests.tiny import TINY, change
@@ -78,6 +79,17 @@ def network():
     return change(TINY, model={"classes": CLASSES})
 
 
+def publish_run(run, mirror, monkeypatch):
+    """Give the published weights of the pages the content of a small run."""
+    mirror.mkdir()
+    main(["weights", "export", str(run), "--to", "safetensors", "--out", f"{mirror}/a.safetensors"])
+    entry = dataclasses.replace(
+        ENTRIES["ssd300-vgg16-coco"], file="a.safetensors", size=None, sha256=None
+    )
+    monkeypatch.setitem(ENTRIES, entry.name, entry)
+    monkeypatch.setenv("SSD_JAX_WEIGHTS_MIRROR", str(mirror))
+
+
 @pytest.fixture
 def workspace(tmp_path, monkeypatch, network):
     """A home folder with what the pages name: data, runs, photographs, videos and results."""
@@ -94,6 +106,7 @@ def workspace(tmp_path, monkeypatch, network):
     trained = dataclasses.replace(network, data=data)
     for run in ("mydata", "bccd", "NAME", "a", "b"):
         write_run(tmp_path / "runs" / run, trained)
+    publish_run(tmp_path / "runs/mydata", tmp_path / "mirror", monkeypatch)
     write_run(tmp_path / "runs/mydata/checkpoints/best", trained)
     photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     for folder in ("photos", "more/deep"):

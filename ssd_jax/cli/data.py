@@ -60,8 +60,8 @@ class PrepareArgs(Args):
 
     subcommand: ClassVar[str] = "prepare"
 
-    name: Annotated[str, conf.Positional, conf.arg(metavar="NAME")]
-    """TFDS's name of the dataset, e.g. voc/2007, voc/2012 or coco/2017."""
+    names: Annotated[tuple[str, ...], conf.Positional, conf.arg(metavar="NAME [NAME ...]")] = ()
+    """TFDS's names of the datasets, e.g. voc/2007 voc/2012, or coco/2017."""
     root: Annotated[str, conf.arg(metavar="DATA_DIR")] = ""
     """Folder of all datasets, as data.root; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     folder: Annotated[Path | None, conf.arg(name="from", metavar="FOLDER")] = None
@@ -101,12 +101,15 @@ def show_data(arguments: Sequence[str]) -> None:
 
 
 def prepare_data(arguments: Sequence[str]) -> None:
-    """Build a TFDS dataset, from a download or from a folder."""
+    """Build TFDS datasets, from a download or from a folder."""
     args = parse_args(PrepareArgs, arguments)
+    if not args.names:
+        raise ConfigError("a name is missing; name datasets of TFDS, e.g. voc/2007 voc/2012")
 
     from ssd_jax.data.tfds.prepare import prepare
 
-    prepare(args.name, args.root, args.folder)
+    for name in args.names:
+        prepare(name, args.root, args.folder)
 
 
 def _config(file: Path | None, arguments: Sequence[str], kind: type) -> Config:
