@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 MAX_PICKLE = 1 << 23
 """Largest pickle that is read (bytes); a tensor of a state dict needs about 200."""
-MAX_OPCODES = 500_000
-"""Largest number of instructions; a tensor of a state dict needs about 30.
+MAX_OPCODES = 300_000
+"""Largest number of instructions; a tensor of a state dict needs about 60.
 
-Each instruction takes less than 1 microsecond and 200 bytes of memory.
+Each takes about 1 microsecond and at most 300 bytes. Names and calls count as several.
 """
+_CALL_COST = 5
 _MAX_NAME = 256
 _MAX_DIMENSIONS = 64  # NumPy's limit
 
@@ -377,6 +378,7 @@ class StateDictUnpickler:
         self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:
+        self._spend(_CALL_COST)
         full = f"{module}.{name}"
         if full in _UNSUPPORTED_TENSORS:
             raise UnsupportedTensorError(_UNSUPPORTED_TENSORS[full])
@@ -392,8 +394,9 @@ class StateDictUnpickler:
         fewest, most = _ARGUMENTS[name]
         if not fewest <= len(arguments) <= most:
             raise DamagedPickleError(f"{name} has {len(arguments)} arguments")
-        # A call copies its argument, which the memo can repeat.
-        self._spend(sum(len(a) for a in arguments if type(a) in (list, tuple)))
+        # A call can copy its arguments, which the memo can repeat.
+        copied = sum(len(a) for a in arguments if type(a) in (list, tuple))
+        self._spend(_CALL_COST + copied)
         self._stack.append(_CALLS[name](*arguments))
 
     def _build(self) -> None:

@@ -21,7 +21,11 @@ def value(plain):
     if isinstance(plain, dict):
         items = b"".join(value(key) + item for key, item in plain.items())
         return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
-    return pickle.dumps(plain, 2)[2:-1]
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, 2)
+    pickler.fast = True  # without memo
+    pickler.dump(plain)
+    return buffer.getvalue()[2:-1]
 
 
 def tuple_(*items):
