@@ -49,7 +49,7 @@ def read_torch(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
 
     Args:
         path: a file of PyTorch's zip format or of the format before version 1.6.
-        max_bytes: largest total size of the arrays as float32.
+        max_bytes: largest total size of the storages, and of the arrays as float32.
 
     Returns:
         Arrays by name, in the file's order; bfloat16 becomes float32. Arrays that share a storage
@@ -86,15 +86,12 @@ def read_torch(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
                 "dense tensor of float32 in the original program"
             ) from None
         most = min(max_bytes, _MAX_RATIO * size)
-        if sum(_num_bytes(tensor) for tensor in tensors.values()) > most:
+        sizes = {t.storage.key: t.storage.numel * _item_size(t) for t in tensors.values()}
+        if max(sum(sizes.values()), sum(map(_num_bytes, tensors.values()))) > most:
             raise WeightsError(
                 f"{path} contains tensors of more than {most:,} bytes, the limit for this file"
             )
-        storages: dict[str, np.ndarray] = {}
-        for tensor in tensors.values():
-            key = tensor.storage.key
-            if key not in storages:
-                storages[key] = source.read(key, tensor.storage.numel * _item_size(tensor))
+        storages = {key: source.read(key, num_bytes) for key, num_bytes in sizes.items()}
         return {
             name: _array(tensor, storages[tensor.storage.key]) for name, tensor in tensors.items()
         }
@@ -105,8 +102,8 @@ def _refuse_format(path: Path, head: bytes) -> NoReturn:
         raise WeightsError(f"{path} is empty")
     if head[257:262] == b"ustar":
         raise WeightsError(
-            f"{path} is in the tar format of PyTorch before 0.2; load and save it with a PyTorch "
-            "that reads it"
+            f"{path} is in the tar format of the first versions of PyTorch; load and save it with "
+            "a version that reads it"
         )
     raise WeightsError(
         f"{path} is not a file of PyTorch: it is neither a zip archive nor a binary pickle"
@@ -162,11 +159,13 @@ class _Archive:
         entries = self._archive.infolist()
         names = {entry.filename for entry in entries}
         pickles = [name for name in names if name.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(names) != len(entries):
+        if len(pickles) != 1:
             raise WeightsError(
                 f"{path} is a zip archive, but not of PyTorch: it has {len(pickles)} entries "
                 "data.pkl; expected one"
             )
+        if len(names) != len(entries):
+            raise ValueError("names of its entries repeat")
         self._folder = pickles[0].removesuffix("data.pkl")
         if f"{self._folder}constants.pkl" in names:
             raise WeightsError(
@@ -262,7 +261,7 @@ class _Legacy:
 
 def _read_bytes(stream: Any, size: int) -> np.ndarray:
     result = np.empty(size, np.uint8)
-    view = memoryview(result)
+    view = result.data
     position = 0
     while position < size:
         count = stream.readinto(view[position : position + _CHUNK])

@@ -102,6 +102,11 @@ def test_written_storages_are_aligned(tmp_path):
         assert archive.testzip() is None
 
 
+def test_big_endian_arrays_are_written(tmp_path):
+    write_arrays(tmp_path / "a.pth", {"a": ARRAY.astype(">f4")}, {})
+    assert_equal(read_arrays(tmp_path / "a.pth").values, {"a": ARRAY})
+
+
 def test_unsupported_types_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="a is of type complex64"):
         write_torch(tmp_path / "a.pth", {"a": np.zeros(2, "complex64")})
@@ -199,6 +204,14 @@ def test_big_endian_file(tmp_path):
     assert_equal(arrays, {"a": ARRAY, "b": np.array([1, -2], "f")})
     with pytest.raises(WeightsError, match="its byte order is unknown"):
         read(tmp_path, zip_file(program, storages, byteorder="middle"))
+
+
+@both_formats
+def test_bytes_of_booleans_need_not_be_0_or_1(tmp_path, make_file):
+    where = storage("torch.BoolStorage", numel=3)
+    program = b"\x80\x02" + value({"a": tensor(where, 0, (3,), (1,))}) + STOP
+    arrays = read(tmp_path, make_file(program, {"0": b"\x00\x01\x02"}, item_size=1))
+    assert arrays["a"].tobytes() == b"\x00\x01\x01"
 
 
 @both_formats
@@ -317,6 +330,11 @@ def overlapping():
     return data.replace(struct.pack("<I", second) + name, struct.pack("<I", first) + name)
 
 
+def repeated():
+    """An archive with two entries of one name."""
+    return zip_file(STATE_DICT, {"0": DATA, "1": DATA}).replace(b"data/1", b"data/0")
+
+
 LEGACY = legacy_file(STATE_DICT)
 
 
@@ -327,7 +345,10 @@ LEGACY = legacy_file(STATE_DICT)
         (b"hello", "is not a file of PyTorch: it is neither a zip archive nor a binary pickle"),
         (b"cos\nsystem\n(S'true'\ntR.", "is not a file of PyTorch"),
         (b"<!DOCTYPE html>", "is a web page"),
-        (b"storages".ljust(257, b"\0") + b"ustar".ljust(2000, b"\0"), "the tar format of PyTorch"),
+        (
+            b"storages".ljust(257, b"\0") + b"ustar".ljust(2000, b"\0"),
+            "is in the tar format of the first",
+        ),
         (pickle.dumps({"a": 1}), "is a pickle, but not of PyTorch's torch.save"),
         (MAGIC_NUMBER + MAGIC_NUMBER, "is a pickle, but not of PyTorch's torch.save"),
         (zip_file(STATE_DICT, compression=zipfile.ZIP_DEFLATED), "is compressed, which PyTorch's"),
@@ -339,6 +360,7 @@ LEGACY = legacy_file(STATE_DICT)
         (zip_file(STATE_DICT, {"0": DATA + DATA}), "data/0 has 48 bytes; expected 24"),
         (zip_file(STATE_DICT)[:-30], "cannot be read: "),
         (overlapping(), "cannot be read: its entries overlap"),
+        (repeated(), "cannot be read: names of its entries repeat"),
         (zip_file(STATE_DICT).replace(DATA, DATA[:-1] + b"\x01"), "cannot be read: Bad CRC-32"),
         (LEGACY[:-1], "cannot be read: it is truncated"),
         (LEGACY[:30], "cannot be read: it is truncated"),
@@ -364,6 +386,10 @@ def test_total_size_is_limited(tmp_path):
     with pytest.raises(WeightsError, match="tensors of more than 2,399 bytes"):
         read_torch(tmp_path / "a.pth", max_bytes=2399)
     assert len(read_torch(tmp_path / "a.pth", max_bytes=2400)) == 100
+    small = {"a": tensor(shape=(1,), strides=(1,))}
+    (tmp_path / "b.pth").write_bytes(zip_file(value(small) + STOP))
+    with pytest.raises(WeightsError, match="tensors of more than 23 bytes"):
+        read_torch(tmp_path / "b.pth", max_bytes=23)
     # Tensors of a shared storage take 200 bytes each in the pickle and 40,000 in memory.
     where = storage("torch.HalfStorage", numel=10_000)
     names = {str(k): tensor(where, 0, (10_000,), (1,)) for k in range(100)}

@@ -51,8 +51,16 @@ DATA = struct.pack("<6f", *range(6))
 """The storage of `tensor`."""
 
 
-def zip_file(program, storages=None, *, folder="archive", compression=zipfile.ZIP_STORED, **more):
-    """Make a file in the zip format; `more` are further entries."""
+def zip_file(
+    program,
+    storages=None,
+    *,
+    folder="archive",
+    compression=zipfile.ZIP_STORED,
+    item_size=4,
+    **more,
+):
+    """Make a file in the zip format, which has no item size; `more` are further entries."""
     buffer = io.BytesIO()
     storages = {"0": DATA} if storages is None else storages
     with zipfile.ZipFile(buffer, "w", compression) as archive:
