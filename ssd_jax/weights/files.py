@@ -3,8 +3,6 @@
 Files are untrusted: no code in them is executed, and every error is one line that names the file.
 """
 
-import io
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax.config import UserError
 from ssd_jax.io import exists, is_dir, is_file, reason, staged
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.torch_file import read_torch, write_torch
 
 # The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
 MAX_BYTES = 4 << 30
-
-
-class WeightsError(UserError):
-    """A file of weights that cannot be used; the message names it and the correction."""
 
 
 class WeightFile(NamedTuple):
@@ -56,7 +51,7 @@ def read_arrays(path: Path) -> WeightFile:
         raise
     except ImportError as error:
         raise WeightsError(
-            f"{path}: reading it needs {error.name}; {_INSTALL.get(error.name or '', '')}"
+            f"{path}: reading it needs {error.name}; pip install {error.name}"
         ) from None
     except Exception as error:  # a damaged file can make its reader raise anything
         raise WeightsError(f"{path} cannot be read: {reason(error)}") from None
@@ -66,8 +61,10 @@ def read_arrays(path: Path) -> WeightFile:
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:
-    floating = np.issubdtype(value.dtype, np.floating)
-    return np.asarray(value, np.float32) if floating else value
+    if not np.issubdtype(value.dtype, np.floating):
+        return value
+    with np.errstate(over="ignore", invalid="ignore"):  # the importers require finite values
+        return np.asarray(value, np.float32)
 
 
 def check_array(
@@ -89,54 +86,18 @@ def first_of(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _check_zip(path: Path, *, packed: bool) -> None:
+def _check_zip(path: Path) -> None:
     """Refuse an archive that would unpack to more than weights need."""
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    size = sum(entry.file_size for entry in entries)
+        size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_BYTES:
         raise WeightsError(
             f"{path} would unpack to {size / 2**30:.0f} GiB; the limit is {MAX_BYTES >> 30} GiB"
         )
-    if not packed and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        # PyTorch never compresses; a compressed file could unpack to any size.
-        raise WeightsError(f"{path} is compressed, which PyTorch's files never are")
 
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    import torch
-
-    if zipfile.is_zipfile(path):
-        _check_zip(path, packed=False)
-    try:
-        with warnings.catch_warnings():
-            # For old files PyTorch warns about its own deprecated storages.
-            warnings.simplefilter("ignore")
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        text = str(error)
-        if "Unsupported" in text or "weights_only" in text or "WeightsUnpickler" in text:
-            raise WeightsError(
-                f"{path} contains more than arrays, or is damaged; it was not loaded, since a "
-                "pickle can run code: save net.state_dict() in the original program"
-            ) from None
-        raise
-    # Training scripts wrap the state dict.
-    for key in ("state_dict", "model"):
-        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
-            tree = tree[key]
-    if not isinstance(tree, Mapping):
-        raise WeightsError(f"{path} contains a {type(tree).__name__}; expected a state dict")
-    values: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        if not isinstance(value, torch.Tensor):
-            raise WeightsError(
-                f"{path}: {name} is a {type(value).__name__}, not an array; expected a state dict"
-            )
-        value = value.detach()
-        # NumPy has no bfloat16.
-        values[str(name)] = (value.float() if value.is_floating_point() else value).numpy()
-    return values, {}
+    return read_torch(path, max_bytes=MAX_BYTES), {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -147,7 +108,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    _check_zip(path, packed=True)
+    _check_zip(path)
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}, {}
 
@@ -184,7 +145,6 @@ _READERS: dict[str, Reader] = {
 }
 SUFFIXES = tuple(_READERS)
 """Suffixes of files that `read_arrays` reads."""
-_INSTALL = {"torch": "pip install 'ssd_jax[torch]'", "h5py": "pip install h5py"}
 
 
 def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -196,31 +156,22 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
         metadata: text to store; only safetensors can.
 
     Raises:
-        WeightsError: the file exists, has an unsupported suffix, cannot be written, or needs a
-            library that is not installed. The message names the file.
+        WeightsError: the file exists, has an unsupported suffix or cannot be written. The message
+            names the file.
     """
     if exists(path):
         raise WeightsError(f"--out: {path} exists; name another file")
-    values = {name: np.ascontiguousarray(value) for name, value in values.items()}
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import save
-
-        data = save(values, metadata)
-    elif path.suffix in (".pth", ".pt"):
-        try:
-            import torch
-        except ImportError:
-            raise WeightsError(
-                f"--out: writing {path} needs torch; {_INSTALL['torch']}, or name a .safetensors"
-            ) from None
-        buffer = io.BytesIO()
-        torch.save({name: torch.from_numpy(value) for name, value in values.items()}, buffer)
-        data = buffer.getvalue()
-    else:
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise WeightsError(f"--out: {path} must end in .pth or .safetensors")
     try:
         with staged(path) as part:
             part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
+            if path.suffix == ".safetensors":
+                from safetensors.numpy import save
+
+                arrays = {name: np.ascontiguousarray(value) for name, value in values.items()}
+                part.write_bytes(save(arrays, metadata))
+            else:
+                write_torch(part, values)
     except OSError as error:
         raise WeightsError(f"--out: {path} cannot be written: {reason(error)}") from None

@@ -18,30 +18,30 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
-def limits() -> Iterator[None]:
-    """Raise Hang after SECONDS, and AssertionError if peak memory grows by more than BYTES."""
+def limits(num_bytes: float = BYTES) -> Iterator[None]:
+    """Raise Hang after SECONDS; fail if peak memory grows by more than `num_bytes`."""
 
     def time_out(*_: object) -> None:
         raise Hang(f"no result after {SECONDS} s")
 
     previous_handler = signal.signal(signal.SIGALRM, time_out)
     signal.alarm(SECONDS)
-    start = _reset_peak_memory()
+    start = reset_peak_memory()
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous_handler)
-    growth = _memory("VmHWM") - start
-    assert growth < BYTES, f"peak memory grew by {growth / 1e9:.1f} GB"
+    growth = memory("VmHWM") - start
+    assert growth < num_bytes, f"peak memory grew by {growth / 1e9:.1f} GB"
 
 
-def result_or_error(call: Callable[[], Any]) -> Any:
+def result_or_error(call: Callable[[], Any], *, num_bytes: float = BYTES) -> Any:
     """Return the result of `call` within the limits, or the UserError that it raises.
 
     The test fails with any other exception, or if the error is not one printable line.
     """
-    with limits():
+    with limits(num_bytes):
         try:
             return call()
         except UserError as error:
@@ -56,14 +56,14 @@ def assert_one_line(line: str) -> None:
     assert len(line) <= LONGEST_LINE, f"{len(line)} characters: {line[:200]!r}"
 
 
-def _reset_peak_memory() -> int:
+def reset_peak_memory() -> int:
     """Reset the process's peak memory, if the system can; return its present memory in bytes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
+    return memory("VmRSS")
 
 
-def _memory(name: str) -> int:
+def memory(name: str) -> int:
     """Read a field of /proc/self/status in bytes; 0 on other systems."""
     try:
         status = Path("/proc/self/status").read_text()
