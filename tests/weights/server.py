@@ -81,15 +81,20 @@ def wrong_byte(handler, data):
 
 
 @fault
-def cut(handler, data):
+def cut(handler, data, validator=etag):
     """Close the connection after a half."""
     start = int(handler.headers.get("Range", "bytes=0-")[6:-1])
     rest = data[start:]
-    headers = {"ETag": etag(data), "Content_Length": len(rest)}
+    headers = {"ETag": validator(data), "Content_Length": len(rest)}
     if start:
         headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
     send(handler, rest[: len(rest) // 2], status=206 if start else 200, **headers)
     handler.close_connection = True
+
+
+@fault
+def cut_weak_etag(handler, data):
+    cut(handler, data, lambda data: f"W/{etag(data)}")
 
 
 @fault
@@ -127,7 +132,7 @@ def no_content(handler, data):
 
 @fault
 def page(handler, data):
-    text = b"<!DOCTYPE html><html>sign in</html>"
+    text = b"<p>sign in</p>"
     send(handler, text, Content_Type="text/html; charset=utf-8", Content_Length=len(text))
 
 

@@ -301,6 +301,8 @@ class TestFaults:
     def test_size_limit(self, server, cache, monkeypatch, fault):
         server.fault = fault
         monkeypatch.setattr(download, "MAX_BYTES", len(DATA) - 1)
+        if fault == "none":  # its size is known before its content is read
+            monkeypatch.setattr(download._Transfer, "write", None)
         text = failure(make_entry(server))
         assert f"it has more than {len(DATA) - 1:,} bytes, the limit" in text
         assert contents(cache) == []
@@ -338,6 +340,21 @@ class TestFaults:
             assert f"it redirects to {target}, which is not https" in failure(entry)
             assert len(sent) == 1
             assert contents(cache) == []
+
+    def test_library_that_does_not_check_the_length(self, cache, monkeypatch):
+        """As urllib3 1, which reports no connection that ends early."""
+
+        def answer(adapter, request, **_):
+            response = requests.Response()
+            response.url, response.request, response.raw = request.url, request, _Body(DATA[1:])
+            response.status_code = 200
+            response.headers["Content-Length"] = str(len(DATA))
+            return response
+
+        monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answer)
+        text = failure(make_entry(FakeServer, sha256=None))
+        assert f"the connection broke after {len(DATA) - 1:,} of {len(DATA):,} bytes" in text
+        assert not (cache / "a.npz").exists()
 
 
 class FakeServer:
@@ -397,6 +414,33 @@ class TestResume:
         server.files["a.npz"] = DATA[::-1]
         assert fetch(entry).read_bytes() == DATA[::-1]
         assert "If-Range" in server.requests[-1][1]
+
+    def test_wrong_part_is_not_taken_without_a_hash(self, server, cache):
+        entry = make_entry(server, sha256=None)
+        server.fault = "cut"
+        failure(entry)
+        server.fault = "other_range"
+        assert fetch(entry).read_bytes() == DATA
+
+    def test_weak_etag_does_not_identify_the_bytes(self, server, cache):
+        entry = make_entry(server, sha256=None)
+        server.fault = "cut_weak_etag"
+        failure(entry)
+        assert contents(cache) == ["a.npz.part"]
+        server.fault = "none"
+        assert fetch(entry).read_bytes() == DATA
+        assert ranges(server) == [None, None]
+
+    def test_etag_of_another_url_is_not_used(self, server, cache, monkeypatch):
+        entry = make_entry(server, sha256=None)
+        server.files["our/a.npz"] = DATA
+        server.fault = "cut"
+        monkeypatch.setenv(download.MIRROR_VARIABLE, f"{server.url}/our")
+        failure(dataclasses.replace(entry, urls=()))
+        monkeypatch.delenv(download.MIRROR_VARIABLE)
+        server.fault = "none"
+        assert fetch(entry).read_bytes() == DATA
+        assert ranges(server) == [None, None]
 
     def test_no_hash_and_no_etag_starts_over(self, server, cache):
         cache.mkdir(parents=True)
@@ -633,6 +677,17 @@ class TestMirror:
         shutil.rmtree(cache)
         text = failure(make_entry(server))
         assert f"{server.url}/our/a.npz: HTTP 404 Not Found; {server.url}/a.npz: HTTP 404" in text
+
+    @pytest.mark.parametrize("fault", ["not_found", "wrong_byte", "cut"])
+    def test_password_is_not_shown_or_stored(self, server, cache, monkeypatch, fault):
+        url = server.url.replace("//", "//me:secret@")
+        monkeypatch.setenv(download.MIRROR_VARIABLE, url)
+        server.fault = fault
+        text = failure(make_entry(server, urls=()))
+        assert f"{server.url}/a.npz" in text
+        assert "Authorization" in server.requests[0][1]
+        assert "secret" not in text
+        assert not any(b"secret" in path.read_bytes() for path in cache.iterdir())
 
     @pytest.mark.parametrize("url", ["file:///srv/weights", "ftp://host/weights", "s3://bucket"])
     def test_other_schemes_are_refused_by_name(self, server, cache, monkeypatch, url):
