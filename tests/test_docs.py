@@ -30,7 +30,9 @@ NOT_RUN = {
     "ssd-jax predict --checkpoint runs/bccd 0": "needs a camera: tests/cli/test_predict.py",
     "--coordinator": "needs two hosts: tests/training/test_processes.py",
     "--data.format tfds": "needs a TFDS dataset: tests/data/tfds",
-    "ssd-jax weights": "needs weights of other projects: tests/cli/test_weights.py",
+    "ssd-jax weights download": "downloads weights: tests/weights/test_download.py",
+    "ssd-jax weights export": "needs weights of other projects: tests/cli/test_weights.py",
+    "ssd-jax weights import": "needs weights of other projects: tests/cli/test_weights.py",
     "runs/ssd300": "needs weights of other projects: tests/cli/test_weights.py",
     "--replay": "needs a step that was not finite: tests/training/test_nonfinite.py",
 }

@@ -160,7 +160,7 @@ def download_weights(arguments: Sequence[str]) -> int:
     """Download published weights into the cache and verify them."""
     args = parse_args(DownloadArgs, arguments)
     if bool(args.names) == args.all:
-        raise ConfigError("name the weights to download, or use --all; ssd-jax weights list")
+        raise ConfigError("name the weights to download, or use --all; see ssd-jax weights list")
     entries = [find_entry(name) for name in (ENTRIES if args.all else args.names)]
 
     from ssd_jax.weights.download import fetch

@@ -119,7 +119,7 @@ def _mirror() -> Path | str | None:
     text = os.environ.get(MIRROR_VARIABLE, "").strip()
     if not text:
         return None
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*):/", text)
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", text)
     if scheme is None:
         folder = Path(text).expanduser()
         if not is_dir(folder):
@@ -167,7 +167,7 @@ def _download_first(entry: PublishedWeights, mirror: Path | str | None, path: Pa
         try:
             _download(entry, url, path)
         except _Unavailable as error:
-            failures.append(f"{url}: {error}")
+            failures.append(f"{_without_password(url)}: {error}")
         else:
             return
     raise WeightsError(
@@ -179,11 +179,11 @@ def _download_first(entry: PublishedWeights, mirror: Path | str | None, path: Pa
 def _copy(entry: PublishedWeights, source: Path, path: Path) -> None:
     """Copy a file from the mirror's folder."""
     part = _part_path(path)
-    _remove_part(part)
+    _remove(part)
     try:
         shutil.copyfile(source, part)
     except OSError as error:
-        _remove_part(part)
+        _remove(part)
         raise _unwritable(entry, path, error, f"copied from {source}") from None
     _accept(entry, part, path, str(source))
 
@@ -195,10 +195,10 @@ def _download(entry: PublishedWeights, url: str, path: Path) -> None:
         _Unavailable: the file cannot be had from this URL.
         WeightsError: the file cannot be stored, or its hash differs.
     """
-    part = _part_path(path)
+    part, source = _part_path(path), _without_password(url)
     try:
         resumed = _receive(entry, url, part)
-        _accept(entry, part, path, url)
+        _accept(entry, part, path, source)
         return
     except _StalePart:
         pass
@@ -206,9 +206,9 @@ def _download(entry: PublishedWeights, url: str, path: Path) -> None:
         if not resumed:
             raise
     # The part was of another file: start over.
-    _remove_part(part)
+    _remove(part)
     _receive(entry, url, part)
-    _accept(entry, part, path, url)
+    _accept(entry, part, path, source)
 
 
 def _accept(entry: PublishedWeights, part: Path, path: Path, source: str) -> None:
@@ -218,9 +218,9 @@ def _accept(entry: PublishedWeights, part: Path, path: Path, source: str) -> Non
         _write_pin(path, digest)
         part.replace(path)
     except OSError as error:
-        _remove_part(part)
+        _remove(part)
         raise _unwritable(entry, path, error) from None
-    _remove_part(part)
+    _remove(part)
 
 
 def _check(entry: PublishedWeights, file: Path, path: Path, source: str) -> str:
@@ -244,7 +244,7 @@ def _check(entry: PublishedWeights, file: Path, path: Path, source: str) -> str:
     for name, value in expected:
         if found[name][: len(value)] == value:
             continue
-        _remove_part(file)
+        _remove(file)
         if value == pin and (name, value) not in entry.hashes:
             advice = f"that of the first download; remove {pin_path(path)} if the file was replaced"
         else:
@@ -280,10 +280,15 @@ def _version_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.etag")
 
 
-def _remove_part(part: Path) -> None:
-    for file in (part, _version_path(part)):
+def _remove(file: Path) -> None:
+    """Remove a file and, if it is an incomplete download, what was saved to continue it."""
+    for each in (file, _version_path(file)):
         with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
+            each.unlink(missing_ok=True)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(?<=//)[^/@]*@", "", url)
 
 
 def _unwritable(
@@ -338,7 +343,7 @@ def _receive(entry: PublishedWeights, url: str, part: Path) -> bool:
         finally:
             transfer.close()
             if is_file(part) and not part.stat().st_size:
-                _remove_part(part)
+                _remove(part)
     if transfer.total is not None and transfer.received != transfer.total:
         raise _Unavailable(transfer.broken)
     return transfer.resumed
@@ -385,7 +390,7 @@ def _saved_etag(part: Path, url: str) -> str | None:
         lines = read_text(_version_path(part), 1 << 16).splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    return lines[1] if len(lines) == 2 and lines[0] == url else None
+    return lines[1] if len(lines) == 2 and lines[0] == _without_password(url) else None
 
 
 class _Transfer:
@@ -479,15 +484,16 @@ class _Transfer:
 
     def _check_size(self, size: int) -> None:
         if size > self._limit:
-            _remove_part(self._part)
+            _remove(self._part)
             raise _Unavailable(f"it has more than {self._limit:,} bytes, the limit")
 
     def _restart(self, etag: str) -> None:
         """Empty the file, and save the ETag with which the download can be continued."""
         try:
             self._stream.truncate(0)
+            url = _without_password(self._url)
             if etag.startswith('"') and etag.isprintable():  # a weak one does not identify bytes
-                atomic_write(_version_path(self._part), f"{self._url}\n{etag}\n".encode())
+                atomic_write(_version_path(self._part), f"{url}\n{etag}\n".encode())
             else:
                 _version_path(self._part).unlink(missing_ok=True)
         except OSError as error:
@@ -512,5 +518,5 @@ class _Transfer:
 
     def _unwritable(self, why: str) -> WeightsError:
         """Remove what was received, and return the error of a disk that does not take it."""
-        _remove_part(self._part)
+        _remove(self._part)
         return _unwritable(self._entry, self._part, OSError(why))

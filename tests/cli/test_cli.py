@@ -246,7 +246,9 @@ assert not {"jax", "flax", "cv2"} & set(sys.modules)
 def test_unknown_subcommands_are_corrected(failing):
     weights = importlib.import_module("ssd_jax.cli.weights")
     assert "unknown command 'imprt'; perhaps you meant import" in failing(weights, "imprt")
-    assert "the command is missing; use one of import, export" in failing(weights)
+    assert "the command is missing; use one of list, download, info, import, export" in failing(
+        weights
+    )
 
 
 @pytest.mark.parametrize(
