@@ -189,9 +189,9 @@ class Detector:
         """
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise WeightsError(f"{path} must end in .safetensors")
+            raise WeightsError(f"path: {path} must end in .safetensors")
         arrays = export_arrays(self.config, jax.device_get(self._variables), "safetensors")
-        write_arrays(path, arrays.values, arrays.metadata)
+        write_arrays(path, arrays.values, arrays.metadata, field="path")
 
     # A path is an iterable of strings, too.
     @overload

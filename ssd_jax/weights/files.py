@@ -147,22 +147,29 @@ SUFFIXES = tuple(_READERS)
 """Suffixes of files that `read_arrays` reads."""
 
 
-def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+def write_arrays(
+    path: Path,
+    values: Mapping[str, np.ndarray],
+    metadata: dict[str, str],
+    *,
+    field: str = "--out",
+) -> None:
     """Write a .pth or .safetensors file in one step.
 
     Args:
         path: a new file.
         values: arrays by name.
         metadata: text to store; only safetensors can.
+        field: option that set the path, for error messages.
 
     Raises:
         WeightsError: the file exists, has an unsupported suffix or cannot be written. The message
             names the file.
     """
     if exists(path):
-        raise WeightsError(f"--out: {path} exists; name another file")
+        raise WeightsError(f"{field}: {path} exists; name another file")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise WeightsError(f"--out: {path} must end in .pth or .safetensors")
+        raise WeightsError(f"{field}: {path} must end in .pth or .safetensors")
     try:
         with staged(path) as part:
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -174,4 +181,4 @@ def write_arrays(path: Path, values: Mapping[str, np.ndarray], metadata: dict[st
             else:
                 write_torch(part, values)
     except OSError as error:
-        raise WeightsError(f"--out: {path} cannot be written: {reason(error)}") from None
+        raise WeightsError(f"{field}: {path} cannot be written: {reason(error)}") from None

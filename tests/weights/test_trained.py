@@ -85,7 +85,7 @@ def test_saved_detector_can_be_saved_again_bit_for_bit(saved, tmp_path):
 )
 def test_save_refuses_other_names(detector, tmp_path, name, message):
     (tmp_path / "there.safetensors").write_bytes(b"")
-    with pytest.raises(WeightsError, match=rf"^path: .*{name}.* {message}|{name} {message}"):
+    with pytest.raises(WeightsError, match=rf"^path: .*{name} {message}"):
         detector.save(tmp_path / name)
     assert (tmp_path / "there.safetensors").read_bytes() == b""
 
