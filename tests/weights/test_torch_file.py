@@ -207,6 +207,21 @@ def test_big_endian_file(tmp_path):
 
 
 @both_formats
+def test_integer_names_become_text(tmp_path, make_file):
+    program = b"\x80\x02" + value({1: tensor()}) + STOP
+    assert_equal(read(tmp_path, make_file(program)), {"1": ARRAY})
+
+
+def test_truncated_storages_are_refused(tmp_path):
+    other = tensor(storage(key="1", numel=500), 0, (500,), (1,))
+    program = b"\x80\x02" + value({"model": value({"a": tensor()}), "other": other}) + STOP
+    with pytest.raises(WeightsError, match="cannot be read: it is truncated"):
+        read(tmp_path, legacy_file(program, {"0": DATA, "1": bytes(2000)})[:-1])
+    with pytest.raises(ValueError, match="it is truncated"):  # while it is read
+        torch_file._read_bytes(io.BytesIO(b"ab"), 3)
+
+
+@both_formats
 def test_bytes_of_booleans_need_not_be_0_or_1(tmp_path, make_file):
     where = storage("torch.BoolStorage", numel=3)
     program = b"\x80\x02" + value({"a": tensor(where, 0, (3,), (1,))}) + STOP
@@ -232,6 +247,7 @@ def test_arrays_can_be_written_to(tmp_path, make_file):
         (value({}) + value({"x": value(1)}) + pickle.BUILD, "contains the state of an object"),
         (tensor() + value({"x": value(1)}) + pickle.BUILD, "contains the state of an object"),
         (value(("module", 1, 2, 3, 4)) + pickle.BINPERSID, "a reference to something else than a"),
+        (value(("storage", 1)) + pickle.BINPERSID, "a reference to something else than a storage"),
         (pickle.PERSID + b"1\n", "contains the pickle instruction PERSID"),
         (global_("torch.Size") + value(()) + pickle.NEWOBJ, "the pickle instruction NEWOBJ"),
         (pickle.MARK + pickle.INST + b"os\nsystem\n", "contains the pickle instruction INST"),
