@@ -109,7 +109,7 @@ def _import_ssd(
     entry = SSD_LAYOUTS[layout]
     for name, reason in entry.unsupported.items():
         if name in values:
-            raise WeightsError(f"{path} has {name}: {reason}")
+            raise WeightsError(f"{path} has {name}, {reason}")
     first = entry.name(entry.conf.format(0), "bias")
     if first not in values:
         raise WeightsError(f"{path} lacks {first}; it is not a {layout} state dict of an SSD")

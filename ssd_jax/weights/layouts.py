@@ -214,7 +214,11 @@ SSD_LAYOUTS: Mapping[Layout, SSDLayout] = {
         eval=EvalConfig(detections_per_image=100),
     ),
     "mmdetection": SSDLayout(
-        markers=(Marker("neck.l2_norm.weight"), Marker("bbox_head.cls_convs.0.0.weight")),
+        markers=(
+            Marker("neck.l2_norm.weight"),
+            Marker("bbox_head.cls_convs.0.0.weight"),
+            Marker("bbox_head.cls_convs.0.weight", (None, 512, 3, 3)),
+        ),
         base=lambda layer, position: f"backbone.features.{position}",
         norm="neck.l2_norm.weight",
         extra=lambda k: f"neck.extra_layers.{k // 2}.{k % 2}.conv",
@@ -231,6 +235,11 @@ SSD_LAYOUTS: Mapping[Layout, SSDLayout] = {
             (512, "coco"): (20, 51, 133, 215, 296, 378, 460, 542),
         },
         eval=EvalConfig(score_threshold=0.02, clip_boxes=True, max_box_scale=1000 / 16),
+        # Before 2.0 background was the first class; the file does not show it.
+        unsupported={
+            "bbox_head.cls_convs.0.weight": "a name of mmdetection before 2.14; convert a file of "
+            "2.0 to 2.13 with mmdetection's tools/model_converters/upgrade_ssd_version.py"
+        },
     ),
     "torchvision-ssd": SSDLayout(
         markers=(Marker("backbone.features.0.weight"),),
@@ -259,8 +268,8 @@ SSD_LAYOUTS: Mapping[Layout, SSDLayout] = {
         eval=EvalConfig(topk_candidates=200),
         limit_per_image=False,
         unsupported={
-            "source_layer_add_ons.0.running_mean": "batch norm after conv4_3 instead of L2 "
-            "normalization, which only networks with model.batch_norm could have"
+            "source_layer_add_ons.0.running_mean": "batch norm of conv4_3 instead of L2 "
+            "normalization, which is not supported"
         },
     ),
     "chainercv": SSDLayout(

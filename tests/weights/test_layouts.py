@@ -24,7 +24,7 @@ from ssd_jax.weights.class_names import COCO_CLASSES, VOC_CLASSES
 from ssd_jax.weights.files import WeightFile, WeightsError
 from ssd_jax.weights.importers import import_arrays
 from ssd_jax.weights.layouts import LAYOUTS, PRIORS, SSD_LAYOUTS, detect_format, ssd_model
-from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw, ssd_names
+from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw, ssd_names, to_head_order
 from tests.conftest import SHARED, TESTS
 from tests.models.torchvision_case import differences, import_state
 from tests.weights import torch_layouts as reference
@@ -371,7 +371,7 @@ def test_unknown_layout_lists_the_expected_arrays(name, shape):
     message = str(error.value)
     assert f"a.pth has an unknown layout, with the arrays {name}; expected one of " in message
     assert "backbone.vgg.0.weight (lufficc)" in message
-    assert "neck.l2_norm.weight or bbox_head.cls_convs.0.0.weight (mmdetection)" in message
+    assert "neck.l2_norm.weight or bbox_head.cls_convs.0.0.weight or " in message
     assert "pre_logits.fc1.weight [*, *, 7, 7] (timm-vgg16)" in message
     assert all(f"({layout})" in message for layout in LAYOUTS)
     assert "\n" not in message
@@ -406,10 +406,39 @@ def test_array_that_does_not_fit_is_named(layout, name):
         import_state_dict(state, classes=("cat",))
 
 
-def test_batch_norm_of_qfgaohao_is_an_error():
+def test_unsupported_variants_are_named():
     state = empty_state("qfgaohao")
     scale = state.pop("source_layer_add_ons.0.scale")
     for name in ("weight", "bias", "running_mean", "running_var"):
         state[f"source_layer_add_ons.0.{name}"] = scale
-    with pytest.raises(WeightsError, match=r"has source_layer_add_ons.0.running_mean: batch norm"):
+    with pytest.raises(WeightsError, match=r"a.pth has source_layer_.*running_mean, batch norm of"):
         import_state_dict(state)
+    state = {
+        name.replace("neck.l2_norm", "backbone.l2_norm").replace(".0.weight", ".weight"): value
+        for name, value in empty_state("mmdetection").items()
+        if "extra_layers" not in name
+    }
+    with pytest.raises(WeightsError, match=r"a.pth has bbox_head.* before 2.14; convert a file"):
+        import_state_dict(state)
+
+
+def test_heads_are_reordered():
+    """Channels of box b and class or offset k, where the value of each is its index."""
+    boxes, classes = 4, 5
+    kernel = np.arange(boxes * classes, dtype=np.float32)[:, None, None, None]
+    path = ("head_conv4_3", "conf", "kernel")
+    ours = to_head_order(SSD_LAYOUTS["mmdetection"], path, kernel, classes)
+    for b in range(boxes):
+        assert ours[classes * b, 0, 0, 0] == classes * b + 4  # background
+        for k in range(1, classes):
+            assert ours[classes * b + k, 0, 0, 0] == classes * b + k - 1
+    bias = np.arange(boxes * 4, dtype=np.float32)
+    ours = to_head_order(SSD_LAYOUTS["chainercv"], ("head_conv4_3", "loc", "bias"), bias, classes)
+    for b in range(boxes):
+        cy, cx, h, w = range(4 * b, 4 * b + 4)
+        assert ours[4 * b : 4 * b + 4].tolist() == [cx, cy, w, h]
+    for layout in SSD_LAYOUTS:
+        for head, value in (("conf", kernel), ("loc", bias)):
+            ours = to_head_order(SSD_LAYOUTS[layout], ("head_conv7", head, ""), value, classes)
+            changed = (layout, head) in (("mmdetection", "conf"), ("chainercv", "loc"))
+            assert np.array_equal(ours, value) != changed
