@@ -18,7 +18,7 @@ from ssd_jax.config import ConfigError, shorten
 from ssd_jax.io import MAX_CONFIG, exists, read_text
 from ssd_jax.streams import print_error
 from ssd_jax.weights.files import WeightsError
-from ssd_jax.weights.name_maps import Layout
+from ssd_jax.weights.layouts import Layout
 from ssd_jax.weights.registry import ENTRIES, PublishedWeights, find_entry
 
 

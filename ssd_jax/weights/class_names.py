@@ -24,6 +24,8 @@ COCO91_CLASSES = tuple(
 )
 """Classes of COCO by category id, as in torchvision. Ten ids have no category; their rows are part
 of the softmax, so they are kept, as N/A 12 and so on."""
+COCO_CLASSES = tuple(name for name in COCO91_CLASSES if not name.startswith("N/A "))
+"""The 80 classes of COCO, by category id."""
 
 
 def read_class_names(path: Path, option: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from ssd_jax.config import Config, ConfigError, ModelConfig, to_json
 from ssd_jax.weights import name_maps
 from ssd_jax.weights.files import WeightFile
 from ssd_jax.weights.importers import CONFIG_KEY
+from ssd_jax.weights.layouts import PRIORS, ssd_model
 
 Target = Literal["ssd.pytorch", "torchvision", "safetensors"]
 
@@ -45,7 +46,7 @@ def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) 
 def _check_same(model: ModelConfig, target: Target) -> None:
     """Raise ConfigError, naming the field, if `target` cannot hold the network."""
     size = 512 if model.image_size == 512 and target == "ssd.pytorch" else 300
-    published = name_maps.ssd_model(size, model.classes)
+    published = ssd_model(size, model.classes)
     for name in ("image_size", "width_multiplier", "feature_layers", "extras", "batch_norm"):
         value, required = getattr(model, name), getattr(published, name)
         if value != required:
@@ -62,7 +63,7 @@ def export_notes(config: Config, target: Target) -> list[str]:
     notes = []
     classes, priors, mean = config.model.num_classes, config.priors, config.model.image_mean
     voc = target == "ssd.pytorch" and classes == 21
-    expected = name_maps.PRIORS[config.model.image_size, "voc" if voc else "coco"]
+    expected = PRIORS[config.model.image_size, "voc" if voc else "coco"]
     clip = "clip" if target == "ssd.pytorch" else "clip_wh"
     for field in ("sizes", "steps", "aspect_ratios", "variances"):
         if getattr(priors, field) != getattr(expected, field):

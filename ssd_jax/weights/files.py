@@ -51,7 +51,7 @@ def read_arrays(path: Path) -> WeightFile:
         raise
     except ImportError as error:
         raise WeightsError(
-            f"{path}: reading it needs {error.name}; pip install {error.name}"
+            f"{path}: reading it needs {error.name}; pip install 'ssd_jax[h5]'"
         ) from None
     except Exception as error:  # a damaged file can make its reader raise anything
         raise WeightsError(f"{path} cannot be read: {reason(error)}") from None

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -13,33 +12,29 @@ from ssd_jax.config import (
     BASE_LAYERS,
     Config,
     ConfigError,
-    EvalConfig,
     ModelConfig,
     PriorConfig,
     TrainConfig,
     from_json,
 )
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import make_model, variable_shapes
 from ssd_jax.weights import name_maps
-from ssd_jax.weights.class_names import COCO91_CLASSES, VOC_CLASSES
 from ssd_jax.weights.files import WeightFile, WeightsError, check_array, first_of
-from ssd_jax.weights.name_maps import Layout
-from ssd_jax.weights.vgg16 import IMAGE_MEANS, load_vgg16
+from ssd_jax.weights.layouts import (
+    LAYOUTS,
+    SSD_LAYOUTS,
+    Layout,
+    SSDLayout,
+    detect_format,
+    markers_text,
+    ssd_model,
+)
+from ssd_jax.weights.vgg16 import load_vgg16
 
 Flat = dict[name_maps.Path, np.ndarray]
 
 CONFIG_KEY = "ssd_jax_config"
 """Metadata key of the config in safetensors files written by `exporters`."""
-
-# Channel order of conv1_1, by layout; the other layouts do not determine it.
-_CHANNELS = {
-    "torchvision-ssd": "rgb",
-    "torchvision-vgg16": "rgb",
-    "vgg16_reducedfc": "bgr",
-    "keras-vgg16": "bgr",
-    # Caffe's arrays, converted to NumPy.
-    "vgg16": "bgr",
-}
 
 
 class Imported(NamedTuple):
@@ -83,21 +78,21 @@ def import_arrays(
     values = {name.removeprefix("module."): v for name, v in arrays.values.items()}
     if CONFIG_KEY in arrays.metadata:
         return _import_own(path, WeightFile(values, arrays.metadata))
-    layout = layout or name_maps.detect_format(values)
+    layout = layout or detect_format(values)
     if layout is None:
         names = ", ".join(sorted(values)[:3])
         raise WeightsError(
-            f"{path} has an unknown layout, with the arrays {names}; docs/weights.md lists the "
-            "supported layouts"
+            f"{path} has an unknown layout, with the arrays {names}; expected one of "
+            f"{markers_text()}; docs/weights.md lists the supported layouts"
         )
-    channels = channels or _CHANNELS.get(layout)
+    channels = channels or LAYOUTS[layout].channels
     if channels is None:
         raise WeightsError(
             f"{path} does not tell the channel order of its images; make a checkpoint with ssd-jax "
             f"weights import {path} --channels rgb, or bgr, --out DIR. Trained by ssd.pytorch: "
             "rgb; converted from Caffe: bgr. The incorrect order loses about five points of mAP"
         )
-    if layout in ("ssd.pytorch", "torchvision-ssd"):
+    if layout in SSD_LAYOUTS:
         imported = _import_ssd(path, values, layout, tuple(classes))
     else:
         imported = _import_vgg16(path, values, layout, base)
@@ -110,9 +105,11 @@ def import_arrays(
 def _import_ssd(
     path: Path, values: Mapping[str, np.ndarray], layout: Layout, classes: tuple[str, ...]
 ) -> Imported:
-    torchvision = layout == "torchvision-ssd"
-    image_size = 512 if not torchvision and "extras.8.weight" in values else 300
-    first = "head.classification_head.module_list.0.bias" if torchvision else "conf.0.bias"
+    entry = SSD_LAYOUTS[layout]
+    for name, reason in entry.unsupported.items():
+        if name in values:
+            raise WeightsError(f"{path} has {name}, {reason}")
+    first = entry.name(entry.conf.format(0), "bias")
     if first not in values:
         raise WeightsError(f"{path} lacks {first}; it is not a {layout} state dict of an SSD")
     num_classes, rest = divmod(values[first].size, 4)
@@ -121,61 +118,46 @@ def _import_ssd(
             f"{path}: {first} has shape {values[first].shape}; expected 4 boxes of at least 2 "
             "classes, with background"
         )
-    names = _class_names(path, num_classes - 1, classes, torchvision)
-    model = name_maps.ssd_model(image_size, names)
-    # The rule of ssd.pytorch: VOC's priors for 21 classes, COCO's for all other numbers.
-    kind = "voc" if num_classes == 21 and not torchvision else "coco"
-    priors = name_maps.PRIORS[image_size, kind]
-    if torchvision:
-        config = Config(
-            model=replace(model, image_mean=IMAGE_MEANS[layout]),
-            priors=replace(priors, clip_wh=True),
-            train=TrainConfig(matching="per_object"),
-            eval=EvalConfig(clip_boxes=True, max_box_scale=1000 / 16),
-        )
-        paths = name_maps.torchvision_ssd_names(model)
-    else:
-        # The best 200 of each class, without a limit per image.
-        config = Config(
-            model=model,
-            priors=replace(priors, clip=True),
-            train=TrainConfig(matching="per_object"),
-            eval=EvalConfig(topk_candidates=200, detections_per_image=200 * len(names)),
-        )
-        paths = name_maps.ssd_pytorch_names(model)
-    flat = _to_flat_params(path, values, paths, _shapes(model, priors))
-    summary = f"{layout} SSD{image_size}, {len(names)} classes, {kind.upper()}'s priors"
+    # SSD512 has a fifth pair of extra layers.
+    large = entry.name(entry.extra(8), "kernel")
+    image_size = 512 if 512 in entry.image_sizes and large in values else 300
+    names = _class_names(path, num_classes - 1, classes, entry)
+    model = replace(ssd_model(image_size, names), image_mean=entry.image_mean)
+    dataset, priors = entry.priors(image_size, len(names))
+    flat = _to_flat_params(path, values, entry, model, priors)
+    config = Config(
+        model=model,
+        priors=priors,
+        train=TrainConfig(matching=entry.matching),
+        eval=entry.eval_config(len(names)),
+    )
+    summary = f"{layout} SSD{image_size}, {len(names)} classes, {dataset.upper()}'s priors"
     return Imported(config, traverse_util.unflatten_dict(flat), {}, summary)
 
 
 def _class_names(
-    path: Path, count: int, names: tuple[str, ...], torchvision: bool
+    path: Path, count: int, names: tuple[str, ...], layout: SSDLayout
 ) -> tuple[str, ...]:
-    if names:
-        if len(names) != count:
-            raise WeightsError(
-                f"--classes names {len(names)} classes and {path} has {count} without background"
-            )
-        return names
-    if torchvision and count == 90:
-        return COCO91_CLASSES
-    if not torchvision and count == 20:
-        return VOC_CLASSES
-    return tuple(f"class {k}" for k in range(1, count + 1))
+    if names and len(names) != count:
+        raise WeightsError(
+            f"--classes names {len(names)} classes and {path} has {count} without background"
+        )
+    return names or layout.classes.get(count) or tuple(f"class {k}" for k in range(1, count + 1))
 
 
 def _shapes(model: ModelConfig, priors: PriorConfig) -> dict[name_maps.Path, tuple[int, ...]]:
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "uint8")
-    tree = jax.eval_shape(make_model(model, priors).init, jax.random.key(0), image)
+    tree = variable_shapes(make_model(model, priors))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
 def _to_flat_params(
     path: Path,
     values: Mapping[str, np.ndarray],
-    paths: Mapping[str, name_maps.Path],
-    shapes: Mapping[name_maps.Path, tuple[int, ...]],
+    layout: SSDLayout,
+    model: ModelConfig,
+    priors: PriorConfig,
 ) -> Flat:
+    paths = name_maps.ssd_names(layout, model)
     missing = [name for name in paths if name not in values]
     if missing:
         raise WeightsError(f"{path} lacks {first_of(missing)}")
@@ -184,12 +166,14 @@ def _to_flat_params(
         raise WeightsError(
             f"{path} has {first_of(unexpected)}, which belongs to no layer of the network"
         )
+    shapes = _shapes(model, priors)
     flat = {}
     for name, target in paths.items():
         shape = shapes["params", *target]
         oihw = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
         check_array(path, name, values[name], oihw)
-        flat[target] = name_maps.oihw_to_hwio(values[name])
+        value = name_maps.to_head_order(layout, target, values[name], model.num_classes)
+        flat[target] = name_maps.oihw_to_hwio(value)
     return flat
 
 

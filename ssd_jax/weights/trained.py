@@ -14,7 +14,7 @@ from ssd_jax.weights import hub
 from ssd_jax.weights.download import cached_path, fetch
 from ssd_jax.weights.files import SUFFIXES, WeightsError, read_arrays
 from ssd_jax.weights.importers import Imported, import_arrays
-from ssd_jax.weights.name_maps import Layout
+from ssd_jax.weights.layouts import Layout
 from ssd_jax.weights.registry import ENTRIES, PublishedWeights
 
 

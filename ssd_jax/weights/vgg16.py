@@ -8,19 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from ssd_jax.config import BASE_LAYERS, ModelConfig
+from ssd_jax.config import BASE_LAYERS
 from ssd_jax.weights import name_maps
 from ssd_jax.weights.files import WeightsError, check_array
-from ssd_jax.weights.name_maps import Layout
+from ssd_jax.weights.layouts import VGG16_LAYOUTS, Layout, VGG16Layout
 
-IMAGE_MEANS = {
-    "torchvision-ssd": (0.48235 * 255, 0.45882 * 255, 0.40784 * 255),
-    "torchvision-vgg16": (0.485 * 255, 0.456 * 255, 0.406 * 255),
-    "keras-vgg16": (123.68, 116.779, 103.939),
-}
-"""RGB means (0 to 255) of the layouts whose mean is not Caffe's."""
-# torchvision's classifiers take (image / 255 - mean) / std.
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 # Every third of fc6's 7x7 taps, every fourth of the 4096 units: 3x3x512x1024 and 1x1x1024x1024.
 _TAPS, _UNITS = 3, 4
 
@@ -56,19 +48,20 @@ def load_vgg16(
     Raises:
         WeightsError: an array is missing from a layer, has another shape or is not finite.
     """
-    by_torch = layout in ("vgg16_reducedfc", "torchvision-vgg16")
+    entry = VGG16_LAYOUTS[layout]
     names = name_maps.vgg_names(layout, values)
-    layers: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
+    layers: dict[str, dict[name_maps.Parameter, tuple[str, np.ndarray]]] = {}
     for name, (layer, kind) in names.items():
-        value = name_maps.oihw_to_hwio(values[name]) if by_torch else values[name]
+        value = values[name]
+        if entry.torch and not layer.startswith("fc"):
+            value = name_maps.oihw_to_hwio(value)
         layers.setdefault(layer, {})[kind] = (name, value)
     for layer, arrays in layers.items():
         if len(arrays) == 1:
             name = next(iter(arrays.values()))[0]
             raise WeightsError(f"{path} has only the kernel or the bias of {layer}: {name}")
     fc = {layer: arrays for layer, arrays in layers.items() if layer.startswith("fc")}
-    # IMAGENET1K_FEATURES: SSD's initial weights, whose classifier is NaN.
-    features_only = layout == "torchvision-vgg16" and any(
+    features_only = entry.features_mean is not None and any(
         np.isnan(value).all() for arrays in fc.values() for _, value in arrays.values()
     )
     base: dict[str, Any] = {}
@@ -80,41 +73,42 @@ def load_vgg16(
         raise WeightsError(f"{path} contains no layer of VGG16")
     subsample = "conv6" not in base and len(fc) == 2 and not features_only
     if subsample:
-        base |= _reduce_classifier(path, fc, by_torch=by_torch)
+        base |= _reduce_classifier(path, fc, entry)
         origin = "conv6 and conv7 subsampled from fc6 and fc7"
     else:
         origin = "conv6 and conv7 as in the file" if "conv6" in base else "without conv6 and conv7"
     used = {name for name, (layer, _) in names.items() if subsample or layer not in fc}
     unused = sorted(set(values) - used)
 
-    mean = IMAGE_MEANS.get(layout, ModelConfig().image_mean)
-    if features_only:
-        mean = IMAGE_MEANS["torchvision-ssd"]
-    elif layout == "torchvision-vgg16" and "conv1_1" in base:
+    mean = entry.image_mean
+    if features_only and entry.features_mean is not None:
+        mean = entry.features_mean
+    elif entry.image_std is not None and "conv1_1" in base:
         # Fold the division by the deviation into the first kernel; padding is 0 in both cases.
-        scale = 255 * np.array(_IMAGENET_STD, np.float64)[None, None, :, None]
+        scale = 255 * np.array(entry.image_std, np.float64)[None, None, :, None]
         conv = base["conv1_1"]["conv"]
         conv["kernel"] = (conv["kernel"] / scale).astype(np.float32)
     return VGG16Weights(base, mean, origin + (f"; unused: {', '.join(unused)}" if unused else ""))
 
 
 def _reduce_classifier(
-    path: Path, fc: Mapping[str, Mapping[str, tuple[str, np.ndarray]]], *, by_torch: bool
+    path: Path,
+    fc: Mapping[str, Mapping[name_maps.Parameter, tuple[str, np.ndarray]]],
+    layout: VGG16Layout,
 ) -> dict[str, Any]:
     """Convert the arrays of fc6 and fc7 in a file to parameters of conv6 and conv7."""
     arrays = {}
-    for layer, inputs in (("fc6", 7 * 7 * 512), ("fc7", 4096)):
-        # PyTorch stores dense kernels as (out, in).
-        shape = (4096, inputs) if by_torch else (inputs, 4096)
+    for layer, shape in layout.fc_shapes.items():
         for kind in ("kernel", "bias"):
             name, value = fc[layer][kind]
             check_array(path, name, value, shape if kind == "kernel" else (4096,))
             arrays[f"{layer}_{kind}"] = value
-    if by_torch:  # PyTorch flattens maps as (channel, row, column).
+    if layout.torch:  # PyTorch flattens maps as (channel, row, column).
         fc6 = arrays["fc6_kernel"].reshape(4096, 512, 7, 7).transpose(2, 3, 1, 0)
-        arrays |= {"fc6_kernel": fc6, "fc7_kernel": arrays["fc7_kernel"].T}
+        fc7 = arrays["fc7_kernel"].reshape(4096, 4096).T
     else:
-        arrays["fc6_kernel"] = arrays["fc6_kernel"].reshape(7, 7, 512, 4096)
+        fc6, fc7 = arrays["fc6_kernel"].reshape(7, 7, 512, 4096), arrays["fc7_kernel"]
+    arrays |= {"fc6_kernel": fc6, "fc7_kernel": fc7}
     return {
         layer: {"conv": {"kernel": np.array(kernel), "bias": np.array(bias)}}
         for layer, (kernel, bias) in reduce_fc(**arrays).items()

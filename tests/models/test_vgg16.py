@@ -132,10 +132,10 @@ def test_fc6_and_fc7_are_subsampled():
     assert kernel6.shape == (3, 3, 2, 3)
 
 
-@pytest.mark.parametrize("program", ["torchvision", "keras"])
+@pytest.mark.parametrize("program", ["torchvision", "timm", "keras"])
 def test_full_classifier_gives_a_complete_base(convs, program):
     """One weight of each fc layer finds its place, however the program flattens its input."""
-    by_torch = program == "torchvision"
+    by_torch = program != "keras"
     shape = (4096, 25088) if by_torch else (25088, 4096)
     fc6, fc7 = np.zeros(shape, np.float32), np.zeros((4096, 4096), np.float32)
     i, j, c, unit, other = 3, 6, 100, 8, 12  # row, column, channel, fc6's unit, fc7's
@@ -148,6 +148,9 @@ def test_full_classifier_gives_a_complete_base(convs, program):
         fc6[(i * 7 + j) * 512 + c, unit], fc7[unit, other] = 1, 2
         values = keras_names(convs, "{0}/{0}/kernel:0", "{0}/{0}/bias:0")
         names = ("fc1/fc1/kernel:0", "fc1/fc1/bias:0", "fc2/fc2/kernel:0", "fc2/fc2/bias:0")
+    if program == "timm":
+        fc6, fc7 = fc6.reshape(4096, 512, 7, 7), fc7.reshape(4096, 4096, 1, 1)
+        names = tuple(f"pre_logits.fc{k}.{leaf}" for k in (1, 2) for leaf in ("weight", "bias"))
     bias = np.arange(4096, dtype=np.float32)
     values |= dict(zip(names, (fc6, bias, fc7, bias), strict=True))
     base = import_arrays("vgg", WeightFile(values, {})).params["base"]

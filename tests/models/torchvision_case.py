@@ -11,7 +11,8 @@ import numpy as np
 from ssd_jax.cli.weights import main
 from ssd_jax.models.ssd import make_model
 from ssd_jax.ops.boxes import pairwise_iou
-from ssd_jax.weights.name_maps import PRIORS, ssd_model, torchvision_ssd_names
+from ssd_jax.weights.layouts import PRIORS, ssd_model
+from ssd_jax.weights.name_maps import torchvision_ssd_names
 
 SEED = 20240229
 RECORDED = (0, 21)
