@@ -158,7 +158,7 @@ def test_error_of_a_state_dict_that_does_not_fit(state, change, message):
 
 
 def test_ssd_pytorch_requires_the_channel_order(state):
-    with pytest.raises(WeightsError, match=r"--channels is missing: .* converted from Caffe: bgr"):
+    with pytest.raises(WeightsError, match=r"--channels rgb, or bgr, .* converted from Caffe: bgr"):
         import_arrays("a.pth", WeightFile(state, {}))
 
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import numpy as np
 from safetensors.numpy import save
 
-from ssd_jax.weights import name_maps
+from ssd_jax.weights import layouts, name_maps
 
 FEATURES = [name for name in name_maps.VGG16_POSITIONS if name not in ("conv6", "conv7")]
 
@@ -25,7 +25,7 @@ def convolutions(module, layers):
 
 def array_names(layout, size):
     """Return the names of the arrays of a layout."""
-    model = name_maps.ssd_model(size, ("object",))
+    model = layouts.ssd_model(size, ("object",))
     heads = range(len(model.feature_layers))
     extras = range(2 * len(model.extras))
     positions = name_maps.VGG16_POSITIONS
