@@ -203,6 +203,9 @@ class ModelConfig:
     and padding of each block, e.g. 256 512 3 2 1 128 256 3 1 0."""
     batch_norm: bool = False
     """Use batch norm after each convolution of base and extras; needed to train from scratch."""
+    feature_norm: Literal["l2", "affine"] = "l2"
+    """Normalization of feature layers before conv6. l2: L2 normalization with a scale per channel
+    (SSD); affine: a scale and an offset per channel, as weights of pytorch-ssd need."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation; parameters and loss stay float32."""
     image_mean: tuple[_Level, _Level, _Level] = (123.0, 117.0, 104.0)

@@ -25,8 +25,8 @@ LOCAL_FIELDS = _split(
 """Fields set to their defaults, whatever the checkpoint's config says, by section."""
 
 TRUSTED_FIELDS = _split(
-    model="""classes image_size width_multiplier feature_layers extras batch_norm dtype image_mean
-        freeze_before""",
+    model="""classes image_size width_multiplier feature_layers extras batch_norm feature_norm dtype
+        image_mean freeze_before""",
     priors="sizes steps aspect_ratios variances clip clip_wh",
     # Annotations and images are only read.
     data="""format root train_split eval_split tfds max_objects use_difficult keep_empty augment

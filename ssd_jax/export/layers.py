@@ -32,6 +32,9 @@ class GraphBuilder(Protocol[T]):
     def l2_norm(self, x: T, scale: np.ndarray) -> T:
         """Add an L2 normalization with a scale [C]; see `ssd_jax.models.layers.L2Norm`."""
 
+    def affine(self, x: T, scale: np.ndarray, bias: np.ndarray) -> T:
+        """Add a scale [C] and an offset [C] per channel."""
+
     def rows(self, x: T, values: int) -> T:
         """Reshape a head's output to [B, p, values], by rows, columns and boxes."""
 
@@ -69,6 +72,9 @@ def build_network(graph: GraphBuilder[T], network: Network) -> tuple[T, T]:
         x = features[name]
         if f"l2norm_{name}" in params:
             x = graph.l2_norm(x, np.asarray(params[f"l2norm_{name}"]["scale"]))
+        elif f"affine_{name}" in params:
+            affine = params[f"affine_{name}"]
+            x = graph.affine(x, np.asarray(affine["scale"]), np.asarray(affine["bias"]))
         for key, values, rows in (("loc", 4, loc), ("conf", config.num_classes, conf)):
             head = params[f"head_{name}"][key]
             kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])

@@ -116,6 +116,11 @@ class _Layers:
         norm = add("Sqrt", add("Add", squares, constant(L2Norm.epsilon)))
         return add("Mul", add("Div", x, norm), constant(scale[:, None, None]))
 
+    def affine(self, x: str, scale: np.ndarray, bias: np.ndarray) -> str:
+        add, constant = self._graph.add, self._graph.constant
+        x = add("Mul", x, constant(scale[:, None, None]))
+        return add("Add", x, constant(bias[:, None, None]))
+
     def rows(self, x: str, values: int) -> str:
         x = self._graph.add("Transpose", x, perm=[0, 2, 3, 1])
         return self._graph.add("Reshape", x, self._graph.ints(0, -1, values))

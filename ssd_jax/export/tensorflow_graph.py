@@ -89,6 +89,9 @@ class _Layers:
         squares = self._tf.reduce_sum(x * x, axis=-1, keepdims=True)
         return x / self._tf.sqrt(squares + L2Norm.epsilon) * scale
 
+    def affine(self, x: Any, scale: np.ndarray, bias: np.ndarray) -> Any:
+        return x * scale + bias
+
     def rows(self, x: Any, values: int) -> Any:
         _, height, width, channels = x.shape
         rows = height * width * channels // values

@@ -181,3 +181,15 @@ class L2Norm(nn.Module):
         y = x.astype(jnp.float32)
         norm = jnp.sqrt(jnp.sum(y * y, axis=-1, keepdims=True) + self.epsilon)
         return (y / norm * scale[None, None, None]).astype(x.dtype)
+
+
+class Affine(nn.Module):
+    """Learned scale and offset per channel: batch norm with fixed statistics."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Apply the layer to a batch; computed in float32, the result has the type of `x`."""
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32) * scale[None, None, None] + bias[None, None, None]
+        return y.astype(x.dtype)

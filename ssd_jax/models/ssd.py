@@ -18,6 +18,7 @@ from ssd_jax.config import BASE_LAYERS, ConfigError, ModelConfig, PriorConfig
 from ssd_jax.kernels.geometry import ConvGeometry
 from ssd_jax.models.layers import (
     INFERENCE_CACHE,
+    Affine,
     ConvBlock,
     ConvStack,
     ConvWeights,
@@ -31,7 +32,10 @@ HEAD_GEOMETRY = ConvGeometry(stride=1, padding=1)
 """Geometry of the heads' 3x3 convolutions."""
 
 NORMALIZED_LAYERS = BASE_LAYERS[:-2]
-"""Feature layers that are L2-normalized, because their scale differs from later ones (SSD, 3.1)."""
+"""Feature layers that are normalized, because their scale differs from later ones (SSD, 3.1)."""
+
+NORMS: Mapping[str, type[L2Norm] | type[Affine]] = {"l2": L2Norm, "affine": Affine}
+"""Normalizations by model.feature_norm; parameters are named l2norm_LAYER or affine_LAYER."""
 
 MAX_PRIORS = 2_000_000
 """Largest number of priors; SSD300 has 8,732. Matching compares each with every object."""
@@ -144,7 +148,8 @@ class SSD(nn.Module):
         for name, boxes in zip(config.feature_layers, self.boxes, strict=True):
             x = features[name]
             if name in NORMALIZED_LAYERS:
-                x = L2Norm(name=f"l2norm_{name}")(x)
+                norm = NORMS[config.feature_norm]
+                x = norm(name=f"{norm.__name__.lower()}_{name}")(x)
             head = MultiboxHead(boxes, config.num_classes, dtype, name=f"head_{name}")
             offsets, logits = head(x)
             loc.append(offsets)

@@ -47,7 +47,14 @@ def _check_same(model: ModelConfig, target: Target) -> None:
     """Raise ConfigError, naming the field, if `target` cannot hold the network."""
     size = 512 if model.image_size == 512 and target == "ssd.pytorch" else 300
     published = ssd_model(size, model.classes)
-    for name in ("image_size", "width_multiplier", "feature_layers", "extras", "batch_norm"):
+    for name in (
+        "image_size",
+        "width_multiplier",
+        "feature_layers",
+        "extras",
+        "batch_norm",
+        "feature_norm",
+    ):
         value, required = getattr(model, name), getattr(published, name)
         if value != required:
             raise ConfigError(

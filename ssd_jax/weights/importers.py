@@ -33,6 +33,7 @@ from ssd_jax.weights.vgg16 import load_vgg16
 
 Flat = dict[name_maps.Path, np.ndarray]
 
+_BN_EPSILON = 1e-5  # PyTorch's default
 CONFIG_KEY = "ssd_jax_config"
 """Metadata key of the config in safetensors files written by `exporters`."""
 
@@ -123,6 +124,9 @@ def _import_ssd(
     image_size = 512 if 512 in entry.image_sizes and large in values else 300
     names = _class_names(path, num_classes - 1, classes, entry)
     model = replace(ssd_model(image_size, names), image_mean=entry.image_mean)
+    if entry.batch_norm and f"{entry.batch_norm}.running_mean" in values:
+        values = _fold_batch_norm(path, values, entry.batch_norm)
+        model = replace(model, feature_norm="affine")
     dataset, priors = entry.priors(image_size, len(names))
     flat = _to_flat_params(path, values, entry, model, priors)
     config = Config(
@@ -133,6 +137,26 @@ def _import_ssd(
     )
     summary = f"{layout} SSD{image_size}, {len(names)} classes, {dataset.upper()}'s priors"
     return Imported(config, traverse_util.unflatten_dict(flat), {}, summary)
+
+
+def _fold_batch_norm(
+    path: Path, values: Mapping[str, np.ndarray], name: str
+) -> dict[str, np.ndarray]:
+    """Replace conv4_3's batch norm in PyTorch by the arrays of `name_maps.AFFINE_NAMES`."""
+    rest = {k: v for k, v in values.items() if k != f"{name}.num_batches_tracked"}
+    arrays = []
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        key = f"{name}.{leaf}"
+        if key not in rest:
+            raise WeightsError(f"{path} lacks {key}")
+        check_array(path, key, rest[key], (512,))
+        arrays.append(rest.pop(key).astype(np.float64))
+    weight, bias, mean, var = arrays
+    if var.min() < 0:
+        raise WeightsError(f"{path}: {name}.running_var is negative")
+    scale = weight / np.sqrt(var + _BN_EPSILON)
+    folded = {"scale": scale, "offset": bias - mean * scale}
+    return rest | {f"{name}.{k}": v.astype(np.float32) for k, v in folded.items()}
 
 
 def _class_names(

@@ -111,6 +111,8 @@ class SSDLayout:
     layers with ReLUs and pools."""
     norm: str
     """Name of the scale of conv4_3's L2 normalization."""
+    batch_norm: str = ""
+    """Name of conv4_3's batch norm, in variants of the network that have one instead."""
     extra: Callable[[int], str]
     """Returns the name of an extra layer, given its index."""
     loc: str
@@ -259,6 +261,7 @@ SSD_LAYOUTS: Mapping[Layout, SSDLayout] = {
         markers=(Marker("base_net.0.weight"),),
         base=lambda layer, position: f"base_net.{position}",
         norm="source_layer_add_ons.0.scale",
+        batch_norm="source_layer_add_ons.0",
         extra=lambda k: f"extras.{k // 2}.{k % 2 * 2}",
         loc="regression_headers.{}",
         conf="classification_headers.{}",
@@ -267,10 +270,6 @@ SSD_LAYOUTS: Mapping[Layout, SSDLayout] = {
         clip="clip",
         eval=EvalConfig(topk_candidates=200),
         limit_per_image=False,
-        unsupported={
-            "source_layer_add_ons.0.running_mean": "batch norm of conv4_3 instead of L2 "
-            "normalization, which is not supported"
-        },
     ),
     "chainercv": SSDLayout(
         markers=(Marker("extractor/conv1_1/W"),),

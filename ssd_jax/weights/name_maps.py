@@ -17,6 +17,11 @@ Path = tuple[str, ...]
 Parameter = Literal["kernel", "bias"]
 
 _KINDS = ("w", "weight", "weights", "kernel", "b", "bias", "biases")
+AFFINE_NAMES: dict[str, Path] = {
+    "scale": ("affine_conv4_3", "scale"),
+    "offset": ("affine_conv4_3", "bias"),
+}
+"""Names of a batch norm with fixed statistics, with the path of each."""
 _PARAMETERS: tuple[Parameter, ...] = ("kernel", "bias")
 
 
@@ -45,7 +50,10 @@ def ssd_names(layout: SSDLayout, model: ModelConfig) -> dict[str, Path]:
 
     for layer, position in VGG16_POSITIONS.items():
         add(layout.base(layer, position), ("base", layer, "conv"))
-    names[layout.norm] = ("l2norm_conv4_3", "scale")
+    if model.feature_norm == "affine":
+        names |= {f"{layout.batch_norm}.{leaf}": path for leaf, path in AFFINE_NAMES.items()}
+    else:
+        names[layout.norm] = ("l2norm_conv4_3", "scale")
     for k, extra in enumerate(extra_layers(model)):
         add(layout.extra(k), ("extras", extra.name, "conv"))
     for head, name in (("loc", layout.loc), ("conf", layout.conf)):

@@ -42,6 +42,13 @@ def checkpoint_of(path, config, seed=0, factor=1.0):
     rng = np.random.default_rng(seed)
     stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32), stats)
     variables = {**variables, "batch_stats": stats} if stats else variables
+    params = {
+        name: jax.tree.map(lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32), layer)
+        if name.startswith("affine_")
+        else layer
+        for name, layer in variables["params"].items()
+    }
+    variables = {**variables, "params": params}
     write_checkpoint(path, config, lively(variables, factor))
     return path
 
@@ -81,6 +88,16 @@ def photograph(path, seed=3):
     small = rng.integers(0, 256, (9, 13, 3), np.uint8)
     write_image(path, cv2.resize(small, (130, 90), interpolation=cv2.INTER_CUBIC))
     return path
+
+
+def test_affine_feature_norm_is_exported(form, run, tmp_path):
+    config = change(CONFIG, model={"feature_norm": "affine"})
+    checkpoint = checkpoint_of(tmp_path / "run", config)
+    arguments = ["--checkpoint", checkpoint, "--to", form, "--out", tmp_path / "out" / f"my.{form}"]
+    status, lines, _ = run(*arguments, "--check", photograph(tmp_path / "p.png"))
+    assert status == 0
+    assert lines[-2].startswith("checked in its own runtime on 1 images: ")
+    assert int(lines[-2].split(": ")[1].split()[0]) > 0
 
 
 @pytest.mark.parametrize("batch", ["free", "2"])

@@ -406,13 +406,7 @@ def test_array_that_does_not_fit_is_named(layout, name):
         import_state_dict(state, classes=("cat",))
 
 
-def test_unsupported_variants_are_named():
-    state = empty_state("qfgaohao")
-    scale = state.pop("source_layer_add_ons.0.scale")
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        state[f"source_layer_add_ons.0.{name}"] = scale
-    with pytest.raises(WeightsError, match=r"a.pth has source_layer_.*running_mean, batch norm of"):
-        import_state_dict(state)
+def test_unsupported_variant_is_named():
     state = {
         name.replace("neck.l2_norm", "backbone.l2_norm").replace(".0.weight", ".weight"): value
         for name, value in empty_state("mmdetection").items()
@@ -420,6 +414,30 @@ def test_unsupported_variants_are_named():
     }
     with pytest.raises(WeightsError, match=r"a.pth has bbox_head.* before 2.14; convert a file"):
         import_state_dict(state)
+
+
+def test_batch_norm_of_qfgaohao_becomes_a_scale_and_an_offset():
+    state = empty_state("qfgaohao")
+    del state["source_layer_add_ons.0.scale"]
+    rng = np.random.default_rng(0)
+    weight, bias, mean, var = rng.uniform(1, 2, (4, 512)).astype(np.float32)
+    arrays = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": var}
+    norm = {f"source_layer_add_ons.0.{k}": v for k, v in arrays.items()}
+    norm["source_layer_add_ons.0.num_batches_tracked"] = np.array(3)
+    imported = import_state_dict(state | norm)
+    assert imported.config.model.feature_norm == "affine"
+    x = rng.uniform(-1, 1, 512)
+    affine = imported.params["affine_conv4_3"]
+    expected = (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+    np.testing.assert_allclose(x * affine["scale"] + affine["bias"], expected, atol=1e-5)
+    for name, value, message in (
+        ("weight", None, "a.pth lacks source_layer_add_ons.0.weight"),
+        ("bias", np.zeros(3, "f"), r"source_layer_add_ons.0.bias has shape \(3,\)"),
+        ("running_var", -var, "source_layer_add_ons.0.running_var is negative"),
+    ):
+        changed = state | norm | {f"source_layer_add_ons.0.{name}": value}
+        with pytest.raises(WeightsError, match=message):
+            import_state_dict({k: v for k, v in changed.items() if v is not None})
 
 
 def test_heads_are_reordered():

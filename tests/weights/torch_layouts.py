@@ -21,7 +21,8 @@ CELLS = {300: (38, 19, 10, 5, 3, 1), 512: (64, 32, 16, 8, 4, 2, 1)}
 STEPS = {300: (8, 16, 32, 64, 100, 300), 512: (8, 16, 32, 64, 128, 256, 512)}
 RATIOS = {300: ([2], [2, 3], [2, 3], [2, 3], [2], [2])}
 RATIOS[512] = ([2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2])
-PROGRAMS = ("lufficc", "mmdetection", "qfgaohao", "chainercv")
+PROGRAMS = ("lufficc", "mmdetection", "qfgaohao", "chainercv", "qfgaohao-bn")
+SEEDS = ("lufficc", "mmdetection", "qfgaohao", "chainercv", "timm", "qfgaohao-bn")
 
 
 def image():
@@ -34,9 +35,14 @@ def seeded_state(program, shapes):
     """Arrays by name, for shapes by name: values with which a few dozen boxes are detected."""
     state = {}
     for k, (name, shape) in enumerate(sorted(shapes.items())):
-        rng = np.random.default_rng([SEED, (*PROGRAMS, "timm").index(program), k])
+        rng = np.random.default_rng([SEED, SEEDS.index(program), k])
         value = rng.standard_normal(shape, np.float32)
-        if len(shape) == 4:
+        if not shape:  # num_batches_tracked
+            state[name] = np.array(7)
+            continue
+        if name.endswith(("running_var", "add_ons.0.weight")):
+            value = np.exp(value / 4)
+        elif len(shape) == 4:
             value *= np.sqrt(2 / np.prod(shape[1:]))
             if shape[1] == 3 and program != "timm":  # pixels become values around 1
                 value /= 60
@@ -187,7 +193,7 @@ def mmdetection_forward(net, x):
     return flatten(loc, 4), flatten(conf, CLASSES)
 
 
-def qfgaohao_net():
+def qfgaohao_net(norm=None):
     from torch.nn import ModuleList, ReLU, Sequential
 
     convs = extra_convs()
@@ -198,8 +204,14 @@ def qfgaohao_net():
         ),
         classification_headers=ModuleList(head_convs(CLASSES)),
         regression_headers=ModuleList(head_convs(4)),
-        source_layer_add_ons=ModuleList([l2_norm("scale")]),
+        source_layer_add_ons=ModuleList([norm or l2_norm("scale")]),
     )
+
+
+def qfgaohao_bn_net():
+    from torch.nn import BatchNorm2d
+
+    return qfgaohao_net(BatchNorm2d(512))
 
 
 def qfgaohao_forward(net, x):
@@ -208,8 +220,11 @@ def qfgaohao_forward(net, x):
     features = []
     for k, layer in enumerate(net.base_net):
         if k == 23:
-            scale = net.source_layer_add_ons[0].scale
-            features.append(F.normalize(x, p=2, dim=1) * scale[None, :, None, None])
+            norm = net.source_layer_add_ons[0]
+            if hasattr(norm, "running_mean"):
+                features.append(norm(x))
+            else:
+                features.append(F.normalize(x, p=2, dim=1) * norm.scale[None, :, None, None])
         x = layer(x)
     for block in (None, *net.extras):
         x = x if block is None else block(x)
@@ -272,11 +287,17 @@ def chainercv_forward(links, h):
     return flatten(loc, 4), flatten(conf, CLASSES)
 
 
-NETS = {"lufficc": lufficc_net, "mmdetection": mmdetection_net, "qfgaohao": qfgaohao_net}
+NETS = {
+    "lufficc": lufficc_net,
+    "mmdetection": mmdetection_net,
+    "qfgaohao": qfgaohao_net,
+    "qfgaohao-bn": qfgaohao_bn_net,
+}
 FORWARD = {
     "lufficc": lufficc_forward,
     "mmdetection": mmdetection_forward,
     "qfgaohao": qfgaohao_forward,
+    "qfgaohao-bn": qfgaohao_forward,
     "chainercv": chainercv_forward,
 }
 MEANS = dict.fromkeys(PROGRAMS, (123, 117, 104)) | {"mmdetection": (123.675, 116.28, 103.53)}
@@ -527,6 +548,7 @@ DETECTIONS = {
     "lufficc": lufficc_detections,
     "mmdetection": mmdetection_detections,
     "qfgaohao": qfgaohao_detections,
+    "qfgaohao-bn": qfgaohao_detections,
     "chainercv": chainercv_detections,
 }
 
