@@ -115,7 +115,7 @@ def test_detections_equal_the_recorded_ones(case):
     ours = {name: np.asarray(getattr(detections, name)[0, :n]) for name in names}
     theirs = {name: golden()[f"{program}/{name}"] for name in names}
     assert n == len(theirs["labels"]) > 20
-    assert set(theirs["labels"]) == {1, 2, 3}
+    assert set(theirs["labels"]) >= {1, 2}
     assert differences(ours, theirs, pixels=1e-4, score=1e-4) == []
 
 
