@@ -18,16 +18,15 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from ssd_jax.weights.errors import WeightsError
-from ssd_jax.weights.state_dict_pickle import (
+from ssd_jax.weights.pickled_tensors import (
     ITEM_SIZES,
-    MAX_PICKLE,
     DamagedPickleError,
     ForeignContentError,
-    StateDictUnpickler,
     Tensor,
     UnsupportedTensorError,
-    pickle_state_dict,
 )
+from ssd_jax.weights.state_dict_pickler import pickle_state_dict
+from ssd_jax.weights.state_dict_unpickler import MAX_PICKLE, StateDictUnpickler
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _VERSION = 1001

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ssd_jax.config import UserError
 from ssd_jax.weights.files import read_arrays
-from ssd_jax.weights.state_dict_pickle import MAX_OPCODES, MAX_PICKLE
+from ssd_jax.weights.state_dict_unpickler import MAX_OPCODES, MAX_PICKLE
 from tests.adversarial.limits import assert_one_line, result_or_error
 from tests.adversarial.strategies import HOSTILE, edited_bytes
 from tests.weights.torch_files import (

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from ssd_jax.weights import state_dict_pickle, torch_file
+from ssd_jax.weights import state_dict_unpickler, torch_file
 from ssd_jax.weights.files import WeightsError, read_arrays, write_arrays
 from ssd_jax.weights.torch_file import read_torch, write_torch
 from tests.weights.torch_files import (
@@ -417,7 +417,7 @@ def test_total_size_is_limited(tmp_path):
 @both_formats
 def test_large_pickles_are_refused(tmp_path, monkeypatch, make_file, limit):
     program = b"\x80\x02" + value({str(k): tensor() for k in range(100)}) + STOP
-    monkeypatch.setattr(state_dict_pickle, limit, 1000)
+    monkeypatch.setattr(state_dict_unpickler, limit, 1000)
     message = "its pickle is too large" if limit == "MAX_PICKLE" else "more than 1000 instructions"
     with pytest.raises(WeightsError, match=message):
         read(tmp_path, make_file(program))
