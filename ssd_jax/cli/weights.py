@@ -32,7 +32,7 @@ class ImportArgs(ConfigArgs):
     subcommand: ClassVar[str] = "import"
 
     file: Annotated[Path, conf.Positional, conf.arg(metavar="FILE")]
-    """Weights of ssd.pytorch, torchvision, Keras or Caffe: .pth, .pt, .safetensors, .npz or .h5."""
+    """Weights of another program, see docs/weights.md: .pth, .pt, .safetensors, .npz or .h5."""
     out: Annotated[Path, conf.arg(metavar="DIR")]
     """New folder of the checkpoint."""
     layout: Literal["auto"] | Layout = "auto"
