@@ -48,7 +48,7 @@ def test_workflow_runs_the_checks_of_ci_run():
         "codespell",
         "mypy",
         "pytest",
-        "pytest -n 0 -m slow",
+        "pytest -m slow",
     ):
         assert f"run: {command}\n" in workflow, command
         assert f"\n{command}\n" in script, command
