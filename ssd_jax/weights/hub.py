@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax.config import ConfigError
-from ssd_jax.io import reason
 from ssd_jax.weights.files import WeightsError
 
 PREFIX = "hf://"
@@ -30,7 +29,7 @@ def pull(address: str, *, field: str) -> Path:
     try:
         return Path(hub.hf_hub_download(match[1], FILE_NAME, revision=match[2]))
     except Exception as error:  # of requests, of the hub or of the disk
-        raise WeightsError(f"{address} cannot be downloaded: {reason(error)}") from None
+        raise WeightsError(f"{address} cannot be downloaded: {_reason(error)}") from None
 
 
 def push(repo: str, model_file: bytes, card: str, *, private: bool) -> str:
@@ -62,8 +61,13 @@ def push(repo: str, model_file: bytes, card: str, *, private: bool) -> str:
             (Path(folder) / "README.md").write_text(card, "utf-8")
             api.upload_folder(repo_id=match[1], folder_path=folder, commit_message="Add detector")
     except Exception as error:  # of requests, of the hub or of the disk
-        raise WeightsError(f"{address} cannot be written: {reason(error)}") from None
+        raise WeightsError(f"{address} cannot be written: {_reason(error)}") from None
     return str(url)
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error of the hub, which has several lines, in one."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _import_hub(address: str) -> Any:
