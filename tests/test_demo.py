@@ -301,7 +301,7 @@ def with_gradio(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--checkpoint is missing (Folder of a run"),
+        ([], "--checkpoint is missing (Runs, folders of runs"),
         (["--checkpoint", "x", "--port", "0"], "--port is 0; use a number from 1 to 65,535"),
         (
             ["--checkpoint", "x", "--port", "a"],
@@ -315,7 +315,7 @@ def with_gradio(monkeypatch):
             ["--checkpoint", "x", "--score-threshold", "0"],
             "--score-threshold is 0.0; use a number from 0.01 to 1",
         ),
-        (["--checkpoint", "none"], "no checkpoint found in none"),
+        (["--checkpoint", "runs/none"], "no checkpoint found in runs/none"),
         (["--checkpoint", "x", "--allow-host", "http://a"], "--allow-host is 'http://a'; must be"),
         (["--share"], "unknown argument --share"),
     ],

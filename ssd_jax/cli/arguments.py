@@ -55,9 +55,8 @@ Checkpoint = Annotated[
     str,
     conf.arg(
         metavar="CHECKPOINT",
-        help="Trained network: a run, e.g. runs/quickstart, one of its checkpoints, a file of "
-        "weights, hf://USER/REPO, or a name that ssd-jax weights list shows, e.g. "
-        "ssd300-vgg16-coco, which is downloaded when it is first used.",
+        help="Run, e.g. runs/quickstart, checkpoint, file of weights, hf://USER/REPO, or published "
+        "weights by name, e.g. ssd300-vgg16-coco; see ssd-jax weights list.",
     ),
 ]
 """Argument that `ssd_jax.weights.trained.find_trained` resolves."""
@@ -299,7 +298,8 @@ def _describe(event: ParseErrorEvent, kind: Any, arguments: Sequence[str]) -> st
             return _unknown(token, kind, arguments)
         case MissingArgs(missing_arguments=[missing, *_]):
             helptext: Any = missing.arg.field.helptext
-            return f"{_name(missing.arg)} is missing ({helptext().rstrip('.')}); see --help"
+            text = helptext() if callable(helptext) else helptext
+            return f"{_name(missing.arg)} is missing ({text.rstrip('.')}); see --help"
         case BadValue(argument=argument):
             count = argument.lowered.nargs
             return f"{_name(argument)} needs {'a value' if count == 1 else f'{count} values'}"

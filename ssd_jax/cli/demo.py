@@ -20,8 +20,8 @@ class DemoArgs(Args):
     """
 
     checkpoint: Annotated[tuple[str, ...], conf.arg(metavar="CHECKPOINT [CHECKPOINT ...]")]
-    """Runs, folders of runs, checkpoints, files of weights or names of published weights, see
-    ssd-jax weights list."""
+    """Runs, folders of runs, checkpoints, files of weights or published weights by name, e.g.
+    runs/quickstart ssd300-vgg16-coco; see ssd-jax weights list."""
     best: Flag = False
     """Use the best checkpoint of each run instead of its newest."""
     host: str = "127.0.0.1"

@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, Main] = {
         "predict": "Detect objects in images and videos.",
         "benchmark": "Time the detector of a checkpoint.",
         "data": "Check, show or prepare a dataset.",
-        "weights": "List, download, describe, import or export weights.",
+        "weights": "List, download, describe, import, export or upload weights.",
         "export": "Export a trained network to a file for other runtimes.",
         "estimate": "Predict memory and speed of a config on an accelerator.",
         "demo": "Serve the demo app until interrupted.",

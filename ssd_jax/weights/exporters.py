@@ -28,7 +28,8 @@ def export_arrays(config: Config, variables: Mapping[str, Any], target: Target) 
             {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
             sep="/",
         )
-        metadata = {CONFIG_KEY: to_json(config), "format": "np"}
+        # One key: safetensors writes several in random order.
+        metadata = {CONFIG_KEY: to_json(config)}
         return WeightFile({name: np.asarray(value) for name, value in flat.items()}, metadata)
     model = config.model
     _check_same(model, target)

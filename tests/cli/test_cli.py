@@ -263,4 +263,4 @@ def test_unknown_subcommands_are_corrected(failing):
 )
 def test_errors_in_the_arguments_of_a_command(failing, arguments, message):
     assert message in failing(predict_main, "--checkpoint", "x", "x.png", *arguments)
-    assert "--checkpoint is missing (Folder of a run" in failing(predict_main, "x.png")
+    assert "--checkpoint is missing (Run, e.g. runs/quickstart" in failing(predict_main, "x.png")

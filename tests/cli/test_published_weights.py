@@ -192,4 +192,4 @@ def test_info_of_a_file(run, tmp_path):
 def test_program_lists_the_commands(run):
     status, out, _ = run("--help", main=program)
     assert status == 0
-    assert "List, download, describe, import or export weights." in out
+    assert "List, download, describe, import, export or upload weights." in out

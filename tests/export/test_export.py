@@ -204,7 +204,7 @@ def test_invalid_arguments_are_one_error_line(checkpoint, run, tmp_path):
         assert text in err[0]
 
     says(
-        "--checkpoint is missing (Folder of a run or of one of its checkpoints, e.g.",
+        "--checkpoint is missing (Run, e.g. runs/quickstart, checkpoint, file of weights",
         checkpoint=None,
     )
     says("--to is missing", to=None)
