@@ -123,6 +123,7 @@ def test_folders_patterns_and_videos_in_one_run(predict, checkpoint, tmp_path):
     assert shapes == [(300, 400, 3)] * 3
 
 
+@pytest.mark.slow
 def test_inputs_that_are_not_files_are_reported_and_counted(predict, tmp_path):
     folder = tmp_path / "in"
     (folder / "dir.jpg").mkdir(parents=True)

@@ -98,6 +98,7 @@ def test_bgr_is_reversed(state):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "suffix"),
     [("ssd.pytorch", ".pth"), ("torchvision", ".pth"), ("safetensors", ".safetensors")],

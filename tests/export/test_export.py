@@ -169,6 +169,7 @@ def test_export_of_network_variants(form, change_, run, tmp_path):
     assert int(lines[-2].split(": ")[1].split()[0]) > 40
 
 
+@pytest.mark.slow
 def test_different_detections_leave_no_files(form, checkpoint, run, tmp_path, monkeypatch):
     if form == "stablehlo":
         # It is the network's own program: change the weights.

@@ -44,6 +44,7 @@ def quick(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
+@pytest.mark.slow
 def test_network_and_post_processing_equal_detection(variables):
     model = make_model(CONFIG.model, CONFIG.priors)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
@@ -84,6 +85,7 @@ def test_figures_and_their_table(run, tmp_path):
     assert "…" not in text  # it fits a terminal
 
 
+@pytest.mark.slow
 def test_command(run, tmp_path, monkeypatch, capfd):
     def call(*arguments):
         line = ["ssd-jax benchmark", "--checkpoint", run, "--out", tmp_path, *arguments]

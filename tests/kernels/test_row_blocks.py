@@ -26,6 +26,7 @@ def test_small_maps_are_one_block_and_large_ones_several(shape, blocks):
     assert row_blocks(jax.ShapeDtypeStruct(shape, "float32")) == blocks
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     images=st.integers(1, 3),

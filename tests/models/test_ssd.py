@@ -44,6 +44,7 @@ def test_ssd512_has_one_more_extra_block_and_feature_layer_than_ssd300():
     assert count(SSD512, SSD512_PRIORS) == 26_285_486 + more == 27_188_676
 
 
+@pytest.mark.slow
 def test_outputs_equal_ssd_pytorch(golden):
     expected = np.load(golden / "forward.npz")
     model = make_model(VOC, PriorConfig())

@@ -85,6 +85,7 @@ def test_unwritable_output_folder_is_reported_before_detection(run, tmp_path, mo
         evaluate_main.main(["--checkpoint", str(workdir), "--out", str(out)])
 
 
+@pytest.mark.slow
 def test_comparison_of_two_checkpoints(run, tmp_path, capsys):
     workdir, mean_ap = run
     arguments = ["--checkpoint", workdir, "--compare", workdir / "checkpoints/2"]
@@ -245,6 +246,7 @@ def test_run_with_a_deleted_folder_fails(tmp_path, monkeypatch, capsys, deleted)
     assert workdir.exists() == bool(deleted)
 
 
+@pytest.mark.slow
 def test_unwritable_evaluation_stops_after_saving(tmp_path, monkeypatch):
     true = trainer.evaluate_source
 

@@ -170,6 +170,7 @@ def test_overflowing_weights_name_no_single_image():
     )
 
 
+@pytest.mark.slow
 def test_nonfinite_gradient_with_finite_losses():
     step = make_step()
     # Tiny values times huge weights are finite in the forward pass; the gradient overflows.

@@ -70,6 +70,7 @@ def run(devices, steps=3, batch=None, **config_fields):
     return jax.device_get(state), losses
 
 
+@pytest.mark.slow
 def test_runs_of_any_length_share_one_compiled_step():
     optim = OptimConfig(schedule="cosine", warmup_steps=5)
     step, state = build(tiny_config(optim=optim))
@@ -248,6 +249,7 @@ def test_ema_follows_the_weights():
     assert states[3].variables is states[3].ema
 
 
+@pytest.mark.slow
 def test_nonfinite_step_changes_nothing_nor_do_later_ones():
     def batch_of_floats(seed):
         batch = tiny_batch(seed=seed)
