@@ -136,7 +136,7 @@ def test_config_of_a_file_keeps_local_fields(run, tmp_path):
         "{",
         '{"model": {"image_size": -1}}',
         '{"model": {"image_size": "x"}}',
-        '{"modle": {}}',
+        '{"models": {}}',
         '{"model": {"classes": ["a"], "extras": 3}}',
         '{"model": {"classes": 3}}',
     ],
