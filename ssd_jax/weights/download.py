@@ -13,41 +13,26 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 import filelock
 import pooch
-import requests
-from pooch.downloaders import HTTPDownloader
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ssd_jax import __version__
 from ssd_jax.io import atomic_write, exists, is_dir, is_file, read_text, reason
 from ssd_jax.weights.files import WeightsError
 from ssd_jax.weights.registry import PublishedWeights
+from ssd_jax.weights.transfer import (
+    HOME_VARIABLE,
+    StalePartError,
+    UnavailableError,
+    receive,
+    remove,
+    unwritable,
+    without_password,
+)
 
-HOME_VARIABLE = "SSD_JAX_HOME"
 MIRROR_VARIABLE = "SSD_JAX_WEIGHTS_MIRROR"
 OFFLINE_VARIABLE = "SSD_JAX_OFFLINE"
-
-CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0
-"""Times without a connection, and without a byte, after which a download fails (seconds)."""
-MAX_BYTES = 1 << 30
-"""Largest file that is downloaded if its size is unknown."""
-MAX_REDIRECTS = 5
-
-_CHUNK = 1 << 16
-_PAGE_START = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
-
-
-class _Unavailable(Exception):
-    """The file cannot be had from a URL; the message says why."""
-
-
-class _StalePart(_Unavailable):
-    """An incomplete download cannot be continued."""
 
 
 class _MismatchError(WeightsError):
@@ -89,7 +74,7 @@ def fetch(entry: PublishedWeights) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(entry, path.parent, error) from None
+        raise unwritable(entry, path.parent, error) from None
     with _locked(entry, path):
         if exists(path):  # another process downloaded it
             verify(entry, path)
@@ -147,7 +132,7 @@ def _locked(entry: PublishedWeights, path: Path) -> Iterator[None]:
             print(f"{entry.name}: waiting for another process's download", file=sys.stderr)
             lock.acquire()
     except (OSError, NotImplementedError) as error:  # file systems without locks
-        raise _unwritable(entry, path.parent, error) from None
+        raise unwritable(entry, path.parent, error) from None
     try:
         yield
     finally:
@@ -166,8 +151,8 @@ def _download_first(entry: PublishedWeights, mirror: Path | str | None, path: Pa
     for url in (*urls, *entry.urls):
         try:
             _download(entry, url, path)
-        except _Unavailable as error:
-            failures.append(f"{_without_password(url)}: {error}")
+        except UnavailableError as error:
+            failures.append(f"{without_password(url)}: {error}")
         else:
             return
     raise WeightsError(
@@ -179,12 +164,12 @@ def _download_first(entry: PublishedWeights, mirror: Path | str | None, path: Pa
 def _copy(entry: PublishedWeights, source: Path, path: Path) -> None:
     """Copy a file from the mirror's folder."""
     part = _part_path(path)
-    _remove(part)
+    remove(part)
     try:
         shutil.copyfile(source, part)
     except OSError as error:
-        _remove(part)
-        raise _unwritable(entry, path, error, f"copied from {source}") from None
+        remove(part)
+        raise unwritable(entry, path, error, f"copied from {source}") from None
     _accept(entry, part, path, str(source))
 
 
@@ -192,22 +177,22 @@ def _download(entry: PublishedWeights, url: str, path: Path) -> None:
     """Download a file from one URL, from where an earlier download ended.
 
     Raises:
-        _Unavailable: the file cannot be had from this URL.
+        UnavailableError: the file cannot be had from this URL.
         WeightsError: the file cannot be stored, or its hash differs.
     """
-    part, source = _part_path(path), _without_password(url)
+    part, source = _part_path(path), without_password(url)
     try:
-        resumed = _receive(entry, url, part)
+        resumed = receive(entry, url, part)
         _accept(entry, part, path, source)
         return
-    except _StalePart:
+    except StalePartError:
         pass
     except _MismatchError:
         if not resumed:
             raise
     # The part was of another file: start over.
-    _remove(part)
-    _receive(entry, url, part)
+    remove(part)
+    receive(entry, url, part)
     _accept(entry, part, path, source)
 
 
@@ -218,9 +203,9 @@ def _accept(entry: PublishedWeights, part: Path, path: Path, source: str) -> Non
         _write_pin(path, digest)
         part.replace(path)
     except OSError as error:
-        _remove(part)
-        raise _unwritable(entry, path, error) from None
-    _remove(part)
+        remove(part)
+        raise unwritable(entry, path, error) from None
+    remove(part)
 
 
 def _check(entry: PublishedWeights, file: Path, path: Path, source: str) -> str:
@@ -244,7 +229,7 @@ def _check(entry: PublishedWeights, file: Path, path: Path, source: str) -> str:
     for name, value in expected:
         if found[name][: len(value)] == value:
             continue
-        _remove(file)
+        remove(file)
         if value == pin and (name, value) not in entry.hashes:
             advice = f"that of the first download; remove {pin_path(path)} if the file was replaced"
         else:
@@ -273,250 +258,3 @@ def _write_pin(path: Path, digest: str) -> None:
 
 def _part_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
-
-
-def _version_path(part: Path) -> Path:
-    """Return the path of the file with the URL and the ETag of an incomplete download."""
-    return part.with_name(f"{part.name}.etag")
-
-
-def _remove(file: Path) -> None:
-    """Remove a file and, if it is an incomplete download, what was saved to continue it."""
-    for each in (file, _version_path(file)):
-        with contextlib.suppress(OSError):
-            each.unlink(missing_ok=True)
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"(?<=//)[^/@]*@", "", url)
-
-
-def _unwritable(
-    entry: PublishedWeights, path: Path, error: BaseException, action: str = "written"
-) -> WeightsError:
-    return WeightsError(
-        f"{entry.name}: {path} cannot be {action}: {reason(error)}; free space, or set "
-        f"{HOME_VARIABLE} to another folder"
-    )
-
-
-def _receive(entry: PublishedWeights, url: str, part: Path) -> bool:
-    """Download a URL to a file, which may hold the beginning; return whether that was used.
-
-    Raises:
-        _Unavailable: the file cannot be had; what was received is kept.
-        WeightsError: the file cannot be written; it is removed.
-    """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise _Unavailable("not a URL with https or http")
-    have = part.stat().st_size if is_file(part) else 0
-    if have and have == entry.size:
-        return True
-    etag = _saved_etag(part, url)
-    headers = {"Accept-Encoding": "identity", "User-Agent": f"ssd_jax/{__version__}"}
-    # Without a hash, only the ETag shows that the rest is of the same file.
-    if have and (etag or entry.hashes):
-        headers["Range"] = f"bytes={have}-"
-        headers |= {"If-Range": etag} if etag else {}
-    else:
-        have = 0
-    try:
-        stream = part.open("ab")
-    except OSError as error:
-        raise _unwritable(entry, part, error) from None
-    with stream, _progress_bar(entry) as bar:
-        transfer = _Transfer(entry, url, part, stream, have, bar)
-        download = HTTPDownloader(
-            chunk_size=_CHUNK,
-            timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-            headers=headers,
-            hooks={"response": transfer.check},
-        )
-        try:
-            download(url, transfer, None)
-        except requests.RequestException as error:
-            raise _Unavailable(_explain(error, transfer)) from None
-        except ValueError as error:  # malformed headers and URLs
-            if isinstance(error, WeightsError):
-                raise
-            raise _Unavailable(reason(error)) from None
-        finally:
-            transfer.close()
-            if is_file(part) and not part.stat().st_size:
-                _remove(part)
-    if transfer.total is not None and transfer.received != transfer.total:
-        raise _Unavailable(transfer.broken)
-    return transfer.resumed
-
-
-def _explain(error: requests.RequestException, transfer: "_Transfer") -> str:
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate cannot be verified"
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code} {error.response.reason}".strip()
-    if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {CONNECT_TIMEOUT:g} s"
-    if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
-        return f"no data for {READ_TIMEOUT:g} s; {transfer.broken}"
-    if transfer.started:
-        return transfer.broken
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return reason(error)
-
-
-@contextlib.contextmanager
-def _progress_bar(entry: PublishedWeights) -> Iterator[Any]:
-    """Show a progress bar on a terminal; yield a function of (received, total) bytes."""
-    columns = (
-        TextColumn(entry.name, markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=None)
-
-        def update(received: int, total: int | None) -> None:
-            progress.update(task, completed=received, total=total)
-
-        yield update
-
-
-def _saved_etag(part: Path, url: str) -> str | None:
-    """Return the ETag of an incomplete download from the same URL, if the server sent one."""
-    try:
-        lines = read_text(_version_path(part), 1 << 16).splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return lines[1] if len(lines) == 2 and lines[0] == _without_password(url) else None
-
-
-class _Transfer:
-    """Check of the responses to a request, and file that the content is written to.
-
-    Args:
-        entry: the entry of the file.
-        url: the URL that is requested.
-        part: the file.
-        stream: the file, opened for appending.
-        have: size of the beginning that was received before and is not requested.
-        bar: function that shows the progress.
-    """
-
-    def __init__(
-        self, entry: PublishedWeights, url: str, part: Path, stream: Any, have: int, bar: Any
-    ) -> None:
-        self._entry, self._url, self._part, self._stream = entry, url, part, stream
-        self._have, self._bar = have, bar
-        self._limit = entry.size or MAX_BYTES
-        if entry.size is None and entry.rounded_size is not None:
-            self._limit = entry.rounded_size * 11 // 10
-        self._redirects = 0
-        self._response: requests.Response | None = None
-        self.started, self.resumed = False, False
-        self.received = 0
-        self.total: int | None = None
-
-    @property
-    def broken(self) -> str:
-        """Description of a download that ended early."""
-        total = "" if self.total is None else f" of {self.total:,}"
-        return f"the connection broke after {self.received:,}{total} bytes"
-
-    def close(self) -> None:
-        """Close the response."""
-        if self._response is not None:
-            self._response.close()
-
-    def check(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        """Check a response before its content is read, or before a redirect is followed."""
-        self._response = response
-        if "Location" in response.headers and 300 <= response.status_code < 400:
-            self._check_redirect(response)
-        elif response.status_code == 416 and self._have:
-            raise _StalePart("the server has no more of the file")
-        elif response.status_code in (200, 206):
-            self._start(response)
-        elif response.status_code < 400:
-            raise _Unavailable(f"HTTP {response.status_code} {response.reason}".strip())
-
-    def _check_redirect(self, response: requests.Response) -> None:
-        self._redirects += 1
-        if self._redirects > MAX_REDIRECTS:
-            raise _Unavailable(f"more than {MAX_REDIRECTS} redirects")
-        target = urljoin(response.url, response.headers["Location"])
-        scheme = urlsplit(target).scheme
-        safe = ("https",) if urlsplit(response.url).scheme == "https" else ("https", "http")
-        if scheme not in safe:
-            raise _Unavailable(f"it redirects to {target}, which is not {' or '.join(safe)}")
-
-    def _start(self, response: requests.Response) -> None:
-        headers = response.headers
-        if headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
-            raise _Unavailable("the server sent a web page")
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise _Unavailable(f"the server compressed it with {headers['Content-Encoding']}")
-        self.received = 0
-        if response.status_code == 206:
-            first = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-            if first is None or int(first[1]) != self._have:
-                raise _StalePart("the server sent another part of the file")
-            self.received, self.resumed = self._have, self._have > 0
-        length = headers.get("Content-Length", "")
-        self.total = self.received + int(length) if length.isdecimal() else None
-        chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
-        if self.total is None and not chunked and not self._entry.hashes:
-            raise _Unavailable("the server does not tell its size, and no hash is known")
-        size = self._entry.size
-        if size is not None and self.total not in (None, size):
-            raise _Unavailable(f"it has {self.total:,} bytes, expected {size:,}")
-        self._check_size(self.total or 0)
-        if not self.resumed:
-            self._restart(headers.get("ETag", ""))
-        free = shutil.disk_usage(self._part.parent).free
-        if self.total is not None and self.total - self.received > free:
-            raise self._unwritable(
-                f"it needs {self.total - self.received:,} bytes and {free:,} are free"
-            )
-        self.started = True
-
-    def _check_size(self, size: int) -> None:
-        if size > self._limit:
-            _remove(self._part)
-            raise _Unavailable(f"it has more than {self._limit:,} bytes, the limit")
-
-    def _restart(self, etag: str) -> None:
-        """Empty the file, and save the ETag with which the download can be continued."""
-        try:
-            self._stream.truncate(0)
-            url = _without_password(self._url)
-            if etag.startswith('"') and etag.isprintable():  # a weak one does not identify bytes
-                atomic_write(_version_path(self._part), f"{url}\n{etag}\n".encode())
-            else:
-                _version_path(self._part).unlink(missing_ok=True)
-        except OSError as error:
-            raise self._unwritable(reason(error)) from None
-
-    def write(self, data: bytes) -> int:
-        """Write a piece of the content."""
-        if self.received == 0 and _PAGE_START.match(data):
-            raise _Unavailable("the server sent a web page")
-        self._check_size(self.received + len(data))
-        try:
-            self._stream.write(data)
-            self._stream.flush()
-        except OSError as error:
-            raise self._unwritable(reason(error)) from None
-        self.received += len(data)
-        self._bar(self.received, self.total)
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing: `write` flushes."""
-
-    def _unwritable(self, why: str) -> WeightsError:
-        """Remove what was received, and return the error of a disk that does not take it."""
-        _remove(self._part)
-        return _unwritable(self._entry, self._part, OSError(why))

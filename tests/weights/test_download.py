@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from ssd_jax.weights import download
+from ssd_jax.weights import download, transfer
 from ssd_jax.weights.download import fetch
 from ssd_jax.weights.files import WeightsError
 from ssd_jax.weights.registry import ENTRIES
@@ -260,7 +260,7 @@ class TestFaults:
         assert ": no connection; try again" in failure(entry)
 
     def test_no_answer(self, server, cache, monkeypatch):
-        monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
+        monkeypatch.setattr(transfer, "READ_TIMEOUT", 0.2)
         server.fault = "stall"
         text = failure(make_entry(server))
         assert "no data for 0.2 s; the connection broke after" in text
@@ -300,9 +300,9 @@ class TestFaults:
     @pytest.mark.parametrize("fault", ["none", "chunked", "endless"])
     def test_size_limit(self, server, cache, monkeypatch, fault):
         server.fault = fault
-        monkeypatch.setattr(download, "MAX_BYTES", len(DATA) - 1)
+        monkeypatch.setattr(transfer, "MAX_BYTES", len(DATA) - 1)
         if fault == "none":  # its size is known before its content is read
-            monkeypatch.setattr(download._Transfer, "write", None)
+            monkeypatch.setattr(transfer._Transfer, "write", None)
         text = failure(make_entry(server))
         assert f"it has more than {len(DATA) - 1:,} bytes, the limit" in text
         assert contents(cache) == []
@@ -488,14 +488,14 @@ class TestResume:
 
     def test_interrupt_keeps_what_was_received(self, server, cache, monkeypatch):
         server.fault = "stall"
-        monkeypatch.setattr(download._Transfer, "write", interrupt_after_one_write())
+        monkeypatch.setattr(transfer._Transfer, "write", interrupt_after_one_write())
         with pytest.raises(KeyboardInterrupt):
             fetch(make_entry(server))
         assert contents(cache) == ["a.npz.part", "a.npz.part.etag"]
 
 
 def interrupt_after_one_write():
-    write = download._Transfer.write
+    write = transfer._Transfer.write
 
     def write_once(transfer, data):
         write(transfer, data)
