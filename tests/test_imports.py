@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "kernels": {"ops"},
     "models": {"config", "ops", "kernels"},
     "checkpoints": BASE | {"distributed", "models"},
-    "weights": BASE | {"models", "checkpoints"},
+    "weights": BASE | {"config_file", "models", "checkpoints"},
     "data": BASE | {"weights.class_names"},
     "inference": BASE
     | {"distributed", "ops", "kernels", "models", "weights", "checkpoints", "data"},

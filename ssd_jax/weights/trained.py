@@ -2,12 +2,14 @@
 
 import difflib
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssd_jax.checkpoints import reader
 from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.config import Config, ConfigError
+from ssd_jax.config_file import load_config
 from ssd_jax.io import exists, is_file
 from ssd_jax.models.ssd import SSD, make_model, variable_shapes
 from ssd_jax.weights import hub
@@ -85,6 +87,8 @@ def _find_entry(path: Path) -> PublishedWeights | None:
 def read_trained_config(path: Path) -> Config:
     """Read the config of a trained network, with the local values of LOCAL_FIELDS.
 
+    Published weights are evaluated on the data and with the metrics of the config that they fill.
+
     Args:
         path: result of `find_trained`.
 
@@ -94,7 +98,13 @@ def read_trained_config(path: Path) -> Config:
         WeightsError: the file cannot be read or imported.
     """
     if is_file(path):
-        return with_local_fields(_import_detector(path).config)
+        config = _import_detector(path).config
+        entry = _find_entry(path)
+        if entry is not None and entry.config is not None:
+            published = load_config(entry.config)
+            metrics = replace(config.eval, metrics=published.eval.metrics)
+            config = replace(config, data=published.data, eval=metrics)
+        return with_local_fields(config)
     return reader.read_config(path)
 
 

@@ -19,6 +19,7 @@ from ssd_jax.checkpoints.reader import read_config
 from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.cli import weights as weights_command
 from ssd_jax.config import Config, ConfigError, to_json
+from ssd_jax.config_file import load_config
 from ssd_jax.data.formats.synthetic import SHAPES
 from ssd_jax.demo.detection import find_detectors
 from ssd_jax.export.network import Network
@@ -179,6 +180,7 @@ def published(saved, tmp_path, monkeypatch):
         registry.find_entry("ssd300-vgg16-coco"),
         name="ssd-tiny-shapes",
         file=saved.name,
+        config=None,
         size=saved.stat().st_size,
         sha256=hashlib.sha256(saved.read_bytes()).hexdigest(),
     )
@@ -192,6 +194,15 @@ def test_name_of_the_registry_is_downloaded(published, detector, tmp_path):
     loaded = Detector.from_pretrained(published.name, batch_size=1)
     assert_same_detections(loaded, detector)
     assert find_trained(published.name).is_relative_to(tmp_path / "home")
+
+
+def test_published_weights_are_evaluated_on_the_data_of_their_config(published, monkeypatch):
+    entry = dataclasses.replace(published, config="ssd300_coco")
+    monkeypatch.setitem(registry.ENTRIES, entry.name, entry)
+    config, expected = read_trained_config(find_trained(entry.name)), load_config("ssd300_coco")
+    assert config.data == with_local_fields(expected).data
+    assert config.eval == dataclasses.replace(CONFIG.eval, metrics=("coco", "voc"))
+    assert config.model == CONFIG.model
 
 
 def test_folder_hides_the_name_of_the_registry(published, run, tmp_path, monkeypatch):
