@@ -9,15 +9,11 @@ PAGE = Path(__file__).with_name("weights.md")
 BEGIN, END = "<!-- begin: docs/weights_table.py -->", "<!-- end -->"
 COLUMNS = (
     ("name", lambda entry: f"`{entry.name}`"),
-    ("weights", lambda entry: entry.description),
-    ("file", lambda entry: _files(entry)),
-    ("`--layout`", lambda entry: f"`{entry.layout}`"),
-    ("`--channels`", lambda entry: entry.channels),
-    ("classes", lambda entry: entry.classes_text if entry.classes else "-"),
+    ("weights", lambda entry: "; ".join(filter(None, (entry.description, entry.note)))),
     ("published score", lambda entry: _score(entry)),
+    ("file", lambda entry: _files(entry)),
     ("licence", lambda entry: _licence(entry)),
     ("config", lambda entry: f"`{entry.config}`" if entry.config else "-"),
-    ("notes", lambda entry: entry.note or "-"),
 )
 
 
