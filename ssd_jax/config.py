@@ -331,19 +331,19 @@ class TfdsFields:
 class DataConfig:
     """Dataset, loading and augmentation."""
 
-    format: Literal["shapes", "voc", "coco", "auto", "tfds"] = "shapes"
+    format: Literal["shapes", "voc", "coco", "yolo", "auto", "tfds"] = "shapes"
     """shapes: synthetic scenes, generated on the fly; voc: a folder with Annotations/,
     JPEGImages/ and ImageSets/Main/, or a VOCdevkit with such folders; coco:
     annotations/instances_SPLIT.json, with the images in SPLIT/, images/SPLIT/, images/ or
-    JPEGImages/; auto: voc or coco, detected from the folder; tfds: datasets built by python -m
-    ssd_jax.data prepare."""
+    JPEGImages/; yolo: a folder with data.yaml, and labels/ beside images/; auto: voc, coco or
+    yolo, detected from the folder; tfds: datasets built by python -m ssd_jax.data prepare."""
     root: str = ""
-    """Folder of the dataset (voc, coco); the VOCdevkit if the splits name a year. tfds: the TFDS
-    data folder; empty: ~/tensorflow_datasets."""
+    """Folder of the dataset (voc, coco, yolo); the VOCdevkit if the splits name a year; yolo: or
+    its YAML file. tfds: the TFDS data folder; empty: ~/tensorflow_datasets."""
     train_split: str = "train:2000"
     """Split to train on. voc: a list in ImageSets/Main; in a VOCdevkit YEAR:LIST. coco: SPLIT,
-    e.g. train2017. tfds: NAME:SPLIT, e.g. voc/2007:train. Several are joined by +, e.g.
-    2007:trainval+2012:trainval. shapes: NAME:COUNT."""
+    e.g. train2017. yolo: train, val or test of data.yaml. tfds: NAME:SPLIT, e.g. voc/2007:train.
+    Several are joined by +, e.g. 2007:trainval+2012:trainval. shapes: NAME:COUNT."""
     eval_split: str = "test:200"
     """Split to evaluate on, in the same format."""
     class_file: str = ""

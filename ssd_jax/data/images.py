@@ -1,5 +1,6 @@
 """Image files: reading, checking and decoding them."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import numpy as np
 from ssd_jax.data.errors import DataError, Finding
 from ssd_jax.data.headers import Header, is_truncated, read_header
 from ssd_jax.data.types import Annotation, DataSource
-from ssd_jax.io import read_bytes, reason
+from ssd_jax.io import read_bytes, read_pieces, reason
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded: 192 MB as RGB and 400 to 600 MB while decoding, so that six
 readers stay below 4 GB."""
 MAX_BYTES = 8 * MAX_PIXELS
 """Largest image file that is read: 16-bit RGBA without compression."""
+
+_HEAD = 1 << 14  # bytes; most headers end before
 
 
 class ImageFileSource(DataSource):
@@ -90,10 +93,19 @@ def read_image_file(file: Path) -> tuple[Header, np.ndarray]:
 def read_image_size(file: Path) -> tuple[int, int]:
     """Return width and height (pixels as stored) of an image file without decoding it.
 
+    The start of the file is read, and the rest only if the header is longer.
+
     Raises:
         DataError: the file cannot be read, or its header shows that it cannot be decoded.
     """
-    header = _check_header(_read(file), file)
+    try:
+        with contextlib.closing(read_pieces(file, MAX_BYTES, size=_HEAD)) as pieces:
+            header = read_header(next(pieces, b""))
+    except OSError as error:
+        raise _unusable(file, f"cannot be read ({reason(error)})") from None
+    except ValueError:
+        header = _check_header(_read(file), file)
+    _check_pixels(header, file)
     return header.width, header.height
 
 
@@ -155,6 +167,11 @@ def _check_header(data: bytes, file: Path) -> Header:
         header = read_header(data)
     except ValueError as error:
         raise _unusable(file, f"is not an image that can be decoded ({error})") from None
+    _check_pixels(header, file)
+    return header
+
+
+def _check_pixels(header: Header, file: Path) -> None:
     if header.width * header.height > MAX_PIXELS:
         raise DataError(
             Finding(
@@ -165,7 +182,6 @@ def _check_header(data: bytes, file: Path) -> Header:
                 file=file,
             )
         )
-    return header
 
 
 def _unusable(file: Path, problem: str, kind: str = "unreadable_image") -> DataError:

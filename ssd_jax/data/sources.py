@@ -7,8 +7,10 @@ from ssd_jax.data.errors import DataError, OnFinding, raise_errors
 from ssd_jax.data.formats.coco import CocoSource, coco_classes
 from ssd_jax.data.formats.synthetic import SHAPES, SyntheticSource
 from ssd_jax.data.formats.voc import VocSource, voc_classes
+from ssd_jax.data.formats.yolo import YoloSource, yolo_classes
+from ssd_jax.data.formats.yolo_yaml import YAML_SUFFIXES, is_described_by, yaml_files
 from ssd_jax.data.types import Annotation, DataSource, Example
-from ssd_jax.io import reason
+from ssd_jax.io import is_file, reason
 from ssd_jax.weights.class_names import read_class_names
 
 __all__ = [
@@ -31,7 +33,7 @@ def open_source(
         data: the dataset.
         split: data.train_split, data.eval_split or another of that form.
         classes: names of the classes, without background; see `find_classes`.
-        on_finding: receives errors and warnings; see `VocSource` and `CocoSource`.
+        on_finding: receives errors and warnings; see `VocSource`, `CocoSource` and `YoloSource`.
 
     Raises:
         ConfigError: the split or the classes cannot be used with this format.
@@ -42,6 +44,8 @@ def open_source(
         return VocSource(data.root, split, classes, on_finding)
     if format_ == "coco":
         return CocoSource(data.root, split, classes, on_finding)
+    if format_ == "yolo":
+        return YoloSource(data.root, split, classes, on_finding)
     if format_ == "tfds":
         # TFDS takes a second to import.
         from ssd_jax.data.tfds.source import TfdsSource
@@ -74,7 +78,7 @@ def find_classes(
     Returns:
         `classes`; if empty the lines of data.class_file; if there is none, the classes of
         data.train_split: the sorted names in VOC's annotations, COCO's categories in the order of
-        their ids, or the classes of TFDS's datasets in their order.
+        their ids, the names of YOLO's data.yaml, or the classes of TFDS's datasets in their order.
 
     Raises:
         ConfigError: data.class_file cannot be read or names a class twice.
@@ -89,6 +93,8 @@ def find_classes(
         return SHAPES
     if format_ == "coco":
         return coco_classes(data.root, data.train_split, on_finding)
+    if format_ == "yolo":
+        return yolo_classes(data.root)
     if format_ == "tfds":
         from ssd_jax.data.tfds.source import tfds_classes
 
@@ -106,12 +112,14 @@ def detect_format(data: DataConfig) -> str:
     """Return data.format; if it is auto, detect the layout of the folder.
 
     Raises:
-        ConfigError: the folder has VOC's layout and COCO's.
-        DataError: the folder cannot be read, or has neither.
+        ConfigError: the folder has several layouts.
+        DataError: the folder cannot be read, or has none of them.
     """
-    if data.format not in ("auto", "voc", "coco"):
+    if data.format not in ("auto", "voc", "coco", "yolo"):
         return data.format
     base = Path(data.root).expanduser()
+    if data.format in ("auto", "yolo") and base.suffix in YAML_SUFFIXES and is_file(base):
+        return "yolo"
     try:
         # Compare names exactly: some file systems ignore case.
         names = {path.name for path in base.iterdir()}
@@ -122,17 +130,24 @@ def detect_format(data: DataConfig) -> str:
         ) from None
     if data.format != "auto":
         return data.format
-    voc = bool(names & {"Annotations", "ImageSets"}) or any(base.glob("VOC*/Annotations"))
-    coco = "annotations" in names and any((base / "annotations").glob("*.json"))
-    if voc and coco:
+    layouts = {}
+    if names & {"Annotations", "ImageSets"} or any(base.glob("VOC*/Annotations")):
+        layouts["voc"] = "VOC's Annotations"
+    if "annotations" in names and any((base / "annotations").glob("*.json")):
+        layouts["coco"] = "COCO's annotations"
+    # Beside another layout a YAML file may be about anything; alone, its errors are of interest.
+    files = [path for path in yaml_files(base) if not layouts or is_described_by(path)]
+    if files:
+        layouts["yolo"] = f"YOLO's {files[0].name}"
+    if len(layouts) > 1:
         raise ConfigError(
-            f"data.format is auto, and data.root {base} has VOC's Annotations and COCO's "
-            "annotations; set data.format to voc or coco"
+            f"data.format is auto, and data.root {base} has {' and '.join(layouts.values())}; "
+            f"set data.format to {' or '.join(layouts)}"
         )
-    if not voc and not coco:
+    if not layouts:
         raise DataError(
             f"data.root {base} is neither VOC's (Annotations/, ImageSets/Main/; VOC2007/ and "
-            "others with them) nor COCO's (annotations/*.json); "
-            "name a folder in one of these layouts, or set data.format"
+            "others with them) nor COCO's (annotations/*.json) nor YOLO's (data.yaml with names "
+            "and the paths of splits); name a folder in one of these layouts, or set data.format"
         )
-    return "voc" if voc else "coco"
+    return next(iter(layouts))

@@ -1,1 +1,1 @@
-"""Datasets in files: VOC, COCO, and generated scenes."""
+"""Datasets in files: VOC, COCO, YOLO, and generated scenes."""
