@@ -15,14 +15,15 @@ from ssd_jax.data.formats.coco_json import brief
 from ssd_jax.io import is_dir, is_file, read_text, reason
 
 YAML_SUFFIXES = (".yaml", ".yml")
-MAX_YAML = 1 << 19
-"""Largest data.yaml that is read (bytes); PyYAML reads about 100 kB a second."""
+MAX_YAML = 1 << 18
+"""Largest data.yaml that is read (bytes): 10,000 classes; PyYAML reads about 100 kB a second."""
 
 _USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 # Ultralytics writes val, Roboflow's folder is valid, and old files have validation.
 _EVAL_NAMES = ("val", "valid", "validation")
 _SPLITS = ("train", *_EVAL_NAMES, "test")
 _MAX_DEPTH = 10  # of lists and maps in each other
+_MAX_PATH = 4096  # characters, as on Linux
 _MAX_TAIL = 8  # parts of a path of another machine that are tried here
 _DRIVE = re.compile("[A-Za-z]:/")
 
@@ -72,6 +73,8 @@ class DataYaml:
         """
         root = self.path.parent
         text = text.strip().replace("\\", "/")
+        if len(text) > _MAX_PATH:
+            return None
         path = PurePosixPath(text)
         candidates = [folder / path for folder in (*folders, root / self.base, root)]
         parts = path.parts

@@ -293,7 +293,7 @@ class TestNames:
             ("a: " + "[" * 200_000, "nested more than 10 deep"),
             ("[a]: 5", "is not usable YAML: line 1: found unhashable key"),
             ("names: \0", "is not usable YAML: unacceptable character"),
-            ("x: " + "a" * (1 << 19), "cannot be read .*above 524,288"),
+            ("x: " + "a" * (1 << 18), "cannot be read .*above 262,144"),
         ],
     )
     def test_invalid(self, tmp_path, text, match):
