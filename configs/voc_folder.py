@@ -1,10 +1,11 @@
-"""Train SSD300 from scratch on your own data in VOC or COCO layout, for 20,000 steps on a GPU.
+"""Train SSD300 from scratch on your own data (VOC, COCO or YOLO) for 20,000 steps on a GPU.
 
     ssd-jax train --config voc_folder --data.root ~/mydata
 
 The layout is detected automatically, and the classes are read from the annotations of the train
-split. For COCO, name the splits after the files: --data.train-split train2017 --data.eval-split
-val2017. With fewer than about ten thousand images start from VGG16's weights: --model.init-from
+split, or from data.yaml. For COCO, name the splits after the files: --data.train-split train2017
+--data.eval-split val2017. For YOLO: --data.train-split train --data.eval-split val. With fewer
+than about ten thousand images start from VGG16's weights: --model.init-from
 vgg16-imagenet --model.no-batch-norm --optim.learning-rate 1e-3.
 """
 

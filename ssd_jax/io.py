@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 MAX_TEXT = 1 << 26
@@ -66,7 +66,7 @@ def read_text(path: Path, most: int, *, errors: str = "strict") -> str:
     return read_bytes(path, most).decode("utf-8-sig", errors)
 
 
-def read_pieces(path: Path, most: int, *, size: int | None = None) -> Iterator[bytes]:
+def read_pieces(path: Path, most: int, *, size: int | None = None) -> Generator[bytes, None, None]:
     """Yield the content of a regular file of at most `most` bytes, `size` bytes at a time.
 
     By default the first piece is the whole file, unless the file grows while it is read.
