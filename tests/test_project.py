@@ -66,7 +66,7 @@ def test_fields_and_options_in_the_docs_exist():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         code = re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.S)
         for section, field in name.findall("\n".join(code)):
-            is_file = field in ("py", "npz", "json", "jpg", "sh", "safetensors")
+            is_file = field in ("py", "npz", "json", "jpg", "sh", "safetensors", "yaml")
             if field.replace("-", "_") not in sections[section] and not is_file:
                 unknown.append(f"{page.name}: {section}.{field}")
     assert not unknown

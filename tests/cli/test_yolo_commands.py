@@ -81,5 +81,5 @@ def test_training_and_evaluation(config, tmp_path):
     score = ssd_jax.train(config, tmp_path / "run")
     evaluation = ssd_jax.evaluate(tmp_path / "run")
     assert 0 <= score <= 1
-    assert evaluation.detections.classes == ("cat", "dog")
+    assert [c.name for c in evaluation.results[0].classes] == ["cat", "dog"]
     assert evaluation.results[0].mean_ap == pytest.approx(score, abs=1e-6)
