@@ -4,15 +4,23 @@ The files are made by a small writer of the wire format, which uses nothing of s
 """
 
 import struct
+from functools import cache
 
+import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssd_jax.cli.weights import main
 from ssd_jax.config import UserError
+from ssd_jax.models.ssd import make_model
 from ssd_jax.weights.caffe_file import MAX_STEPS, read_caffemodel
-from ssd_jax.weights.files import WeightsError, read_arrays
+from ssd_jax.weights.class_names import COCO_CLASSES, VOC_CLASSES
+from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
+from ssd_jax.weights.importers import import_arrays
+from ssd_jax.weights.layouts import PRIORS, detect_format, ssd_model
 from tests.adversarial.limits import assert_one_line, read_weights_in_process, result_or_error
 from tests.adversarial.strategies import HOSTILE, edited_bytes
 from tests.conftest import SHARED
@@ -355,3 +363,166 @@ def test_mobilenet_ssd(mobilenet):
         assert arrays[name].shape == shape
         assert arrays[name].flat[0] == np.float32(first)
         np.testing.assert_allclose(arrays[name].sum(dtype=np.float64), total, rtol=1e-12)
+
+
+def test_info_on_mobilenet_ssd(mobilenet, capsys):
+    main(["info", str(mobilenet)])
+    out = capsys.readouterr().out
+    assert "has the layout caffe-mobilenet-ssd; its network is not supported yet" in out
+    assert "94, 5,783,417 numbers" in out
+    assert "conv17_2_mbox_conf/0" in out
+
+
+# SSD of the paper's authors.
+
+CONVS = {
+    **{name: name for name in ("conv1_1", "conv1_2", "conv2_1", "conv2_2")},
+    **{f"conv{k}_{n}": f"conv{k}_{n}" for k in (3, 4, 5) for n in (1, 2, 3)},
+    "conv6": "fc6", "conv7": "fc7", "conv8_1": "conv6_1", "conv8_2": "conv6_2",
+    "conv9_1": "conv7_1", "conv9_2": "conv7_2", "conv10_1": "conv8_1", "conv10_2": "conv8_2",
+    "conv11_1": "conv9_1", "conv11_2": "conv9_2", "conv12_1": "conv10_1", "conv12_2": "conv10_2",
+    "head_conv4_3": "conv4_3_norm_mbox_", "head_conv7": "fc7_mbox_",
+    "head_conv8_2": "conv6_2_mbox_", "head_conv9_2": "conv7_2_mbox_",
+    "head_conv10_2": "conv8_2_mbox_", "head_conv11_2": "conv9_2_mbox_",
+    "head_conv12_2": "conv10_2_mbox_",
+}  # fmt: skip
+"""Caffe's names by the names here."""
+
+
+@cache
+def shapes_of(image_size, num_classes):
+    model = ssd_model(image_size, tuple(map(str, range(num_classes))))
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "uint8")
+    init = make_model(model, PRIORS[image_size, "voc"]).init
+    tree = jax.eval_shape(init, jax.random.key(0), image)["params"]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+
+
+def caffe_name(path):
+    if path[0] == "l2norm_conv4_3":
+        return "conv4_3_norm", 0
+    index = ("kernel", "bias").index(path[-1])
+    if path[0].startswith("head_"):
+        return CONVS[path[0]] + path[1], index
+    return CONVS[path[1]], index
+
+
+def caffe_array(path, array):
+    """OIHW and BGR, which NumPy's axes give: HWIO to OIHW."""
+    if array.ndim == 4:
+        array = np.moveaxis(array, (2, 3), (1, 0))
+    return array[:, ::-1] if path == ("base", "conv1_1", "conv", "kernel") else array
+
+
+@pytest.mark.parametrize("image_size", [300, pytest.param(512, marks=pytest.mark.slow)])
+def test_ssd_is_imported_bit_for_bit(tmp_path, image_size):
+    rng = np.random.default_rng(0)
+    params = {
+        path: rng.random(shape, np.float32) for path, shape in shapes_of(image_size, 2).items()
+    }
+    layers = {}
+    for path, array in params.items():
+        name, index = caffe_name(path)
+        layers.setdefault(name, {})[index] = array_blob(caffe_array(path, array))
+    path = tmp_path / "a.caffemodel"
+    path.write_bytes(net(*(layer(k, *(b[i] for i in sorted(b))) for k, b in layers.items())))
+    imported = import_arrays(path, read_arrays(path), classes=("cat", "dog"))
+    path.unlink()
+    summary = f"caffe-ssd SSD{image_size}, 2 classes, VOC's priors; channels reversed from bgr"
+    assert imported.summary == summary
+    flat = traverse_util.flatten_dict(imported.params)
+    assert flat.keys() == params.keys()
+    for name, array in params.items():
+        assert np.array_equal(flat[name], array), name
+
+
+def empty_ssd(image_size, num_classes):
+    arrays = {}
+    for path, shape in shapes_of(image_size, num_classes).items():
+        value = np.broadcast_to(np.float32(0), shape)
+        arrays["{}/{}".format(*caffe_name(path))] = caffe_array(path, value)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("image_size", "dataset", "classes"),
+    [(300, "voc", VOC_CLASSES), (512, "coco", COCO_CLASSES), (300, "voc", ("a", "b"))],
+)
+def test_settings_are_those_of_the_authors(image_size, dataset, classes):
+    arrays = empty_ssd(image_size, len(classes))
+    assert detect_format(arrays) == "caffe-ssd"
+    names = classes if len(classes) == 2 else ()
+    config = import_arrays("a", WeightFile(arrays, {}), classes=names).config
+    assert config.model.classes == classes
+    assert config.model.image_size == image_size
+    assert config.model.image_mean == (123, 117, 104)
+    assert config.priors == PRIORS[image_size, dataset]
+    assert not config.priors.clip
+    assert not config.priors.clip_wh
+    limits = (config.eval.nms_iou_threshold, config.eval.topk_candidates)
+    assert limits == (0.45, 400)
+    assert (config.eval.detections_per_image, config.eval.score_threshold) == (200, 0.01)
+    assert config.train.matching == "bipartite"
+
+
+def test_missing_and_unexpected_arrays_are_named():
+    arrays = empty_ssd(300, 2)
+    for name, value, expected in (
+        ("fc7_mbox_loc/1", None, "a lacks fc7_mbox_loc/1$"),
+        ("conv4_3_norm/0", None, "a lacks conv4_3_norm/0$"),
+        ("conv6_1/2", np.zeros(3, "f"), "a has conv6_1/2, which belongs to no layer"),
+        ("fc6/0", np.zeros((4096, 25088), "f"), r"fc6/0 has shape \(4096, 25088\)"),
+    ):
+        changed = {k: v for k, v in (arrays | {name: value}).items() if v is not None}
+        with pytest.raises(WeightsError, match=expected):
+            import_arrays("a", WeightFile(changed, {}))
+
+
+# VGG16.
+
+
+def test_classifier_becomes_the_base():
+    """fc6 and fc7 are subsampled; the values of fc6 are its columns: (channel, row, column)."""
+    shapes = {path: s for path, s in shapes_of(300, 2).items() if path[0] == "base"}
+    arrays = {
+        "{}/{}".format(*caffe_name(path)): caffe_array(path, np.broadcast_to(np.float32(1), shape))
+        for path, shape in shapes.items()
+        if path[1] not in ("conv6", "conv7")
+    }
+    arrays["conv1_1/0"] = np.broadcast_to(np.float32([3, 2, 1])[:, None, None], (64, 3, 3, 3))
+    columns = np.arange(512 * 49, dtype=np.float32)
+    units = np.arange(4096, dtype=np.float32)
+    arrays |= {"fc6/0": np.broadcast_to(columns, (4096, 25088)), "fc6/1": units}
+    arrays |= {"fc7/0": np.broadcast_to(units, (4096, 4096)), "fc7/1": units}
+    arrays |= {"fc8/0": np.zeros((1000, 4096), "f"), "fc8/1": np.zeros(1000, "f")}
+    assert detect_format(arrays) == "caffe-vgg16"
+    imported = import_arrays("a", WeightFile(arrays, {}))
+    assert imported.config.model.image_mean == (123.68, 116.779, 103.939)
+    assert "conv6 and conv7 subsampled from fc6 and fc7; unused: fc8/0, fc8/1" in imported.summary
+    base = {k: v["conv"] for k, v in imported.params["base"].items()}
+    assert base["conv1_1"]["kernel"][0, 0, :, 0].tolist() == [1, 2, 3]
+    row, column, channel = np.indices((3, 3, 512))
+    expected = 49 * channel + 21 * row + 3 * column
+    assert np.array_equal(
+        base["conv6"]["kernel"], np.broadcast_to(expected[..., None], (3, 3, 512, 1024))
+    )
+    np.testing.assert_array_equal(base["conv7"]["kernel"][0, 0, :, 5], units[::4])
+    np.testing.assert_array_equal(base["conv6"]["bias"], units[::4])
+
+
+def test_reduced_classifier_becomes_the_base():
+    rng = np.random.default_rng(0)
+    params = {
+        path: rng.random(shape, np.float32)
+        for path, shape in shapes_of(300, 2).items()
+        if path[0] == "base"
+    }
+    arrays = {"{}/{}".format(*caffe_name(p)): caffe_array(p, v) for p, v in params.items()}
+    assert detect_format(arrays) == "caffe-vgg16-reduced"
+    imported = import_arrays("a", WeightFile(arrays, {}))
+    assert "conv6 and conv7 as in the file" in imported.summary
+    assert imported.config.model.image_mean == (123, 117, 104)
+    flat = traverse_util.flatten_dict(imported.params)
+    assert flat.keys() == params.keys()
+    for path, array in params.items():
+        assert np.array_equal(flat[path], array), path
