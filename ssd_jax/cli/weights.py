@@ -32,7 +32,8 @@ class ImportArgs(ConfigArgs):
     subcommand: ClassVar[str] = "import"
 
     file: Annotated[Path, conf.Positional, conf.arg(metavar="FILE")]
-    """Weights of another program, see docs/weights.md: .pth, .pt, .safetensors, .npz or .h5."""
+    """Weights of another program, see docs/weights.md: .pth, .pt, .safetensors, .npz, .h5 or
+    .caffemodel."""
     out: Annotated[Path, conf.arg(metavar="DIR")]
     """New folder of the checkpoint."""
     layout: Literal["auto"] | Layout = "auto"

@@ -16,7 +16,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import filelock
-import pooch
 
 from ssd_jax.io import atomic_write, exists, is_dir, is_file, read_text, reason
 from ssd_jax.weights.files import WeightsError
@@ -25,6 +24,7 @@ from ssd_jax.weights.transfer import (
     HOME_VARIABLE,
     StalePartError,
     UnavailableError,
+    import_pooch,
     receive,
     remove,
     unwritable,
@@ -42,7 +42,9 @@ class _MismatchError(WeightsError):
 def cache_folder() -> Path:
     """Return the folder of downloaded weights, which may not exist yet."""
     home = os.environ.get(HOME_VARIABLE)
-    return (Path(home).expanduser() if home else Path(pooch.os_cache("ssd_jax"))) / "weights"
+    return (
+        Path(home).expanduser() if home else Path(import_pooch().os_cache("ssd_jax"))
+    ) / "weights"
 
 
 def cached_path(entry: PublishedWeights) -> Path:
@@ -219,10 +221,10 @@ def _check(entry: PublishedWeights, file: Path, path: Path, source: str) -> str:
     """
     try:
         pin = _read_pin(path)
-        found = {"SHA-256": pooch.file_hash(str(file), "sha256")}
+        found = {"SHA-256": import_pooch().file_hash(str(file), "sha256")}
         for name, algorithm in (("SHA-1", "sha1"), ("MD5", "md5")):
             if name in dict(entry.hashes):
-                found[name] = pooch.file_hash(str(file), algorithm)
+                found[name] = import_pooch().file_hash(str(file), algorithm)
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{entry.name}: {source} cannot be read: {reason(error)}") from None
     expected = [*entry.hashes, *([("SHA-256", pin)] if pin else [])]

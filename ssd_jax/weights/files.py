@@ -1,8 +1,9 @@
-"""Read and write files of named arrays: PyTorch, safetensors, NumPy and HDF5.
+"""Read and write files of named arrays: PyTorch, safetensors, NumPy, HDF5 and Caffe.
 
 Files are untrusted: no code in them is executed, and every error is one line that names the file.
 """
 
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax.io import exists, is_dir, is_file, reason, staged
+from ssd_jax.weights.caffe_file import read_caffemodel
 from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.torch_file import read_torch, write_torch
 
 # The largest published file of this family, VGG16 with its fc layers, unpacks to 0.6 GB.
 MAX_BYTES = 4 << 30
+# A .caffemodel file can start with a line feed and "<", the length of its name.
+_WEB_PAGE = re.compile(rb"\s*<(!doctype|!--|\?xml|html|head|body)", re.IGNORECASE)
 
 
 class WeightFile(NamedTuple):
@@ -28,7 +32,7 @@ class WeightFile(NamedTuple):
 
 
 def read_arrays(path: Path) -> WeightFile:
-    """Read the arrays in a .pth, .pt, .npz, .safetensors or .h5 file.
+    """Read the arrays in a .pth, .pt, .npz, .safetensors, .h5 or .caffemodel file.
 
     Raises:
         WeightsError: the file is missing, damaged, in an unsupported format, larger than 4 GiB
@@ -42,8 +46,8 @@ def read_arrays(path: Path) -> WeightFile:
     if reader is None:
         raise WeightsError(f"{path} has an unknown suffix; expected one of {', '.join(_READERS)}")
     with path.open("rb") as file:
-        start = file.read(512).lstrip()
-    if start[:1] == b"<":
+        start = file.read(512)
+    if _WEB_PAGE.match(start):
         raise WeightsError(f"{path} is a web page, not weights; download the file itself")
     try:
         values, metadata = reader(path)
@@ -134,6 +138,10 @@ def _read_h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return values, {}
 
 
+def _read_caffe(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    return read_caffemodel(path, max_bytes=MAX_BYTES), {}
+
+
 Reader = Callable[[Path], tuple[dict[str, np.ndarray], dict[str, str]]]
 _READERS: dict[str, Reader] = {
     ".pth": _read_torch,
@@ -142,6 +150,7 @@ _READERS: dict[str, Reader] = {
     ".npz": _read_npz,
     ".h5": _read_h5,
     ".hdf5": _read_h5,
+    ".caffemodel": _read_caffe,
 }
 SUFFIXES = tuple(_READERS)
 """Suffixes of files that `read_arrays` reads."""

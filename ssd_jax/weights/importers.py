@@ -28,6 +28,7 @@ from ssd_jax.weights.layouts import (
     detect_format,
     markers_text,
     ssd_model,
+    unsupported_network,
 )
 from ssd_jax.weights.vgg16 import load_vgg16
 
@@ -80,6 +81,8 @@ def import_arrays(
     if CONFIG_KEY in arrays.metadata:
         return _import_own(path, WeightFile(values, arrays.metadata))
     layout = layout or detect_format(values)
+    if layout is None and (network := unsupported_network(values)):
+        raise WeightsError(f"{path} has the layout {network}; its network is not supported yet")
     if layout is None:
         names = ", ".join(sorted(values)[:3])
         raise WeightsError(
@@ -110,7 +113,7 @@ def _import_ssd(
     for name, reason in entry.unsupported.items():
         if name in values:
             raise WeightsError(f"{path} has {name}, {reason}")
-    first = entry.name(entry.conf.format(0), "bias")
+    first = entry.name(entry.head("conf", 0), "bias")
     if first not in values:
         raise WeightsError(f"{path} lacks {first}; it is not a {layout} state dict of an SSD")
     num_classes, rest = divmod(values[first].size, 4)

@@ -4,7 +4,8 @@ Sources: ssd.pytorch's ssd.py and data/config.py; lufficc/SSD's ssd/modeling/, s
 configs/vgg_ssd*.yaml; mmdetection's (2.14 and later) ssd_vgg.py, ssd_neck.py, ssd_head.py,
 anchor_generator.py and configs/_base_/models/ssd300.py; torchvision's models/detection/ssd.py;
 pytorch-ssd's vision/ssd/vgg_ssd.py and vision/ssd/config/vgg_ssd_config.py; chainercv's
-links/model/ssd/ and examples/ssd/caffe2npz.py; timm's models/vgg.py.
+links/model/ssd/ and examples/ssd/caffe2npz.py; examples/ssd/ssd_pascal*.py, ssd_coco.py and
+python/caffe/model_libs.py of weiliu89/caffe, branch ssd; timm's models/vgg.py.
 
 All flatten their heads by rows, columns and boxes, and order the boxes of a cell as
 `ssd_jax.ops.priors.make_priors` does.
@@ -27,9 +28,12 @@ Layout = Literal[
     "torchvision-ssd",
     "qfgaohao",
     "chainercv",
+    "caffe-ssd",
     "vgg16_reducedfc",
     "torchvision-vgg16",
     "timm-vgg16",
+    "caffe-vgg16",
+    "caffe-vgg16-reduced",
     "vgg16",
     "keras-vgg16",
 ]
@@ -116,9 +120,11 @@ class SSDLayout:
     extra: Callable[[int], str]
     """Returns the name of an extra layer, given its index."""
     loc: str
-    """Name of a head's convolution to box offsets, with {} for the index of the head."""
+    """Name of a head's convolution to box offsets, with {} for the name or index of the head."""
     conf: str
     """Name of a head's convolution to class logits."""
+    heads: tuple[str, ...] = ()
+    """Names of the heads; empty: their indices."""
     leaf: str = "{}.{}"
     """Name of a kernel or bias, with {} for the names of the layer and of the parameter."""
     kernel: str = "weight"
@@ -153,6 +159,11 @@ class SSDLayout:
     """Settings of detection."""
     limit_per_image: bool = True
     """False: the program keeps any number of detections per image."""
+
+    def head(self, name: Literal["loc", "conf"], index: int) -> str:
+        """Return the name of a head's convolution."""
+        pattern = self.loc if name == "loc" else self.conf
+        return pattern.format(self.heads[index] if self.heads else index)
 
     def name(self, layer: str, parameter: Literal["kernel", "bias"]) -> str:
         """Return the name of a parameter of a convolution."""
@@ -287,12 +298,29 @@ SSD_LAYOUTS: Mapping[Layout, SSDLayout] = {
         matching="bipartite",
         limit_per_image=False,
     ),
+    "caffe-ssd": SSDLayout(
+        markers=(Marker("conv4_3_norm_mbox_conf/0"), Marker("conv4_3_norm/0")),
+        base=lambda layer, position: {"conv6": "fc6", "conv7": "fc7"}.get(layer, layer),
+        norm="conv4_3_norm/0",
+        extra=lambda k: f"conv{6 + k // 2}_{1 + k % 2}",
+        loc="{}_mbox_loc",
+        conf="{}_mbox_conf",
+        heads=("conv4_3_norm", "fc7", *(f"conv{k}_2" for k in range(6, 11))),
+        leaf="{}/{}",
+        kernel="0",
+        bias="1",
+        channels="bgr",
+        classes={20: VOC_CLASSES, 80: COCO_CLASSES},
+        datasets={80: "coco"},
+        matching="bipartite",
+    ),
 }
 """SSDs of other programs. Of several layouts whose markers a file has, it has the first."""
 
 
 _TORCHVISION_FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
 _DENSE_FC = {"fc6": (4096, 512 * 7 * 7), "fc7": (4096, 4096)}
+_CAFFE_FC = {"fc6": "fc6", "fc7": "fc7"}
 _KERAS_FC = {"fc6": (7 * 7 * 512, 4096), "fc7": (4096, 4096)}
 
 
@@ -302,11 +330,12 @@ class VGG16Layout:
 
     markers: tuple[Marker, ...]
     """The layout is detected by any of these."""
-    torch: bool = True
-    """Names of layers are positions in a list, kernels are OIHW and dense kernels (out, in), as in
-    PyTorch. False: names contain conv1_1 or block1_conv1, kernels are HWIO and (in, out)."""
+    names: Literal["torch", "caffe", "keras"] = "torch"
+    """torch: names of layers are positions in a list. caffe: conv1_1/0 and conv1_1/1. keras: names
+    contain conv1_1 or block1_conv1; kernels are HWIO and dense kernels (in, out), otherwise OIHW
+    and (out, in)."""
     fc: Mapping[str, str] = field(default_factory=lambda: _TORCHVISION_FC)
-    """Names of the classifier's layers in PyTorch."""
+    """Layers here by names of the classifier's layers in PyTorch or Caffe."""
     fc_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _DENSE_FC)
     """Shapes of their kernels."""
     channels: Channels
@@ -321,6 +350,7 @@ class VGG16Layout:
 
 _IMAGE_KERNEL = (None, 3, 3, 3)
 _IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+_CAFFE_MEAN = (123.68, 116.779, 103.939)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 VGG16_LAYOUTS: Mapping[Layout, VGG16Layout] = {
@@ -344,16 +374,31 @@ VGG16_LAYOUTS: Mapping[Layout, VGG16Layout] = {
         markers=(Marker("0.weight", _IMAGE_KERNEL),),
         channels="bgr",
     ),
+    # VGG_ILSVRC_16_layers_fc_reduced.caffemodel, the initial weights of the SSDs in Caffe.
+    "caffe-vgg16-reduced": VGG16Layout(
+        markers=(Marker("fc6/0", (1024, 512, 3, 3)),),
+        names="caffe",
+        fc={"fc6": "conv6", "fc7": "conv7"},
+        channels="bgr",
+    ),
+    # VGG_ILSVRC_16_layers.caffemodel.
+    "caffe-vgg16": VGG16Layout(
+        markers=(Marker("conv1_1/0", _IMAGE_KERNEL),),
+        names="caffe",
+        fc=_CAFFE_FC,
+        channels="bgr",
+        image_mean=_CAFFE_MEAN,
+    ),
     "keras-vgg16": VGG16Layout(
         markers=(Marker("block1_conv1", pattern="block1_conv1"),),
-        torch=False,
+        names="keras",
         fc_shapes=_KERAS_FC,
         channels="bgr",
-        image_mean=(123.68, 116.779, 103.939),
+        image_mean=_CAFFE_MEAN,
     ),
     "vgg16": VGG16Layout(
         markers=(Marker("conv1_1", pattern="(?<![a-z0-9])conv1_1(?![0-9])"),),
-        torch=False,
+        names="keras",
         fc_shapes=_KERAS_FC,
         channels="bgr",
     ),
@@ -361,6 +406,11 @@ VGG16_LAYOUTS: Mapping[Layout, VGG16Layout] = {
 """VGG16 of other programs. Of several layouts whose markers a file has, it has the first."""
 
 LAYOUTS: Mapping[Layout, SSDLayout | VGG16Layout] = {**SSD_LAYOUTS, **VGG16_LAYOUTS}
+
+UNSUPPORTED_NETWORKS: Mapping[str, Marker] = {
+    "caffe-mobilenet-ssd": Marker("conv11_mbox_loc/0", (None, 512, 1, 1)),
+}
+"""Markers of networks that are recognised but not supported, by layout."""
 
 
 def detect_format(values: Mapping[str, np.ndarray]) -> Layout | None:
@@ -370,6 +420,14 @@ def detect_format(values: Mapping[str, np.ndarray]) -> Layout | None:
         for marker in entry.markers:
             if any(marker.matches(name, shape) for name, shape in shapes.items()):
                 return layout
+    return None
+
+
+def unsupported_network(values: Mapping[str, np.ndarray]) -> str | None:
+    """Return the layout of an unsupported network, given its arrays; None if unknown."""
+    for layout, marker in UNSUPPORTED_NETWORKS.items():
+        if any(marker.matches(name, np.shape(value)) for name, value in values.items()):
+            return layout
     return None
 
 

@@ -56,9 +56,10 @@ def ssd_names(layout: SSDLayout, model: ModelConfig) -> dict[str, Path]:
         names[layout.norm] = ("l2norm_conv4_3", "scale")
     for k, extra in enumerate(extra_layers(model)):
         add(layout.extra(k), ("extras", extra.name, "conv"))
-    for head, name in (("loc", layout.loc), ("conf", layout.conf)):
+    heads: tuple[Literal["loc", "conf"], ...] = ("loc", "conf")
+    for head in heads:
         for k, layer in enumerate(model.feature_layers):
-            add(name.format(k), (f"head_{layer}", head))
+            add(layout.head(head, k), (f"head_{layer}", head))
     return names
 
 
@@ -98,9 +99,8 @@ def vgg_names(layout: Layout, names: Collection[str]) -> dict[str, tuple[str, Pa
     classifier, are left out.
     """
     entry = VGG16_LAYOUTS[layout]
-    targets = {
-        name: _torch_vgg_layer(entry, name) if entry.torch else _vgg_layer(name) for name in names
-    }
+    find = {"torch": _torch_vgg_layer, "caffe": _caffe_vgg_layer, "keras": _vgg_layer}[entry.names]
+    targets = {name: find(entry, name) for name in names}
     return {name: target for name, target in targets.items() if target is not None}
 
 
@@ -115,7 +115,15 @@ def _torch_vgg_layer(layout: VGG16Layout, name: str) -> tuple[str, Parameter] | 
     return (layer, kinds[leaf]) if layer else None
 
 
-def _vgg_layer(name: str) -> tuple[str, Parameter] | None:
+def _caffe_vgg_layer(layout: VGG16Layout, name: str) -> tuple[str, Parameter] | None:
+    module, _, index = name.rpartition("/")
+    kinds: dict[str, Parameter] = {"0": "kernel", "1": "bias"}
+    layer = layout.fc.get(module, module)
+    known = layer in VGG16_POSITIONS or layer in layout.fc.values()
+    return (layer, kinds[index]) if known and index in kinds else None
+
+
+def _vgg_layer(layout: VGG16Layout, name: str) -> tuple[str, Parameter] | None:
     # LAYER/w and LAYER/b, or the names of several generations of Keras.
     keras = re.search(r"block(\d)_conv(\d)", name)
     layer = f"conv{keras[1]}_{keras[2]}" if keras else None

@@ -4,13 +4,13 @@ import contextlib
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from pooch.downloaders import HTTPDownloader
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -49,6 +49,15 @@ def remove(file: Path) -> None:
     for each in (file, _version_path(file)):
         with contextlib.suppress(OSError):
             each.unlink(missing_ok=True)
+
+
+def import_pooch() -> Any:
+    """Import pooch without the warning of tqdm, which it imports, in notebooks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pooch
+        import pooch.downloaders
+    return pooch
 
 
 def without_password(url: str) -> str:
@@ -92,7 +101,7 @@ def receive(entry: PublishedWeights, url: str, part: Path) -> bool:
         raise unwritable(entry, part, error) from None
     with stream, _progress_bar(entry) as bar:
         transfer = _Transfer(entry, url, part, stream, have, bar)
-        download = HTTPDownloader(
+        download = import_pooch().downloaders.HTTPDownloader(
             chunk_size=_CHUNK,
             timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
             headers=headers,

@@ -53,7 +53,7 @@ def load_vgg16(
     layers: dict[str, dict[name_maps.Parameter, tuple[str, np.ndarray]]] = {}
     for name, (layer, kind) in names.items():
         value = values[name]
-        if entry.torch and not layer.startswith("fc"):
+        if entry.names != "keras" and not layer.startswith("fc"):
             value = name_maps.oihw_to_hwio(value)
         layers.setdefault(layer, {})[kind] = (name, value)
     for layer, arrays in layers.items():
@@ -103,7 +103,7 @@ def _reduce_classifier(
             name, value = fc[layer][kind]
             check_array(path, name, value, shape if kind == "kernel" else (4096,))
             arrays[f"{layer}_{kind}"] = value
-    if layout.torch:  # PyTorch flattens maps as (channel, row, column).
+    if layout.names != "keras":  # Maps are flattened as (channel, row, column).
         fc6 = arrays["fc6_kernel"].reshape(4096, 512, 7, 7).transpose(2, 3, 1, 0)
         fc7 = arrays["fc7_kernel"].reshape(4096, 4096).T
     else:

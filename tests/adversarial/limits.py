@@ -1,7 +1,10 @@
 """Limits for every hostile input: time, memory, and errors of one line."""
 
 import contextlib
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,20 @@ from ssd_jax.config import UserError
 SECONDS = 20
 BYTES = 2e9
 LONGEST_LINE = 2000
+_READ = """
+import sys, time
+from pathlib import Path
+from ssd_jax.weights.files import WeightsError, read_arrays
+from tests.adversarial.limits import memory, reset_peak_memory
+
+before, start = reset_peak_memory(), time.process_time()
+try:
+    read_arrays(Path(sys.argv[1]))
+    print("read")
+except WeightsError as error:
+    print(error)
+print(time.process_time() - start, memory("VmHWM") - before)
+"""
 
 
 class Hang(BaseException):
@@ -71,3 +88,20 @@ def memory(name: str) -> int:
         return 0
     (line,) = (line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+def read_weights_in_process(path: Path, *, seconds: float, num_bytes: float) -> str:
+    """Read a file of weights in a new process, whose memory nothing else has used.
+
+    Returns:
+        The error, or "read". The test fails above these limits of CPU time and peak memory.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", _READ, str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    error, figures = result.stdout.splitlines()
+    used_seconds, used_bytes = map(float, figures.split())
+    print(f"{path.name}: {used_seconds:.2f} s, {used_bytes / 1e6:.0f} MB: {error}")
+    assert used_seconds < seconds
+    assert used_bytes < num_bytes
+    return error

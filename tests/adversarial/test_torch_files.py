@@ -4,10 +4,8 @@ Each refusal takes at most 1 s of one CPU and 200 MB.
 """
 
 import io
-import os
 import pickle
 import struct
-import subprocess
 import sys
 import time
 import zipfile
@@ -20,7 +18,7 @@ from hypothesis import strategies as st
 from ssd_jax.config import UserError
 from ssd_jax.weights.files import read_arrays
 from ssd_jax.weights.state_dict_unpickler import MAX_OPCODES, MAX_PICKLE
-from tests.adversarial.limits import assert_one_line, result_or_error
+from tests.adversarial.limits import assert_one_line, read_weights_in_process, result_or_error
 from tests.adversarial.strategies import HOSTILE, edited_bytes
 from tests.weights.torch_files import (
     DATA,
@@ -411,35 +409,12 @@ FILE_BOMBS = {
     ).replace(struct.pack("<q", 6) + DATA, struct.pack("<q", 1 << 40) + DATA),
     "large file": lambda: b"\x80" * 50_000_000,
 }
-READ = """
-import sys, time
-from pathlib import Path
-from ssd_jax.weights.files import WeightsError, read_arrays
-from tests.adversarial.limits import memory, reset_peak_memory
-
-before, start = reset_peak_memory(), time.process_time()
-try:
-    read_arrays(Path(sys.argv[1]))
-    print("read")
-except WeightsError as error:
-    print(error)
-print(time.process_time() - start, memory("VmHWM") - before)
-"""
 
 
 def refuse(path):
-    """Refuse the file in a new process, whose memory nothing else has used."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", READ, str(path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    error, figures = result.stdout.splitlines()
-    print(error)
+    error = read_weights_in_process(path, seconds=SECONDS, num_bytes=BYTES)
     assert error.startswith(str(path))
     assert_one_line(error)
-    seconds, num_bytes = map(float, figures.split())
-    print(f"{path.name}: {seconds:.2f} s, {num_bytes / 1e6:.0f} MB")
-    assert seconds < SECONDS
-    assert num_bytes < BYTES
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -397,7 +397,7 @@ def test_array_that_does_not_fit_is_named(layout, name):
         changed = {k: v for k, v in (state | change).items() if v is not None}
         with pytest.raises(WeightsError, match=message):
             import_state_dict(changed)
-    conf = SSD_LAYOUTS[layout].name(SSD_LAYOUTS[layout].conf.format(0), "bias")
+    conf = SSD_LAYOUTS[layout].name(SSD_LAYOUTS[layout].head("conf", 0), "bias")
     with pytest.raises(WeightsError, match=rf"a.pth: {conf} has shape \(14,\); expected 4 boxes"):
         import_state_dict(state | {conf: np.zeros(14, "f")})
     with pytest.raises(WeightsError, match=r"lacks .* state dict of an SSD"):
