@@ -336,7 +336,7 @@ class DataConfig:
     JPEGImages/ and ImageSets/Main/, or a VOCdevkit with such folders; coco:
     annotations/instances_SPLIT.json, with the images in SPLIT/, images/SPLIT/, images/ or
     JPEGImages/; yolo: a folder with data.yaml, and labels/ beside images/; auto: voc, coco or
-    yolo, detected from the folder; tfds: datasets built by python -m ssd_jax.data prepare."""
+    yolo, detected from the folder; tfds: datasets built by ssd-jax data prepare."""
     root: str = ""
     """Folder of the dataset (voc, coco, yolo); the VOCdevkit if the splits name a year; yolo: or
     its YAML file. tfds: the TFDS data folder; empty: ~/tensorflow_datasets."""

@@ -1,18 +1,16 @@
 """Runs with random weights, made without compiling."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax.checkpoints.reader import write_checkpoint
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import make_model, variable_shapes
 
 
 def write_run(path, config, seed=0):
     """Write a run whose kernels are drawn by NumPy, because compiling `init` takes longer."""
     model = make_model(config.model, config.priors)
-    size = config.model.image_size
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    shapes = variable_shapes(model)
     rng = np.random.default_rng(seed)
 
     def draw(key, leaf):

@@ -17,7 +17,7 @@ from ssd_jax.cli.run import run_subcommand
 from ssd_jax.config import ConfigError, shorten
 from ssd_jax.io import MAX_CONFIG, exists, read_text
 from ssd_jax.streams import print_error
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.layouts import Layout
 from ssd_jax.weights.registry import ENTRIES, PublishedWeights, find_entry
 
@@ -39,7 +39,7 @@ class ImportArgs(ConfigArgs):
     layout: Literal["auto"] | Layout = "auto"
     """Names and order of the arrays; auto: detect them."""
     channels: Literal["rgb", "bgr"] | None = None
-    """Channel order that the file's first convolution expects, if the file does not tell."""
+    """Channel order that the file's first convolution expects, if the file does not specify it."""
     classes: Path | None = None
     """Text file with one class name a line."""
 
@@ -244,7 +244,7 @@ def _describe_file(path: Path, entry: PublishedWeights | None) -> tuple[list[tup
         if entry is None:
             raise
         return [("contents", str(error))], ""
-    # The channel order has no effect on what is shown; a file may not tell it.
+    # The output does not depend on the channel order, which a file may not specify.
     channels = entry.channels if entry else "rgb"
     try:
         imported = import_arrays(path, file, channels=channels)
@@ -324,7 +324,7 @@ def push_weights(arguments: Sequence[str]) -> None:
     checkpoint = find_trained(args.checkpoint, best=args.best, field="CHECKPOINT")
     config = read_trained_config(checkpoint)
     _, variables = restore_trained(checkpoint, config)
-    # The folder of the data is of no use elsewhere, and may tell who trained.
+    # The path of the data is of no use elsewhere, and may contain the user's name.
     data = dataclasses.replace(config.data, root=Path(config.data.root).name)
     config = dataclasses.replace(config, data=data)
     repo = args.repo.removeprefix(hub.PREFIX)

@@ -1,6 +1,7 @@
 """Findings about a dataset, and the exception that carries one."""
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,6 +9,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from ssd_jax.config import UserError, printable, shorten
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
+brief = _REPR.repr
+"""Return a short representation of any value, for messages."""
 
 Severity = Literal["error", "warning", "note"]
 

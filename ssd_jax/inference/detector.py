@@ -29,8 +29,10 @@ from ssd_jax.io import reason
 from ssd_jax.kernels.conv2d import set_cpu_conv
 from ssd_jax.models.ssd import SSD
 from ssd_jax.weights import hub
+from ssd_jax.weights.download import fetch
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.exporters import export_arrays
-from ssd_jax.weights.files import WeightsError, write_arrays
+from ssd_jax.weights.files import write_arrays
 from ssd_jax.weights.registry import find_entry
 from ssd_jax.weights.trained import find_trained, read_trained_config, restore_trained
 
@@ -172,9 +174,8 @@ class Detector:
         Raises:
             WeightsError: the name is unknown, or the weights cannot be downloaded.
         """
-        if not name.startswith(hub.PREFIX):
-            find_entry(name)
-        return cls.from_checkpoint(name, batch_size=batch_size, threshold=threshold)
+        source = name if name.startswith(hub.PREFIX) else fetch(find_entry(name))
+        return cls.from_checkpoint(source, batch_size=batch_size, threshold=threshold)
 
     def save(self, path: str | Path) -> None:
         """Save the detector as one safetensors file, with its config, classes and priors.

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import filelock
 
 from ssd_jax.io import atomic_write, exists, is_dir, is_file, read_text, reason
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.registry import PublishedWeights
 from ssd_jax.weights.transfer import (
     HOME_VARIABLE,
@@ -179,7 +179,7 @@ def _download(entry: PublishedWeights, url: str, path: Path) -> None:
     """Download a file from one URL, from where an earlier download ended.
 
     Raises:
-        UnavailableError: the file cannot be had from this URL.
+        UnavailableError: the URL does not provide the file.
         WeightsError: the file cannot be stored, or its hash differs.
     """
     part, source = _part_path(path), without_password(url)

@@ -9,7 +9,7 @@ from flax import traverse_util
 from ssd_jax.checkpoints.reader import read_config, read_variables
 from ssd_jax.config import Config, ConfigError
 from ssd_jax.io import is_file
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.trained import find_trained, import_file
 
 Flat = dict[tuple[str, ...], Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax.config import ConfigError
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 
 PREFIX = "hf://"
 """Start of the address of a repository, hf://USER/REPO, with @REVISION if it is not the newest."""

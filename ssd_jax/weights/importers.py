@@ -19,7 +19,8 @@ from ssd_jax.config import (
 )
 from ssd_jax.models.ssd import make_model, variable_shapes
 from ssd_jax.weights import name_maps
-from ssd_jax.weights.files import WeightFile, WeightsError, check_array, first_of
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import WeightFile, check_array, first_of
 from ssd_jax.weights.layouts import (
     LAYOUTS,
     SSD_LAYOUTS,
@@ -92,7 +93,7 @@ def import_arrays(
     channels = channels or LAYOUTS[layout].channels
     if channels is None:
         raise WeightsError(
-            f"{path} does not tell the channel order of its images; make a checkpoint with ssd-jax "
+            f"{path} does not specify the channel order of its images; import it with ssd-jax "
             f"weights import {path} --channels rgb, or bgr, --out DIR. Trained by ssd.pytorch: "
             "rgb; converted from Caffe: bgr. The incorrect order loses about five points of mAP"
         )

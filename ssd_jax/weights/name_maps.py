@@ -8,9 +8,7 @@ import numpy as np
 
 from ssd_jax.config import ModelConfig
 from ssd_jax.models.vgg import VGG16_LAYERS, ConvLayer, extra_layers
-from ssd_jax.weights.layouts import SSD_LAYOUTS, VGG16_LAYOUTS, SSDLayout, VGG16Layout
-from ssd_jax.weights.layouts import Layout as Layout
-from ssd_jax.weights.layouts import detect_format as detect_format
+from ssd_jax.weights.layouts import SSD_LAYOUTS, VGG16_LAYOUTS, Layout, SSDLayout, VGG16Layout
 
 Path = tuple[str, ...]
 """Path of a parameter in the network's tree, e.g. ("base", "conv1_1", "conv", "kernel")."""

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from ssd_jax.config import shorten
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PublishedWeights:
     description: str
     """Network, data and origin in one line."""
     urls: tuple[str, ...]
-    """Where to download the file, in this order."""
+    """URLs of the file, tried in order."""
     file: str = ""
     """Name of the file in the cache and in mirrors; default: that of the first URL."""
     size: int | None = None
@@ -61,7 +61,7 @@ class PublishedWeights:
     md5: str | None = None
     """MD5."""
     layout: str
-    """Names and order of the arrays, as `name_maps.Layout`, which may lack it: see `note`."""
+    """Names and order of the arrays, as `layouts.Layout`, which may lack it: see `note`."""
     channels: Literal["rgb", "bgr"]
     """Channel order that the first convolution expects."""
     dataset: str
@@ -73,9 +73,9 @@ class PublishedWeights:
     score: Score | None = None
     """Published result, if any."""
     config: str | None = None
-    """Config whose network, or base network, the weights fill."""
+    """Config with the same network or base network."""
     note: str = ""
-    """What else to know, in one line."""
+    """Remark in one line."""
 
     def __post_init__(self) -> None:
         if not self.file:

@@ -14,7 +14,8 @@ from ssd_jax.io import exists, is_file
 from ssd_jax.models.ssd import SSD, make_model, variable_shapes
 from ssd_jax.weights import hub
 from ssd_jax.weights.download import cached_path, fetch
-from ssd_jax.weights.files import SUFFIXES, WeightsError, read_arrays
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import SUFFIXES, read_arrays
 from ssd_jax.weights.importers import Imported, import_arrays
 from ssd_jax.weights.layouts import Layout
 from ssd_jax.weights.registry import ENTRIES, PublishedWeights
@@ -59,7 +60,7 @@ def find_trained(source: str | Path, *, best: bool = False, field: str = "--chec
 
 
 def import_file(path: Path, *, base: Any = None) -> Imported:
-    """Import a file of weights; the registry tells what a published file does not.
+    """Import a file of weights; the registry supplies what a published file does not specify.
 
     Args:
         path: the file.

@@ -32,7 +32,7 @@ _PAGE_START = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
 class UnavailableError(Exception):
-    """The file cannot be had from a URL; the message says why."""
+    """A URL does not provide the file; the message says why."""
 
 
 class StalePartError(UnavailableError):
@@ -79,7 +79,7 @@ def receive(entry: PublishedWeights, url: str, part: Path) -> bool:
     """Download a URL to a file, which may hold the beginning; return whether that was used.
 
     Raises:
-        UnavailableError: the file cannot be had; what was received is kept.
+        UnavailableError: the URL does not provide the file; received bytes are kept.
         WeightsError: the file cannot be written; it is removed.
     """
     if urlsplit(url).scheme not in ("http", "https"):
@@ -243,7 +243,7 @@ class _Transfer:
         self.total = self.received + int(length) if length.isdecimal() else None
         chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
         if self.total is None and not chunked and not self._entry.hashes:
-            raise UnavailableError("the server does not tell its size, and no hash is known")
+            raise UnavailableError("the server does not state its size, and no hash is known")
         size = self._entry.size
         if size is not None and self.total not in (None, size):
             raise UnavailableError(f"it has {self.total:,} bytes, expected {size:,}")

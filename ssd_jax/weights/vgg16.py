@@ -10,7 +10,8 @@ from numpy import ndarray
 
 from ssd_jax.config import BASE_LAYERS
 from ssd_jax.weights import name_maps
-from ssd_jax.weights.files import WeightsError, check_array
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import check_array
 from ssd_jax.weights.layouts import VGG16_LAYOUTS, Layout, VGG16Layout
 
 # Every third of fc6's 7x7 taps, every fourth of the 4096 units: 3x3x512x1024 and 1x1x1024x1024.

@@ -17,7 +17,8 @@ LONGEST_LINE = 2000
 _READ = """
 import sys, time
 from pathlib import Path
-from ssd_jax.weights.files import WeightsError, read_arrays
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import read_arrays
 from tests.adversarial.limits import memory, reset_peak_memory
 
 before, start = reset_peak_memory(), time.process_time()

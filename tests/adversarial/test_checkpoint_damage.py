@@ -17,7 +17,7 @@ from ssd_jax.checkpoints.writer import CheckpointManager
 from ssd_jax.cli import export
 from ssd_jax.config import UserError, to_json
 from ssd_jax.inference.drawing import save_image
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import make_model, variable_shapes
 from ssd_jax.training.metric_writer import read_scores
 from ssd_jax.training.optimizer import make_optimizer
 from ssd_jax.training.state import TrainState
@@ -49,9 +49,7 @@ class Loaded(Exception):
 def make_state():
     """Make a training state of CONFIG at step 5 with random values."""
     model = make_model(CONFIG.model, CONFIG.priors)
-    size = CONFIG.model.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "uint8")
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params = variable_shapes(model)["params"]
     rng = np.random.default_rng(0)
 
     def draw(tree):

@@ -14,7 +14,8 @@ from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.cli.run import run_main
 from ssd_jax.cli.weights import main
 from ssd_jax.config import ConfigError, UserError
-from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import WeightFile, read_arrays
 from ssd_jax.weights.importers import import_arrays
 from tests.models.reference import reference_image, reference_state
 from tests.weights.torch_files import legacy_file, zip_file

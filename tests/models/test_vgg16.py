@@ -9,8 +9,9 @@ from flax import traverse_util
 
 from ssd_jax.cli.weights import main
 from ssd_jax.config import BASE_LAYERS, Config
-from ssd_jax.models.ssd import make_model
-from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
+from ssd_jax.models.ssd import make_model, variable_shapes
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import WeightFile, read_arrays
 from ssd_jax.weights.finetune import init_from
 from ssd_jax.weights.importers import import_arrays
 from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw
@@ -191,8 +192,7 @@ def imagenet(tmp_path_factory):
     config = Config()
     model = dataclasses.replace(config.model, classes=("a",), init_from=str(run))
     config = dataclasses.replace(config, model=model)
-    image = jax.ShapeDtypeStruct((1, 300, 300, 3), "uint8")
-    like = jax.eval_shape(make_model(model, config.priors).init, jax.random.key(0), image)
+    like = variable_shapes(make_model(model, config.priors))
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), like)
     return init_from(fresh, config), np.load(file)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd_jax.cli.weights import main
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import make_model, variable_shapes
 from ssd_jax.ops.boxes import pairwise_iou
 from ssd_jax.weights.layouts import PRIORS, ssd_model
 from ssd_jax.weights.name_maps import torchvision_ssd_names
@@ -26,13 +26,11 @@ def seeded_state(seed, num_classes):
     pass the threshold; the offsets' spread makes some boxes reach past the image and the limit of
     their growth.
     """
-    import jax
     from flax import traverse_util
 
     model = ssd_model(300, tuple(map(str, range(1, num_classes))))
-    image = jax.ShapeDtypeStruct((1, 300, 300, 3), "uint8")
-    init = make_model(model, PRIORS[300, "coco"]).init
-    shapes = traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0), image)["params"])
+    tree = variable_shapes(make_model(model, PRIORS[300, "coco"]))
+    shapes = traverse_util.flatten_dict(tree["params"])
     state = {}
     for k, (name, place) in enumerate(sorted(torchvision_ssd_names(model).items())):
         shape = shapes[place].shape

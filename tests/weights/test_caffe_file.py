@@ -6,7 +6,6 @@ The files are made by a small writer of the wire format, which uses nothing of s
 import struct
 from functools import cache
 
-import jax
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -15,10 +14,11 @@ from hypothesis import strategies as st
 
 from ssd_jax.cli.weights import main
 from ssd_jax.config import UserError
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import make_model, variable_shapes
 from ssd_jax.weights.caffe_file import MAX_STEPS, read_caffemodel
 from ssd_jax.weights.class_names import COCO_CLASSES, VOC_CLASSES
-from ssd_jax.weights.files import WeightFile, WeightsError, read_arrays
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import WeightFile, read_arrays
 from ssd_jax.weights.importers import import_arrays
 from ssd_jax.weights.layouts import PRIORS, detect_format, ssd_model
 from tests.adversarial.limits import assert_one_line, read_weights_in_process, result_or_error
@@ -393,9 +393,7 @@ CONVS = {
 @cache
 def shapes_of(image_size, num_classes):
     model = ssd_model(image_size, tuple(map(str, range(num_classes))))
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "uint8")
-    init = make_model(model, PRIORS[image_size, "voc"]).init
-    tree = jax.eval_shape(init, jax.random.key(0), image)["params"]
+    tree = variable_shapes(make_model(model, PRIORS[image_size, "voc"]))["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 

@@ -19,7 +19,7 @@ import requests
 
 from ssd_jax.weights import download, transfer
 from ssd_jax.weights.download import fetch
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.registry import ENTRIES
 from tests.weights.published import make_file
 from tests.weights.server import FileServer
@@ -284,7 +284,7 @@ class TestFaults:
         """A part of the file would be taken for the whole."""
         server.fault = fault
         text = failure(make_entry(server, sha256=None))
-        assert "the server does not tell its size, and no hash is known" in text
+        assert "the server does not state its size, and no hash is known" in text
         assert contents(cache) == []
 
     def test_part_without_a_length_is_refused(self, server, cache):

@@ -7,7 +7,7 @@ from flax import traverse_util
 
 from ssd_jax.checkpoints.reader import write_checkpoint
 from ssd_jax.config import ConfigError, ExtraBlock
-from ssd_jax.models.ssd import make_model
+from ssd_jax.models.ssd import make_model, variable_shapes
 from ssd_jax.weights.finetune import init_from
 from tests.tiny import TINY, change
 
@@ -16,9 +16,7 @@ OLD = change(TINY, model={"classes": ("cat", "dog", "cow")})
 
 def variables(config, seed):
     """Variables in which every array differs, biases too."""
-    image = jax.ShapeDtypeStruct((1, config.model.image_size, config.model.image_size, 3), "uint8")
-    init = make_model(config.model, config.priors).init
-    tree = jax.eval_shape(init, jax.random.key(0), image)
+    tree = variable_shapes(make_model(config.model, config.priors))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), tree)
 

@@ -17,11 +17,12 @@ from ssd_jax.checkpoints.reader import read_config, restore_model
 from ssd_jax.config import BASE_LAYERS
 from ssd_jax.inference.detect import make_post_process
 from ssd_jax.models.layers import ConvStack
-from ssd_jax.models.ssd import make_model, model_priors
+from ssd_jax.models.ssd import make_model, model_priors, variable_shapes
 from ssd_jax.models.vgg import VGG16_LAYERS
 from ssd_jax.ops.boxes import cxcywh_to_xyxy
 from ssd_jax.weights.class_names import COCO_CLASSES, VOC_CLASSES
-from ssd_jax.weights.files import WeightFile, WeightsError
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import WeightFile
 from ssd_jax.weights.importers import import_arrays
 from ssd_jax.weights.layouts import LAYOUTS, PRIORS, SSD_LAYOUTS, detect_format, ssd_model
 from ssd_jax.weights.name_maps import VGG16_POSITIONS, hwio_to_oihw, ssd_names, to_head_order
@@ -55,9 +56,7 @@ def empty_state(layout, *, image_size=300, classes=3):
 def our_shapes(image_size, classes):
     """Config of a network, and the shapes of its arrays by path, kernels as OIHW."""
     model = ssd_model(image_size, tuple(map(str, range(classes))))
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "uint8")
-    init = make_model(model, PRIORS[image_size, "voc"]).init
-    tree = jax.eval_shape(init, jax.random.key(0), image)["params"]
+    tree = variable_shapes(make_model(model, PRIORS[image_size, "voc"]))["params"]
     flat = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
     return model, {k: (s[3], s[2], *s[:2]) if len(s) == 4 else s for k, s in flat.items()}
 

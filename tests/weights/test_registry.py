@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssd_jax.config_file import find_configs
-from ssd_jax.weights.files import WeightsError
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.registry import ENTRIES, Licence, PublishedWeights, find_entry
 
 ROOT = Path(__file__).parents[2]

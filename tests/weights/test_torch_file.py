@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ssd_jax.weights import state_dict_unpickler, torch_file
-from ssd_jax.weights.files import WeightsError, read_arrays, write_arrays
+from ssd_jax.weights.errors import WeightsError
+from ssd_jax.weights.files import read_arrays, write_arrays
 from ssd_jax.weights.torch_file import read_torch, write_torch
 from tests.weights.torch_files import (
     DATA,

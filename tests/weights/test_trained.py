@@ -18,14 +18,15 @@ from ssd_jax import Detector, evaluate
 from ssd_jax.checkpoints.reader import read_config
 from ssd_jax.checkpoints.trust import with_local_fields
 from ssd_jax.cli import weights as weights_command
-from ssd_jax.config import Config, ConfigError, to_json
+from ssd_jax.config import ConfigError, to_json
 from ssd_jax.config_file import load_config
 from ssd_jax.data.formats.synthetic import SHAPES
 from ssd_jax.demo.detection import find_detectors
 from ssd_jax.export.network import Network
 from ssd_jax.weights import hub, registry
+from ssd_jax.weights.errors import WeightsError
 from ssd_jax.weights.exporters import export_arrays
-from ssd_jax.weights.files import WeightsError, write_arrays
+from ssd_jax.weights.files import write_arrays
 from ssd_jax.weights.importers import CONFIG_KEY
 from ssd_jax.weights.trained import find_trained, read_trained_config, restore_trained
 from tests.runs import write_run
@@ -211,6 +212,12 @@ def test_folder_hides_the_name_of_the_registry(published, run, tmp_path, monkeyp
     assert find_trained(published.name) == Path(published.name, "checkpoints/0")
 
 
+def test_pretrained_ignores_a_folder_of_that_name(published, detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(published.name).mkdir()
+    assert_same_detections(Detector.from_pretrained(published.name, batch_size=1), detector)
+
+
 def test_misspelt_name_suggests_another():
     with pytest.raises(ConfigError, match=r"ssd300-vgg16-coc.*perhaps.* ssd300-vgg16-coco"):
         find_trained("ssd300-vgg16-coc")
@@ -319,7 +326,3 @@ def test_missing_huggingface_hub_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match=r"pip install 'ssd_jax\[hub\]'"):
         find_trained("hf://me/shapes")
-
-
-def test_config_default_needs_no_weights():
-    assert Config().model.init_from == ""

@@ -9,11 +9,18 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ssd_jax.config import shorten
-from ssd_jax.data.errors import DataError, Finding, Location, OnFinding, errors_to, raise_errors
+from ssd_jax.data.errors import (
+    DataError,
+    Finding,
+    Location,
+    OnFinding,
+    brief,
+    errors_to,
+    raise_errors,
+)
 from ssd_jax.data.formats.coco_json import (
     Id,
     Record,
-    brief,
     get_field,
     new_id,
     read_area,

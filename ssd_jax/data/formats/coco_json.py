@@ -1,22 +1,25 @@
 """COCO annotation files: reading and checking their records."""
 
 import json
-import reprlib
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ssd_jax.data.errors import DataError, Finding, Location, OnFinding, errors_to, raise_errors
+from ssd_jax.data.errors import (
+    DataError,
+    Finding,
+    Location,
+    OnFinding,
+    brief,
+    errors_to,
+    raise_errors,
+)
 from ssd_jax.io import MAX_JSON, read_bytes, reason
 
 Id: TypeAlias = int | str
 Record: TypeAlias = dict[str, Any]
 """An entry of images, categories or annotations."""
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = 80
-brief = _REPR.repr
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_jax.data.errors import DataError, Finding, Location, OnFinding, errors_to, raise_errors
-from ssd_jax.data.formats.coco_json import brief
+from ssd_jax.data.errors import (
+    DataError,
+    Finding,
+    Location,
+    OnFinding,
+    brief,
+    errors_to,
+    raise_errors,
+)
 from ssd_jax.data.formats.voc import parse_number
 from ssd_jax.data.formats.yolo_yaml import DataYaml, find_yaml, read_data_yaml
 from ssd_jax.data.headers import SUFFIXES
@@ -23,7 +30,7 @@ from ssd_jax.io import MAX_TEXT, is_dir, is_file, read_text, reason
 MAX_LABELS = 1 << 24
 """Largest file of labels that is read (bytes)."""
 TOLERANCE = 0.01
-"""How far a coordinate may be outside of [0, 1]; the box is clipped."""
+"""Largest distance of a coordinate from [0, 1]; the box is clipped."""
 
 _MAX_LINES = 100_000  # of a file of labels
 _IMAGES, _LABELS = "images", "labels"

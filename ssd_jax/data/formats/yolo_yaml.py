@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from ssd_jax.config import shorten
-from ssd_jax.data.errors import DataError, Finding
-from ssd_jax.data.formats.coco_json import brief
+from ssd_jax.data.errors import DataError, Finding, brief
 from ssd_jax.io import is_dir, is_file, read_text, reason
 
 YAML_SUFFIXES = (".yaml", ".yml")

@@ -69,7 +69,7 @@ def find_splits(name: str, folder: Path) -> list[FolderSplit]:
     else:
         raise ConfigError(
             f"--from builds voc/2007, voc/2012, coco/2014 and coco/2017, and {name} has to be "
-            "downloaded; your own folder needs no preparation: use data.format voc or coco"
+            "downloaded; your own folder needs no preparation: use data.format voc, coco or yolo"
         )
     splits: dict[str, FolderSplit] = {}
     for split in candidates:

@@ -1,7 +1,6 @@
 """Read detections in the results formats of COCO and VOC."""
 
 import re
-import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssd_jax.config import shorten
+from ssd_jax.data.errors import brief
 from ssd_jax.data.formats.voc import parse_number
 from ssd_jax.data.tables import DetectionTable
 from ssd_jax.evaluation.metrics.matching import BoxConvention
@@ -23,8 +23,6 @@ _PIECE = 1 << 22  # bytes of a text file that are parsed at once, and of its lon
 _LIMIT = 1e9  # pixels, and of scores
 _NUMBERS = re.compile(r"[0-9.eE+\- ]*")  # accepted by `parse_number` and to be checked by `float`
 _VOC_FILE = re.compile(r"(?:comp\d+_)?det_[^_]+_(.+)\.txt")
-_REPR = reprlib.Repr()
-_REPR.maxstring = 80
 
 _Columns = tuple[Array, Array, Array, Array]
 """image int64 [n], label int64 [n], score float64 [n] and box float64 [n, 4] of detections."""
@@ -125,7 +123,7 @@ def _check_entry(
 ) -> None:
     """Raise ResultsError for an invalid entry of a COCO results file."""
     if not isinstance(row, dict):
-        raise ResultsError(f"{where} is {_REPR.repr(row)}; write an object")
+        raise ResultsError(f"{where} is {brief(row)}; write an object")
     for key in ("image_id", "category_id", "bbox", "score"):
         if key not in row:
             raise ResultsError(f"{where} has no {key}; add it")
@@ -133,13 +131,11 @@ def _check_entry(
     _check_id(where, row, "category_id", labels, annotations)
     box = row["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        raise ResultsError(
-            f"{where} has bbox {_REPR.repr(box)}; write [x, y, width, height] in pixels"
-        )
+        raise ResultsError(f"{where} has bbox {brief(box)}; write [x, y, width, height] in pixels")
     if min(box[2:]) < 0:
         raise ResultsError(f"{where} has bbox {box}, of negative size; write [x, y, width, height]")
     if not _is_number(row["score"]):
-        raise ResultsError(f"{where} has score {_REPR.repr(row['score'])}; write a number")
+        raise ResultsError(f"{where} has score {brief(row['score'])}; write a number")
 
 
 def _read_voc_results(
@@ -245,9 +241,7 @@ def _check_line(where: str, line: str, images: dict[str, int], annotations: Path
     except ValueError:
         row = []
     if len(row) != 5 or not all(map(_is_number, row)):
-        raise ResultsError(
-            f"{where} is {_REPR.repr(line)}; write image_id score xmin ymin xmax ymax"
-        )
+        raise ResultsError(f"{where} is {brief(line)}; write image_id score xmin ymin xmax ymax")
     if row[3] < row[1] - 1 or row[4] < row[2] - 1:
         raise ResultsError(f"{where} has a box of negative size; write xmin ymin xmax ymax")
     key = fields[0].strip()
@@ -263,7 +257,7 @@ def _check_id(
     value = row[key]
     if isinstance(value, bool) or not isinstance(value, int | str) or value not in ids:
         raise ResultsError(
-            f"{where} has {key} {_REPR.repr(value)}, which is not in {annotations}; remove the "
+            f"{where} has {key} {brief(value)}, which is not in {annotations}; remove the "
             "entry or use the annotations that it belongs to"
         )
 
